@@ -1,0 +1,77 @@
+"""HTTP bodies of the coordinator: nodes and sessions. Messages of workers are in `shared.contracts.messages`."""
+
+from pydantic import Field
+
+from shared.contracts.base import Contract
+from shared.domain.ids import Attempt, ModelId, NodeId, TaskId
+from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.session import NodeState
+
+
+class SeatView(Contract):
+    """A stage that a node holds."""
+
+    model: ModelId
+    start: int
+    end: int
+    lane: int
+
+
+class RegisterNode(Contract):
+    """`POST /nodes` of a worker, with the join token as bearer. Also after a lapsed lease or a coordinator restart."""
+
+    capability: NodeCapability
+    address: str = Field(max_length=300, pattern=r"^https?://")
+    """Base URL at which the other nodes reach this worker."""
+    boot_id: str = Field(max_length=64)
+    """New with each start of the process: what the node held before is gone."""
+
+
+class Registered(Contract):
+    node_token: str
+    """Bearer of every later request of this worker to the coordinator."""
+    coordinator_token: str
+    """Bearer that the coordinator presents to this worker's `POST /messages`."""
+    heartbeat_ms: int
+    lease_ms: int
+
+
+class NodeView(Contract):
+    """One node, as `GET /nodes` shows it."""
+
+    node_id: NodeId
+    state: NodeState
+    address: str
+    boot_id: str
+    capability: NodeCapability
+    stages: tuple[SeatView, ...]
+    """Stages loaded or being loaded."""
+    slots_used: int
+    heartbeat_age_ms: int
+    reason: str = ""
+
+
+class NodeList(Contract):
+    nodes: tuple[NodeView, ...]
+
+
+class OpenSession(Contract):
+    """`POST /sessions` of the scheduler: run this task by this plan. Refused with `no_capacity` when a seat has no slot."""
+
+    task_id: TaskId
+    attempt: Attempt
+    plan: PartitionPlan
+
+
+class Place(Contract):
+    """`POST /placements`: load the plan's stages now, so that the first task need not wait."""
+
+    plan: PartitionPlan
+
+
+class CoordinatorState(Contract):
+    """`GET /state`."""
+
+    sessions: int
+    nodes: dict[str, int]
+    """Count per node state."""

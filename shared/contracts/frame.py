@@ -1,0 +1,179 @@
+"""Frames on a link: the unit that travels from stage to stage.
+
+    magic "BFL1" | u32 header length | u32 payload length | header (compact JSON) | payload
+
+All integers little-endian. The payload is raw little-endian float32 `[n, n_embd]` (hidden states), or empty.
+Chunk boundaries of the HTTP body mean nothing; frames do. Lengths are checked against the limits before anything
+is allocated. float16 is no choice: hidden states overflow it.
+"""
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.domain.errors import ProtocolViolation
+from shared.domain.ids import Epoch, TaskId
+
+MAGIC: Final = b"BFL1"
+_PREFIX: Final = struct.Struct("<4sII")
+MAX_HEADER_BYTES: Final = 256 * 1024
+MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
+MAX_ROWS: Final = 512
+
+
+class FrameKind(StrEnum):
+    DECODE = "decode"
+    """One row of each of several sequences."""
+    PREFILL = "prefill"
+    """Consecutive rows of one sequence; `final` marks the last chunk, whose last row yields a token."""
+    TOKENS = "tokens"
+    """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk."""
+    KEEP_ALIVE = "keep_alive"
+    END = "end"
+    """The sender closes this link on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row's place: the position of its token in the sequence of (task, epoch)."""
+
+    task_id: TaskId
+    epoch: Epoch
+    position: int
+    token_id: int | None = None
+    """In TOKENS frames: the token that now stands at `position`; None when the sequence ended or none is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    kind: FrameKind
+    lane: int = 0
+    stage: int = 0
+    """The stage that shall take this frame."""
+    batch_id: int = 0
+    """Given by stage 0, carried around the ring, so that stage 0 knows what came back."""
+    rows: tuple[Row, ...] = ()
+    """DECODE: ascending in no particular order, one per sequence. PREFILL: exactly one, the first row's place."""
+    final: bool = False
+    hidden: NDArray[np.float32] | None = None
+    """float32 `[n, n_embd]`, C-contiguous; None in frames without payload."""
+
+
+def encode_frame(frame: Frame) -> bytes:
+    payload = b"" if frame.hidden is None else np.ascontiguousarray(frame.hidden, dtype="<f4").tobytes()
+    header = {
+        "k": frame.kind.value,
+        "l": frame.lane,
+        "s": frame.stage,
+        "b": frame.batch_id,
+        "r": [[row.task_id, row.epoch, row.position, row.token_id] for row in frame.rows],
+        "f": frame.final,
+        "w": 0 if frame.hidden is None else int(frame.hidden.shape[1]),
+        "c": zlib.crc32(payload),
+    }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    return b"".join((_PREFIX.pack(MAGIC, len(head), len(payload)), head, payload))
+
+
+def _decode_row(raw: object) -> Row:
+    match raw:
+        case [str() as task_id, int() as epoch, int() as position, (int() | None) as token_id] if (
+            len(task_id) <= 64
+            and not isinstance(epoch, bool)
+            and 0 <= epoch < 2**53
+            and not isinstance(position, bool)
+            and 0 <= position < 2**31
+            and not isinstance(token_id, bool)
+            and (token_id is None or 0 <= token_id < 2**31)
+        ):
+            return Row(TaskId(task_id), Epoch(epoch), position, token_id)
+    raise ProtocolViolation("frame row is not [task_id, epoch, position, token_id or null]")
+
+
+def _int_field(header: dict[str, object], key: str, bound: int) -> int:
+    value = header.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < bound:
+        raise ProtocolViolation(f"frame header field {key!r} is not an integer in [0, {bound})")
+    return value
+
+
+def decode_frame(head: bytes, payload: bytes) -> Frame:
+    """Parse what `encode_frame` wrote. Raises `ProtocolViolation` for anything else, NaN and Infinity included."""
+    try:
+        header = json.loads(head)
+    except (ValueError, RecursionError):
+        raise ProtocolViolation("frame header is not JSON") from None
+    if not isinstance(header, dict) or set(header) != {"k", "l", "s", "b", "r", "f", "w", "c"}:
+        raise ProtocolViolation("frame header has not exactly the fields k, l, s, b, r, f, w, c")
+    try:
+        kind = FrameKind(header["k"])
+    except ValueError:
+        raise ProtocolViolation("unknown frame kind") from None
+    raw_rows = header["r"]
+    if not isinstance(raw_rows, list) or len(raw_rows) > MAX_ROWS:
+        raise ProtocolViolation(f"frame has more than {MAX_ROWS} rows, or none as a list")
+    width = _int_field(header, "w", 1 << 20)
+    if _int_field(header, "c", 1 << 32) != zlib.crc32(payload):
+        raise ProtocolViolation("frame checksum does not match")
+    if not isinstance(header["f"], bool):
+        raise ProtocolViolation("frame header field 'f' is not a boolean")
+    return Frame(
+        kind=kind,
+        lane=_int_field(header, "l", 1 << 10),
+        stage=_int_field(header, "s", 1 << 12),
+        batch_id=_int_field(header, "b", 1 << 53),
+        rows=tuple(_decode_row(raw) for raw in raw_rows),
+        final=header["f"],
+        hidden=_decode_hidden(payload, width),
+    )
+
+
+def _decode_hidden(payload: bytes, width: int) -> NDArray[np.float32] | None:
+    if width == 0:
+        if payload:
+            raise ProtocolViolation("frame payload without a width")
+        return None
+    if len(payload) % (4 * width) or not payload:
+        raise ProtocolViolation(f"frame payload of {len(payload)} bytes is not rows of {width} float32")
+    hidden = np.frombuffer(payload, dtype="<f4").reshape(-1, width)
+    if len(hidden) > MAX_ROWS:
+        raise ProtocolViolation(f"frame payload has {len(hidden)} rows, more than {MAX_ROWS}")
+    if not np.isfinite(hidden).all():
+        raise ProtocolViolation("frame payload holds NaN or Infinity")
+    return hidden
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. One per link; not shared."""
+
+    def __init__(self, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._buffer = bytearray()
+        self._max_payload_bytes = max_payload_bytes
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """Frames completed by `chunk`, in order. Raises `ProtocolViolation`; the link must be closed then."""
+        self._buffer += chunk
+        frames: list[Frame] = []
+        offset = 0
+        while len(self._buffer) - offset >= _PREFIX.size:
+            magic, head_bytes, payload_bytes = _PREFIX.unpack_from(self._buffer, offset)
+            if magic != MAGIC:
+                raise ProtocolViolation("bytes on the link are not a frame")
+            if head_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
+                raise ProtocolViolation(f"frame of {head_bytes}+{payload_bytes} bytes exceeds the limit")
+            start = offset + _PREFIX.size
+            end = start + head_bytes + payload_bytes
+            if len(self._buffer) < end:
+                break
+            head = bytes(self._buffer[start : start + head_bytes])
+            payload = bytes(self._buffer[start + head_bytes : end])
+            frames.append(decode_frame(head, payload))
+            offset = end
+        del self._buffer[:offset]
+        return frames

@@ -1,0 +1,196 @@
+"""`POST /messages` of coordinator and workers: one body, told apart by `type`.
+
+Direction C->W carries the worker's `coordinator_token` as bearer, W->C the `node_token`. Delivery is at least once:
+every handler is idempotent by (type, task, epoch, lane, stage). Stale epochs are refused with `stale_epoch`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from shared.contracts.base import Contract
+from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.plan import LayerRange
+from shared.domain.task import SamplerParams, TokenRecord
+
+MAX_PREFIX_TOKENS = 262_144
+MAX_DRAFTS_PER_MESSAGE = 1_024
+
+
+class SessionMessage(Contract):
+    task_id: TaskId
+    choice: int = 0
+    epoch: Epoch
+
+
+class StageRef(Contract):
+    """Which bytes a stage is: enough to find, check and load it."""
+
+    model_id: ModelId
+    model_root: str
+    layers: LayerRange
+    num_layers: int
+    """Layers of the whole model: tells whether this is the last stage."""
+
+
+class Peer(Contract):
+    """A neighbour on the ring."""
+
+    node_id: NodeId
+    address: str
+    link_token: str
+    """Bearer of the link from the earlier to the later of the two."""
+
+
+class LoadStage(Contract):
+    """C->W: hold this stage ready. The answer says whether it is; if not yet, `StageReady` follows."""
+
+    type: Literal["load_stage"] = "load_stage"
+    stage_ref: StageRef
+
+
+class WorkAssignment(SessionMessage):
+    """C->W: take this seat. The answer says whether the stage is loaded and a slot taken; else `StageReady` follows."""
+
+    type: Literal["work_assignment"] = "work_assignment"
+    lane: int
+    stage: int
+    num_stages: int
+    plan_id: str
+    stage_ref: StageRef
+    previous: Peer | None
+    """Who sends to this seat (for stage 0: the last stage, with tokens). None: a ring of one."""
+    next: Peer | None
+    """Whom this seat sends to (for the last stage: stage 0)."""
+    prefix_ids: Annotated[tuple[int, ...], Field(max_length=MAX_PREFIX_TOKENS)] = ()
+    """First and last stage only: the prompt, then what is committed already."""
+    num_prompt: int = 0
+    max_rows: int
+    """Rows (prompt and answer) this session may reach: bounds the slot."""
+    max_tokens: int
+    """Tokens still to generate in this epoch."""
+    sampler: SamplerParams
+    end_ids: tuple[int, ...] = ()
+    decode_batches_in_flight: int = 1
+    threads: int = 1
+    """Cores an engine call may use."""
+
+
+class SessionStart(SessionMessage):
+    """C->W (stage 0): every seat is ready, begin."""
+
+    type: Literal["session_start"] = "session_start"
+    lane: int = 0
+
+
+class SessionStop(SessionMessage):
+    """C->W: forget this session; free its slot. Also for sessions never heard of."""
+
+    type: Literal["session_stop"] = "session_stop"
+    reason: str
+
+
+class Drain(Contract):
+    """C->W: take no new seats."""
+
+    type: Literal["drain"] = "drain"
+    reason: str
+
+
+class StageReady(Contract):
+    """W->C: a stage asked for is loaded, or could not be (`error_code` and `error`)."""
+
+    type: Literal["stage_ready"] = "stage_ready"
+    stage_ref: StageRef
+    load_ms: float = 0.0
+    self_test_digest: str = ""
+    profile: str = ""
+    numerics_class: str = ""
+    error_code: str | None = None
+    error: str = ""
+
+
+class SeatReady(SessionMessage):
+    """W->C: a seat that was not ready in the answer to its assignment is now (or failed)."""
+
+    type: Literal["seat_ready"] = "seat_ready"
+    lane: int
+    stage: int
+    error_code: str | None = None
+    error: str = ""
+
+
+class Draft(SessionMessage):
+    """New tokens of one session. `first_position` is the position of the first of `records`' tokens in the sequence."""
+
+    lane: int = 0
+    first_position: int
+    records: tuple[TokenRecord, ...]
+
+
+class DraftTokens(Contract):
+    """W->C: the last stage's new tokens, of many sessions at once."""
+
+    type: Literal["draft_tokens"] = "draft_tokens"
+    drafts: Annotated[tuple[Draft, ...], Field(max_length=MAX_DRAFTS_PER_MESSAGE)]
+
+
+class SessionFault(SessionMessage):
+    """W->C: this seat cannot go on (engine fault, lost slot, no space)."""
+
+    type: Literal["session_fault"] = "session_fault"
+    lane: int
+    stage: int
+    error_code: str
+    error: str
+
+
+class LinkFault(Contract):
+    """W->C: the link to or from a peer broke, or the peer sent what it must not. Accuses nobody by itself."""
+
+    type: Literal["link_fault"] = "link_fault"
+    peer: NodeId
+    outgoing: bool
+    reason: str = Field(max_length=500)
+
+
+class SessionPosition(SessionMessage):
+    rows: int
+
+
+class Heartbeat(Contract):
+    """W->C, every `heartbeat_ms`."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    boot_id: str
+    stages: tuple[StageRef, ...] = ()
+    """Stages loaded now."""
+    slots_used: int = 0
+    sessions: Annotated[tuple[SessionPosition, ...], Field(max_length=4_096)] = ()
+    timer_lag_ms: float = 0.0
+    draining: bool = False
+
+
+class Leave(Contract):
+    """W->C: a worker that stops on purpose says so: it is gone at once from every view."""
+
+    type: Literal["leave"] = "leave"
+    boot_id: str
+
+
+class Ack(Contract):
+    """The answer to every message. `ready`: for LoadStage and WorkAssignment, see there."""
+
+    ready: bool = True
+
+
+ToWorker = Annotated[LoadStage | WorkAssignment | SessionStart | SessionStop | Drain, Field(discriminator="type")]
+ToCoordinator = Annotated[
+    StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave,
+    Field(discriminator="type"),
+]
+
+to_worker: TypeAdapter[LoadStage | WorkAssignment | SessionStart | SessionStop | Drain] = TypeAdapter(ToWorker)
+to_coordinator: TypeAdapter[StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave] = (
+    TypeAdapter(ToCoordinator)
+)

@@ -1,0 +1,51 @@
+"""HTTP bodies of the partitioner: the model catalogue, stage files, plans."""
+
+from pydantic import Field
+
+from shared.contracts.base import Contract
+from shared.domain.ids import ModelId
+from shared.domain.layers import ModelInfo
+from shared.domain.plan import NodeCapability, PartitionPlan
+
+
+class ModelList(Contract):
+    """`GET /models`; `POST /models/rescan` answers the same after reading the models folder again."""
+
+    models: tuple[ModelInfo, ...]
+    refused: tuple["RefusedFile", ...] = ()
+
+
+class RefusedFile(Contract):
+    """A file in the models folder that is not served, and why."""
+
+    file: str
+    reason: str
+
+
+class PlanRequest(Contract):
+    """`POST /plans`. Lacking fields take the partitioner's configured defaults."""
+
+    model_id: ModelId
+    nodes: tuple[NodeCapability, ...] = Field(max_length=20_000)
+    strategy: str | None = None
+    num_stages: int | None = Field(default=None, ge=1)
+    num_lanes: int = Field(default=1, ge=1)
+
+
+class PlanResponse(Contract):
+    plan: PartitionPlan
+    model: ModelInfo
+    cached: bool
+
+
+class StageFileInfo(Contract):
+    """`GET /models/{model_id}/stages/{start}-{end}/info`; the bytes are at the same path without `/info`, with Range."""
+
+    model_id: ModelId
+    model_root: str
+    start: int
+    end: int
+    size_bytes: int
+    stage_digest: str
+    n_embd: int
+    num_layers: int

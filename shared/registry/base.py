@@ -1,0 +1,218 @@
+"""The task registry as its users see it: the one store that several services share.
+
+The task record is the truth; queue entries are hints that `reconcile` can rebuild. Every change is one atomic, idempotent
+step that checks the state table (`shared.domain.task_state`), its writer's fence and writes the record, the queue and
+the task's event stream together. Times are the store's own clock.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
+from shared.domain.task import FinishReason, InferenceTask, TokenRecord
+from shared.domain.task_state import TaskEvent, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """The mutable side of a task. Unix times in seconds, by the store's clock."""
+
+    task: InferenceTask
+    state: TaskState
+    attempt: Attempt
+    epoch: Epoch
+    created_s: float
+    started_s: float | None
+    finished_s: float | None
+    deadline_s: float
+    num_committed: int
+    """Generated tokens appended so far."""
+    plan_id: str | None
+    finish_reason: FinishReason | None
+    error_code: str | None
+    error: str
+    expires_s: float | None
+    """When tokens and events go; the bare record lives 7 days longer. None while the task runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    task: InferenceTask
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Tokens to append at `first_position` (0 = first generated token); earlier ones that are there already are ignored."""
+
+    task_id: TaskId
+    epoch: Epoch
+    first_index: int
+    records: tuple[TokenRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """One entry of a task's event stream. `kind`: `state`, `commit`, `end`; `data` is JSON-like.
+
+    state: {from, to, attempt, epoch}; commit: {first_index, records: [TokenRecord as in the registry]};
+    end: {state, finish_reason, error_code, error}: always the last.
+    """
+
+    entry_id: str
+    kind: str
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a running answer ended well."""
+
+    finish_reason: FinishReason
+    num_tokens: int
+    """Tokens that belong to the answer (the end token and what follows a stop string are cut off)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    records: tuple[TaskRecord, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    depth: int
+    oldest_age_s: float | None
+    by_priority: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What one pass of `reconcile` mended, as task ids."""
+
+    requeued: tuple[TaskId, ...] = ()
+    adopted: tuple[TaskId, ...] = ()
+    expired: tuple[TaskId, ...] = ()
+    detached: tuple[TaskId, ...] = ()
+
+
+class TaskRegistry(ABC):
+    """Methods raise `RegistryUnavailable` when the store is away, `TaskNotFound` for unknown ids; calls may overlap."""
+
+    @abstractmethod
+    async def submit(
+        self,
+        task: InferenceTask,
+        *,
+        idempotency_key: str | None,
+        payload_hash: str,
+        attached: bool,
+        max_queue_size: int,
+        max_queued_per_owner: int,
+    ) -> tuple[TaskId, TaskState, bool]:
+        """Store and queue a task: (id, state, created). Durable when it returns.
+
+        An idempotency key (scoped to the owner) seen before gives the earlier task, `created` False; with another payload
+        hash it raises `IdempotencyKeyReused`. Raises `QueueFull`, `QuotaExceeded`.
+        """
+
+    @abstractmethod
+    async def groups(self) -> tuple[ModelId, ...]:
+        """Models that have queued tasks."""
+
+    @abstractmethod
+    async def claim(self, group: ModelId, count: int, *, owner: str, lease_s: float) -> tuple[Claim, ...]:
+        """Take up to `count` tasks in queue order: Queued -> Partitioning, attempt + 1, leased to `owner`."""
+
+    @abstractmethod
+    async def advance(
+        self,
+        task_id: TaskId,
+        event: TaskEvent,
+        *,
+        attempt: Attempt | None = None,
+        epoch: Epoch | None = None,
+        plan_id: str | None = None,
+        error_code: str = "",
+        error: str = "",
+    ) -> TaskState:
+        """Apply one event of the state table. The writer gives its own fence: the scheduler `attempt`, the coordinator `epoch`.
+
+        Raises `StaleAttempt`, `StaleEpoch`, `InvalidTransition`. Applying an event again that led to the present state with
+        the same fence is a no-op. Terminal events write the `end` entry, free the lease and start the result's time to live.
+        """
+
+    @abstractmethod
+    async def open_session(
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+    ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
+        """Take the next epoch for a task in Coordinating (with its `attempt`) or Computing (a reassignment: `attempt` None).
+
+        Computing goes back to Coordinating. Returns the new epoch, the record, and the tokens committed so far.
+        """
+
+    @abstractmethod
+    async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
+        """Append drafted tokens of many tasks: for each the number committed now, or None when its epoch is stale or its
+        task not Computing. A gap (first_index beyond what is committed) changes nothing and gives the present number."""
+
+    @abstractmethod
+    async def finish(self, task_id: TaskId, *, epoch: Epoch, finish: Finish, last: Commit | None) -> bool:
+        """Commit what is left and go Computing -> Aggregating -> Committing -> Completed in one step. False: fenced."""
+
+    @abstractmethod
+    async def cancel(self, task_id: TaskId) -> tuple[TaskState, bool]:
+        """Cancel unless the task is terminal or committing: (state now, whether this call cancelled it). Raises the epoch,
+        so that late workers are fenced at once."""
+
+    @abstractmethod
+    async def renew(self, task_ids: Sequence[TaskId], *, owner: str, lease_s: float) -> tuple[TaskId, ...]:
+        """Extend leases; returns those that are not `owner`'s any more or have ended."""
+
+    @abstractmethod
+    async def attach(self, task_ids: Sequence[TaskId], *, ttl_s: float) -> None:
+        """These tasks' clients are still there."""
+
+    @abstractmethod
+    async def reconcile(self, *, limit: int, max_attempts: int) -> Reconciled:
+        """Requeue or adopt what lost its lease, re-add what stands in no queue, fail what is past its deadline, cancel what lost
+        its client, fail what was tried `max_attempts` times."""
+
+    @abstractmethod
+    async def wait_for_work(self, timeout_s: float) -> bool:
+        """Block until something was queued or a running task ended, or the time is over."""
+
+    @abstractmethod
+    async def record(self, task_id: TaskId) -> TaskRecord:
+        """The task as it is now."""
+
+    @abstractmethod
+    async def tokens(self, task_id: TaskId) -> tuple[TokenRecord, ...]:
+        """Committed tokens. Raises `ResultExpired` after the time to live."""
+
+    @abstractmethod
+    async def read_streams(
+        self, after: Mapping[TaskId, str], *, block_s: float
+    ) -> Mapping[TaskId, tuple[StreamEntry, ...]]:
+        """New entries of many tasks' streams at once; `after` maps each to the last entry id seen ("0" = from the start)."""
+
+    @abstractmethod
+    async def list_tasks(
+        self,
+        *,
+        owner: str | None,
+        states: frozenset[TaskState],
+        model_id: ModelId | None,
+        limit: int,
+        cursor: str | None,
+    ) -> TaskPage:
+        """Newest first. Raises `InvalidCursor`."""
+
+    @abstractmethod
+    async def queue(self) -> QueueView:
+        """Depth and age over all groups."""
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Raise `RegistryUnavailable` unless the store answers with the durability it must have."""
