@@ -34,6 +34,10 @@ class Registered(Contract):
     """Bearer that the coordinator presents to this worker's `POST /messages`."""
     heartbeat_ms: int
     lease_ms: int
+    partitioner_url: str
+    """Where this worker fetches its stages."""
+    metrics_url: str
+    """Where it posts its events."""
 
 
 class NodeView(Contract):
@@ -56,7 +60,10 @@ class NodeList(Contract):
 
 
 class OpenSession(Contract):
-    """`POST /sessions` of the scheduler: run this task by this plan. Refused with `no_capacity` when a seat has no slot."""
+    """`POST /sessions` of the scheduler: run this task by this plan.
+
+    Refused with `no_capacity` when a seat has no free slot.
+    """
 
     task_id: TaskId
     attempt: Attempt

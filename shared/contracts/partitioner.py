@@ -39,7 +39,7 @@ class PlanResponse(Contract):
 
 
 class StageFileInfo(Contract):
-    """`GET /models/{model_id}/stages/{start}-{end}/info`; the bytes are at the same path without `/info`, with Range."""
+    """`GET /models/{model_id}/stages/{start}-{end}/info`; without `/info` come the bytes, with Range."""
 
     model_id: ModelId
     model_root: str

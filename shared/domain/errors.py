@@ -4,9 +4,9 @@ ButterflyError
 ├── InvalidInput            the caller must change the request
 │   ├── EmptyInput  InvalidToken  ContextLengthExceeded  UnsupportedParameter
 │   ├── UnsupportedContentPart  NoChatTemplate  TemplateError  IdempotencyKeyReused
-│   ├── InvalidPlanInput    BadModelFile  UnsupportedModel
-│   └── BodyTooLarge
-├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  ResultExpired
+│   ├── InvalidPlanInput  BadModelFile  UnsupportedModel  InvalidCursor
+│   └── InvalidJson  UnsupportedMediaType  BodyTooLarge
+├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  ResultExpired  UnknownUrl
 ├── NotAllowed              InvalidCredentials  Forbidden
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
 │   ├── NoCapacity  QueueFull  QuotaExceeded  ServerDraining  RegistryUnavailable

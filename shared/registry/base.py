@@ -1,8 +1,8 @@
 """The task registry as its users see it: the one store that several services share.
 
-The task record is the truth; queue entries are hints that `reconcile` can rebuild. Every change is one atomic, idempotent
-step that checks the state table (`shared.domain.task_state`), its writer's fence and writes the record, the queue and
-the task's event stream together. Times are the store's own clock.
+The task record is the truth; queue entries are hints that `reconcile` can rebuild. Every change is one atomic,
+idempotent step that checks the state table (`shared.domain.task_state`) and its writer's fence, and writes the record,
+the queue and the task's event stream together. Times are the store's own clock.
 """
 
 from abc import ABC, abstractmethod
@@ -13,12 +13,16 @@ from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
 from shared.domain.task import FinishReason, InferenceTask, TokenRecord
 from shared.domain.task_state import TaskEvent, TaskState
 
+ATTACHMENT_TTL_S = 15.0
+"""How long a task submitted as attached waits for the first `attach`, and how long one `attach` usually lasts."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """The mutable side of a task. Unix times in seconds, by the store's clock."""
 
     task: InferenceTask
+    """`prompt_ids` is empty in pages of `list_tasks` and once the result has expired: see `num_prompt_tokens`."""
     state: TaskState
     attempt: Attempt
     epoch: Epoch
@@ -26,6 +30,7 @@ class TaskRecord:
     started_s: float | None
     finished_s: float | None
     deadline_s: float
+    num_prompt_tokens: int
     num_committed: int
     """Generated tokens appended so far."""
     plan_id: str | None
@@ -38,13 +43,15 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    task: InferenceTask
+    """A task taken from the queue, and the fence its taker writes with."""
+
+    task_id: TaskId
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Tokens to append at `first_position` (0 = first generated token); earlier ones that are there already are ignored."""
+    """Tokens to append at `first_index` (0 = first generated token); those that are there already are ignored."""
 
     task_id: TaskId
     epoch: Epoch
@@ -56,8 +63,9 @@ class Commit:
 class StreamEntry:
     """One entry of a task's event stream. `kind`: `state`, `commit`, `end`; `data` is JSON-like.
 
-    state: {from, to, attempt, epoch}; commit: {first_index, records: [TokenRecord as in the registry]};
-    end: {state, finish_reason, error_code, error}: always the last.
+    state: {from, to, attempt, epoch}; commit: {first_index, records: tuple of `TokenRecord`};
+    end: {state, finish_reason, error_code, error, num_tokens}: always the last. States are their words, absent
+    reasons and codes are None; `num_tokens` tells where the answer ends, should more have been committed.
     """
 
     entry_id: str
@@ -85,6 +93,9 @@ class QueueView:
     depth: int
     oldest_age_s: float | None
     by_priority: Mapping[int, int]
+    """Queued tasks per rank."""
+    running: int
+    """Unfinished tasks that are not queued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,7 @@ class Reconciled:
     adopted: tuple[TaskId, ...] = ()
     expired: tuple[TaskId, ...] = ()
     detached: tuple[TaskId, ...] = ()
+    exhausted: tuple[TaskId, ...] = ()
 
 
 class TaskRegistry(ABC):
@@ -110,11 +122,14 @@ class TaskRegistry(ABC):
         attached: bool,
         max_queue_size: int,
         max_queued_per_owner: int,
+        rank: int | None = None,
     ) -> tuple[TaskId, TaskState, bool]:
         """Store and queue a task: (id, state, created). Durable when it returns.
 
-        An idempotency key (scoped to the owner) seen before gives the earlier task, `created` False; with another payload
-        hash it raises `IdempotencyKeyReused`. Raises `QueueFull`, `QuotaExceeded`.
+        The queue is ordered by `rank` (0 to 100, higher first; None: the task's priority), then by arrival.
+        `max_queue_size` bounds the queued tasks of all groups, `max_queued_per_owner` the owner's unfinished ones.
+        An idempotency key (scoped to the owner, kept 24 h) seen before gives the earlier task, `created` False; with
+        another payload hash it raises `IdempotencyKeyReused`. Raises `QueueFull`, `QuotaExceeded`.
         """
 
     @abstractmethod
@@ -122,8 +137,14 @@ class TaskRegistry(ABC):
         """Models that have queued tasks."""
 
     @abstractmethod
-    async def claim(self, group: ModelId, count: int, *, owner: str, lease_s: float) -> tuple[Claim, ...]:
-        """Take up to `count` tasks in queue order: Queued -> Partitioning, attempt + 1, leased to `owner`."""
+    async def claim(
+        self, group: ModelId, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
+    ) -> tuple[Claim, ...]:
+        """Take up to `count` (at most 32) tasks in queue order: Queued -> Partitioning, attempt + 1, leased to `owner`.
+
+        With `plan_id`, the plan being known already, they go on to Coordinating in the same step. Tasks past their
+        deadline are left to `reconcile`.
+        """
 
     @abstractmethod
     async def advance(
@@ -137,47 +158,68 @@ class TaskRegistry(ABC):
         error_code: str = "",
         error: str = "",
     ) -> TaskState:
-        """Apply one event of the state table. The writer gives its own fence: the scheduler `attempt`, the coordinator `epoch`.
+        """Apply one event of the state table.
 
-        Raises `StaleAttempt`, `StaleEpoch`, `InvalidTransition`. Applying an event again that led to the present state with
-        the same fence is a no-op. Terminal events write the `end` entry, free the lease and start the result's time to live.
+        The writer gives its own fence: the scheduler `attempt`, the coordinator `epoch`.
+
+        Raises `StaleAttempt`, `StaleEpoch`, `InvalidTransition`. Applying an event again that led to the present state
+        with the same fence is a no-op. `Requeue` from Coordinating raises the epoch: the session given up is fenced.
+        Terminal events write the `end` entry, free the lease and start the result's time to live.
         """
 
     @abstractmethod
     async def open_session(
         self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
     ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
-        """Take the next epoch for a task in Coordinating (with its `attempt`) or Computing (a reassignment: `attempt` None).
+        """Take the next epoch for a task in Coordinating (with its `attempt`), or for a reassignment (`attempt` None).
 
-        Computing goes back to Coordinating. Returns the new epoch, the record, and the tokens committed so far.
+        A reassigned task in Computing or Aggregating goes back to Coordinating. Raises `StaleAttempt`,
+        `InvalidTransition`. Returns the new epoch, the record, and the tokens committed so far.
         """
 
     @abstractmethod
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
-        """Append drafted tokens of many tasks: for each the number committed now, or None when its epoch is stale or its
-        task not Computing. A gap (first_index beyond what is committed) changes nothing and gives the present number."""
+        """Append drafted tokens of many tasks: for each the number committed now, or None when it is fenced.
+
+        Fenced: its epoch is stale, its task unknown or not Computing. A gap (first_index beyond what is committed)
+        changes nothing and gives the present number.
+        """
 
     @abstractmethod
     async def finish(self, task_id: TaskId, *, epoch: Epoch, finish: Finish, last: Commit | None) -> bool:
-        """Commit what is left and go Computing -> Aggregating -> Committing -> Completed in one step. False: fenced."""
+        """Commit what is left and go Computing -> Aggregating -> Committing -> Completed in one step.
+
+        False: fenced (stale epoch, or not Computing). Raises `InvalidTransition` when fewer than `finish.num_tokens`
+        tokens would then be committed.
+        """
 
     @abstractmethod
     async def cancel(self, task_id: TaskId) -> tuple[TaskState, bool]:
-        """Cancel unless the task is terminal or committing: (state now, whether this call cancelled it). Raises the epoch,
-        so that late workers are fenced at once."""
+        """Cancel unless the task is terminal or committing: (state now, whether this call cancelled it).
+
+        Raises the epoch, so that late workers are fenced at once.
+        """
 
     @abstractmethod
     async def renew(self, task_ids: Sequence[TaskId], *, owner: str, lease_s: float) -> tuple[TaskId, ...]:
-        """Extend leases; returns those that are not `owner`'s any more or have ended."""
+        """Extend leases (0: give them up); returns those that are not `owner`'s any more or have ended."""
 
     @abstractmethod
     async def attach(self, task_ids: Sequence[TaskId], *, ttl_s: float) -> None:
-        """These tasks' clients are still there."""
+        """The clients of these tasks are still there. Ignores tasks not submitted as attached."""
 
     @abstractmethod
-    async def reconcile(self, *, limit: int, max_attempts: int) -> Reconciled:
-        """Requeue or adopt what lost its lease, re-add what stands in no queue, fail what is past its deadline, cancel what lost
-        its client, fail what was tried `max_attempts` times."""
+    async def reconcile(
+        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[ModelId, str]
+    ) -> Reconciled:
+        """Mend up to `limit` tasks of each kind; harmless in parallel.
+
+        Lease lapsed before Computing: requeued, or failed with `attempts_exhausted` when that happened `max_attempts`
+        times (giving a task back by `Requeue` is not counted). Lapsed later: adopted, that is leased to `owner` with
+        attempt + 1 while its session goes on. Queued but in no queue: added again. Past the deadline: failed with
+        `deadline_exceeded`, and with the reason `waiting` gives for its model if it still was queued. Client gone:
+        cancelled.
+        """
 
     @abstractmethod
     async def wait_for_work(self, timeout_s: float) -> bool:
@@ -195,7 +237,10 @@ class TaskRegistry(ABC):
     async def read_streams(
         self, after: Mapping[TaskId, str], *, block_s: float
     ) -> Mapping[TaskId, tuple[StreamEntry, ...]]:
-        """New entries of many tasks' streams at once; `after` maps each to the last entry id seen ("0" = from the start)."""
+        """New entries of many tasks' streams at once; `after` maps each to the last entry id seen.
+
+        "0", or whatever is no entry id, is the start. `block_s` 0 does not wait. Bounded: read on from the last id.
+        """
 
     @abstractmethod
     async def list_tasks(
@@ -207,11 +252,11 @@ class TaskRegistry(ABC):
         limit: int,
         cursor: str | None,
     ) -> TaskPage:
-        """Newest first. Raises `InvalidCursor`."""
+        """Newest first. A page may be short of `limit`; the last one has no cursor. Raises `InvalidCursor`."""
 
     @abstractmethod
     async def queue(self) -> QueueView:
-        """Depth and age over all groups."""
+        """Depth and age (since submission) over all groups."""
 
     @abstractmethod
     async def ping(self) -> None:

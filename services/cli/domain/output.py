@@ -1,0 +1,23 @@
+"""What of a child's output the operator's terminal shows."""
+
+import json
+
+_SHOWN_LEVELS = frozenset({"WARNING", "ERROR", "CRITICAL"})
+
+
+def terminal_line(name: str, line: str, *, logs_json: bool) -> str | None:
+    """The line as the terminal shows it, or None. JSON lines below WARNING stay in the log file.
+
+    `logs_json` False (Redis): lines that are no JSON are its everyday log, else they are a traceback or a library's cry.
+    """
+    text = line.rstrip()
+    if not text:
+        return None
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        return f"[{name}] {text}" if logs_json else None
+    level = str(parsed.get("level", "")).upper()
+    return f"[{name}] {text}" if level in _SHOWN_LEVELS else None

@@ -1,0 +1,62 @@
+"""Small questions over plain sockets: is a port free, is a service ready. No connection outlives its question."""
+
+import asyncio
+import errno
+import socket
+
+_PROBE_LIMIT_S = 2.0
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there. Raises `OSError` when `host` is no address of this machine."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    with socket.socket(family, kind, proto) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
+
+
+def outward_address() -> str:
+    """The address by which other machines most likely reach this one; loopback without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chooser:
+        try:
+            chooser.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only chooses a route
+        except OSError:
+            return "127.0.0.1"
+        return str(chooser.getsockname()[0])
+
+
+async def answers_ready(host: str, port: int) -> bool:
+    """Whether `GET /readyz` there is answered with 200."""
+    request = f"GET /readyz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    return (await _ask(host, port, request.encode())).startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
+
+
+async def redis_answers(host: str, port: int) -> bool:
+    """Whether a Redis server there takes commands (while it loads its file it answers, but refuses)."""
+    return (await _ask(host, port, b"PING\r\n")).startswith(b"+PONG")
+
+
+async def shut_redis_down(host: str, port: int) -> None:
+    """Ask it to write its file and go; it says nothing more when it does."""
+    await _ask(host, port, b"SHUTDOWN\r\n")
+
+
+async def _ask(host: str, port: int, request: bytes) -> bytes:
+    """The first line of the answer, or nothing."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(_PROBE_LIMIT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(request)
+            return await reader.readline()
+    except (OSError, TimeoutError, ValueError):
+        return b""
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,39 @@
+"""Whether what a node says of itself can be true at all."""
+
+import math
+import re
+
+from shared.domain.errors import InvalidInput
+from shared.domain.plan import NodeCapability
+
+_NODE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MIN_MEMORY_BYTES = 1 << 20  # less holds no layer of any model
+MAX_MEMORY_BYTES = 1 << 50
+MAX_SPEED = 1e16  # weight bytes per second: a thousand times the fastest memory known
+MAX_SLOTS = 4_096
+MAX_CONTEXT_TOKENS = 1 << 24
+MAX_CORES = 4_096
+MAX_TEXT = 256
+MAX_LABELS = 32
+
+
+def check_capability(capability: NodeCapability) -> None:
+    """Raise `InvalidInput`, naming the field, for values that no node can have. True values may still be lies."""
+    if not _NODE_ID.fullmatch(capability.node_id):
+        raise InvalidInput(
+            "a node id has 1 to 128 letters, digits and . _ : -", param="capability.node_id"
+        )
+    if not math.isfinite(capability.speed) or not 0 < capability.speed <= MAX_SPEED:
+        raise InvalidInput(f"speed must lie in (0, {MAX_SPEED:g}]", param="capability.speed")
+    for name, value, low, high in (
+        ("memory_bytes", capability.memory_bytes, MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
+        ("slots", capability.slots, 1, MAX_SLOTS),
+        ("context_tokens", capability.context_tokens, 1, MAX_CONTEXT_TOKENS),
+        ("cores", capability.cores, 1, MAX_CORES),
+        ("labels", len(capability.labels), 0, MAX_LABELS),
+    ):
+        if not low <= value <= high:
+            raise InvalidInput(f"{name} must lie in [{low}, {high}], not {value}", param=f"capability.{name}")
+    texts = [capability.host, capability.numerics_class, *(text for label in capability.labels for text in label)]
+    if any(len(text) > MAX_TEXT for text in texts):
+        raise InvalidInput(f"host, class and labels have at most {MAX_TEXT} characters", param="capability")

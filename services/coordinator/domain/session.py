@@ -1,0 +1,231 @@
+"""One session: all that is known of a task's run, and the rules by which it changes. No I/O, no clock.
+
+Messages and timers change it from outside, the session's own runner waits for those changes and acts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.coordinator.domain.drafts import new_records
+from services.coordinator.domain.faults import Fault, FaultKind
+from services.coordinator.domain.session_machine import ENDED, RUNNING, SessionEvent, next_phase
+from services.coordinator.domain.stopping import AnswerEnd, Ending
+from services.coordinator.domain.token_table import TokenTable
+from shared.domain.errors import ContextLengthExceeded, Forbidden, ProtocolViolation, StaleEpoch
+from shared.domain.ids import Attempt, Epoch, NodeId
+from shared.domain.layers import ModelInfo
+from shared.domain.plan import Partition, PartitionPlan
+from shared.domain.session import SessionPhase
+from shared.domain.task import InferenceTask, TokenRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a session is about; the same for all its epochs. Times are readings of the monotonic clock."""
+
+    task: InferenceTask
+    model: ModelInfo
+    table: TokenTable | None
+    """Bytes per token; needed when the task has stop strings."""
+    attempt: Attempt
+    deadline_at_s: float
+    created_at_s: float
+
+
+class Session:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        now_s: float,
+        phase: SessionPhase = SessionPhase.ASSIGNING,
+        epoch: Epoch = Epoch(0),  # noqa: B008  a number
+        on_change: Callable[[], None],
+        on_phase: Callable[[SessionPhase, SessionPhase], None],
+    ) -> None:
+        """`on_change` hears that something may now be possible; `on_phase` (before, after) every step of the table."""
+        self.subject = subject
+        self.task = subject.task
+        self.phase = phase
+        self.epoch = epoch
+        self.plan: PartitionPlan | None = None
+        self.max_rows = 0
+        """Rows (prompt and answer) that every seat has room for."""
+        self.records: list[TokenRecord] = []
+        """Generated tokens: committed, then drafted."""
+        self.num_committed = 0
+        self.ending: Ending | None = None
+        self.faults: list[Fault] = []
+        self.excluded: set[tuple[NodeId, str]] = set()
+        """Nodes (with their boot id) that could not take a seat: not asked again for this task."""
+        self.awaited: set[int] = set()
+        """Stages whose seat is not ready yet."""
+        self.cancelled = False
+        self.expired = False
+        self.progress_at_s = now_s
+        self.lost_at_s = now_s
+        self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
+        self._rows_seen: dict[NodeId, int] = {}
+        self._on_change, self._on_phase = on_change, on_phase
+
+    # --- what it is
+
+    @property
+    def seats(self) -> tuple[Partition, ...]:
+        """The seats of lane 0 in order of stages; none before the first plan of this coordinator."""
+        return self.plan.lanes[0].partitions if self.plan else ()
+
+    @property
+    def limit(self) -> int:
+        """Tokens the answer may have in all, on the present seats."""
+        return min(self.task.max_tokens, self.max_rows - len(self.task.prompt_ids))
+
+    @property
+    def is_running(self) -> bool:
+        """Depends on its seats: drafts may come, faults count."""
+        return self.phase in RUNNING
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase in ENDED
+
+    def stages_of(self, node_id: NodeId) -> tuple[int, ...]:
+        return tuple(seat.stage for seat in self.seats if seat.node_id == node_id)
+
+    def uncommitted(self) -> tuple[TokenRecord, ...]:
+        """Tokens to append now. None of an answer that has ended: those are written with its end, in one step."""
+        if self.ending is not None or not self.is_running:
+            return ()
+        return tuple(self.records[self.num_committed :])
+
+    # --- what changes it
+
+    def move(self, event: SessionEvent) -> None:
+        before, self.phase = self.phase, next_phase(self.phase, event)
+        self._on_phase(before, self.phase)
+        self._on_change()
+
+    def seat(
+        self,
+        plan: PartitionPlan,
+        epoch: Epoch,
+        *,
+        committed: Sequence[TokenRecord],
+        context_tokens: int,
+        now_s: float,
+    ) -> None:
+        """Begin an epoch on new seats, from what is committed. `context_tokens`: rows the smallest seat has room for.
+
+        Raises `ContextLengthExceeded` when they leave no room for an answer.
+        """
+        num_prompt = len(self.task.prompt_ids)
+        self.plan, self.epoch = plan, epoch
+        self.max_rows = min(num_prompt + self.task.max_tokens, context_tokens)
+        self.records = list(committed)
+        self.num_committed = len(self.records)
+        self.awaited = {seat.stage for seat in self.seats}
+        self.progress_at_s = now_s
+        self._rows_seen.clear()
+        if self.limit < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {num_prompt} tokens, the nodes have room for {context_tokens} in all"
+            )
+        self._answer = AnswerEnd(self.task.stop, limit=self.limit, table=self.subject.table)
+        self.ending = None
+        for record in self.records:
+            self.ending = self.ending or self._answer.feed(record.token_id)
+        if self.phase is SessionPhase.RECOVERING:
+            self.move(SessionEvent.REASSIGN)
+
+    def seat_ready(self, sender: NodeId, epoch: Epoch, stage: int, *, now_s: float) -> None:
+        """Idempotent. Raises `StaleEpoch`, `Forbidden` as `check_sender`."""
+        self.check_sender(sender, epoch, stage)
+        self.awaited.discard(stage)
+        self.progressed(now_s=now_s)
+        self._on_change()
+
+    def draft(
+        self, sender: NodeId, epoch: Epoch, first_position: int, records: Sequence[TokenRecord], *, now_s: float
+    ) -> int:
+        """Take new tokens of the last stage; returns how many were new. Position 0 is the prompt's first token.
+
+        Raises `StaleEpoch`, `Forbidden`, `ProtocolViolation`. Tokens after the end of the answer are dropped: the last
+        stage does not know stop strings.
+        """
+        self.check_sender(sender, epoch, len(self.seats) - 1)
+        if self.ending is not None:
+            return 0
+        if self.phase not in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}:
+            raise ProtocolViolation(f"drafts for a session that is {self.phase}")
+        fresh = new_records(
+            records,
+            first_index=first_position - len(self.task.prompt_ids),
+            known=self.records,
+            limit=self.limit,
+            n_vocab=self.subject.model.n_vocab,
+            num_logprobs=self.task.sampler.logprobs,
+        )
+        if fresh and self.phase is SessionPhase.PREFILLING:
+            self.move(SessionEvent.FIRST_TOKEN)
+        for count, record in enumerate(fresh, start=1):
+            self.records.append(record)
+            self.ending = self._answer.feed(record.token_id)
+            if self.ending is not None:
+                self._on_change()
+                return count
+        if fresh:
+            self.progressed(now_s=now_s)
+        return len(fresh)
+
+    def committed(self, epoch: Epoch, num_committed: int | None) -> None:
+        """What the registry said of an append in `epoch`; None: this writer is fenced."""
+        if epoch != self.epoch:
+            return
+        if num_committed is None:
+            self.cancel()
+        else:
+            self.num_committed = min(num_committed, len(self.records))
+
+    def position(self, node_id: NodeId, epoch: Epoch, rows: int, *, now_s: float) -> bool:
+        """A heartbeat's word on how far a node is: True when that is progress."""
+        if epoch != self.epoch or rows <= self._rows_seen.get(node_id, 0) or not self.stages_of(node_id):
+            return False
+        self._rows_seen[node_id] = min(rows, self.max_rows)
+        self.progressed(now_s=now_s)
+        return True
+
+    def progressed(self, *, now_s: float) -> None:
+        self.progress_at_s = now_s
+
+    def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None, now_s: float) -> None:
+        """Some seat cannot go on. Counts once per epoch: whatever follows is a consequence."""
+        if not self.is_running or self.ending is not None:
+            return
+        self.faults.append(Fault(kind, reason, len(self.records), suspect))
+        self.lost_at_s = now_s
+        self.move(SessionEvent.LOSE)
+
+    def cancel(self) -> None:
+        """The task is not this session's any more: cancelled, or taken over."""
+        self.cancelled = True
+        self._on_change()
+
+    def expire(self) -> None:
+        """The task's deadline has passed."""
+        self.expired = True
+        self._on_change()
+
+    def poke(self) -> None:
+        """Something around the session changed: nodes, slots."""
+        self._on_change()
+
+    def check_sender(self, sender: NodeId, epoch: Epoch, stage: int) -> None:
+        """A worker speaks for the seats it holds in the present epoch, and for no other."""
+        if epoch < self.epoch or not (self.is_running or self.phase is SessionPhase.DRAINING):
+            raise StaleEpoch(f"epoch {epoch} of task {self.task.task_id} is over")
+        if epoch > self.epoch:
+            raise ProtocolViolation(f"epoch {epoch} of task {self.task.task_id} has not begun")
+        if not 0 <= stage < len(self.seats):
+            raise ProtocolViolation(f"task {self.task.task_id} has no stage {stage}")
+        if self.seats[stage].node_id != sender:
+            raise Forbidden(f"stage {stage} of task {self.task.task_id} is not held by node {sender}")

@@ -1,0 +1,52 @@
+"""Counts the seats that sessions hold, per stage of a node."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from shared.domain.errors import NoCapacity
+from shared.domain.ids import NodeId, TaskId
+from shared.domain.plan import NodeCapability, Partition
+
+RETRY_AFTER_S = 1.0  # a slot becomes free when some answer ends; nobody knows when
+
+StageOfNode = tuple[NodeId, str, int, int]
+
+
+class SlotLedger:
+    """Seats taken and given back all together, so that a session never holds half a ring."""
+
+    def __init__(self) -> None:
+        self._held: dict[TaskId, tuple[StageOfNode, ...]] = {}
+        self._used: Counter[StageOfNode] = Counter()
+
+    def reserve(
+        self,
+        task_id: TaskId,
+        model_root: str,
+        seats: Sequence[Partition],
+        capabilities: Mapping[NodeId, NodeCapability],
+    ) -> None:
+        """Take a slot at every seat or raise `NoCapacity`. What the task held before is given back first."""
+        self.release(task_id)
+        wanted = tuple((seat.node_id, model_root, seat.layers.start, seat.layers.end) for seat in seats)
+        for stage in wanted:
+            capability = capabilities.get(stage[0])
+            if capability is None:
+                raise NoCapacity(f"node {stage[0]} is not ready for seats", retry_after_s=RETRY_AFTER_S)
+            if self._used[stage] >= capability.slots:
+                raise NoCapacity(
+                    f"all {capability.slots} slots of node {stage[0]} are taken", retry_after_s=RETRY_AFTER_S
+                )
+        self._held[task_id] = wanted
+        self._used.update(wanted)
+
+    def release(self, task_id: TaskId) -> bool:
+        """Give back what the task holds; False when it held nothing."""
+        held = self._held.pop(task_id, ())
+        self._used.subtract(held)
+        self._used += Counter()  # drops the zeros
+        return bool(held)
+
+    def used(self, node_id: NodeId) -> int:
+        """Slots taken at the fullest stage of a node."""
+        return max((count for stage, count in self._used.items() if stage[0] == node_id), default=0)

@@ -1,0 +1,103 @@
+"""What the worker needs from outside: stage files, an engine per stage, links to its neighbours, the coordinator."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.contracts.coordinator import Registered, RegisterNode
+from shared.contracts.messages import (
+    DraftTokens,
+    Heartbeat,
+    Leave,
+    LinkFault,
+    Peer,
+    SeatReady,
+    SessionFault,
+    StageReady,
+    StageRef,
+)
+
+Ints = NDArray[np.int32]
+Rows = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+Report = StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class StageFile:
+    path: Path
+    stage_digest: str
+    size_bytes: int
+
+
+class StageFiles(ABC):
+    @abstractmethod
+    async def fetch(self, ref: StageRef) -> StageFile:
+        """The file of a stage, here and with the right digest. Calls may overlap.
+
+        Raises `Unavailable` (try again later), `ModelNotFound`, `BadModelFile` (the bytes are not what they should
+        be), `OutOfMemory` (no room on the disk).
+        """
+
+
+class StageEngine(Protocol):
+    """The calls of a loaded `engine.base.Engine` that the ring makes; that class documents them."""
+
+    def forward(self, x: Ints | Rows, slots: Ints, positions: Ints, want: Mask | None = None) -> Rows: ...
+
+    def copy(self, src: int, dst: int) -> None: ...
+
+    def drop(self, slot: int) -> None: ...
+
+    def set_threads(self, n_threads: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    engine: StageEngine
+    n_embd: int
+    n_vocab: int | None
+    """Known to the first and the last stage only."""
+    numerics_class: str
+    profile: str
+    self_test_digest: str
+    kv_bytes_per_row: int
+
+
+class EngineLoader(ABC):
+    @abstractmethod
+    def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
+        """Load a stage; blocks for seconds, called in a thread of its own. Calls do not overlap.
+
+        Raises `UnsupportedModel`, `SelfTestFailed`, `OutOfMemory`, `AbiMismatch`, `MissingLibrary`.
+        """
+
+
+class LinkCarrier(ABC):
+    @abstractmethod
+    async def carry(self, peer: Peer, chunks: AsyncIterator[bytes]) -> None:
+        """Send `chunks` to `peer` in one long request; the first is asked for once the connection is there.
+
+        Returns when `chunks` ended and the peer took them all. Raises `PeerUnavailable`, `CircuitOpen`, or what the
+        peer answered.
+        """
+
+
+class Coordinator(ABC):
+    """Calls may overlap. All raise `PeerUnavailable`, `CircuitOpen`, or what the coordinator answered."""
+
+    @abstractmethod
+    async def register(self, request: RegisterNode) -> Registered:
+        """Join the cluster; later reports carry the token that comes back. Raises `InvalidCredentials`."""
+
+    @abstractmethod
+    async def tell(self, report: Report) -> None:
+        """Deliver one message. Raises `NodeNotFound` or `InvalidCredentials` when this node must register anew."""

@@ -1,0 +1,36 @@
+"""The one thread on which this worker's engines run."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """Runs calls one after the other in the order given, whatever stage they are for.
+
+    More threads would not make more of the machine: one call already uses the cores it is allowed. The event loop
+    stays free, since the library releases the interpreter while it computes.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, call: Callable[[], T], done: Callable[["Future[T]"], None]) -> None:
+        """Run `call`; then run `done` with its finished future on the event loop. Called on the event loop.
+
+        A callback, not a coroutine: resuming one costs two turns of the loop at every step of the ring.
+        """
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        future = self._executor.submit(call)
+        future.add_done_callback(lambda finished: loop.call_soon_threadsafe(done, finished))
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._executor.submit(call))
+
+    def close(self) -> None:
+        """Wait for the call that runs; those that wait are not run."""
+        self._executor.shutdown(wait=True, cancel_futures=True)

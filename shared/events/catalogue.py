@@ -1,0 +1,242 @@
+"""Everything that can have happened: one closed list of events, in the past tense.
+
+An event carries no time (its envelope does), no prompt and no secret. Ids are strings; durations in ms.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubmitted:
+    task_id: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnqueued:
+    task_id: str
+    queue_size: int
+    """Tasks waiting, this one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDispatching:
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDispatched:
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionComputed:
+    num_partitions: int
+    duration_ms: float
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionCacheHit:
+    cache: str = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionCacheMiss:
+    cache: str = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTransition:
+    """A session went from one phase to the next (`shared.domain.session.SessionPhase`)."""
+
+    from_phase: str
+    to_phase: str
+    task_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsensusReached:
+    task_id: str
+    rounds: int
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSent:
+    to_node: str
+    size_bytes: int
+    message_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    from_node: str
+    size_bytes: int
+    message_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class BytesTransferred:
+    """Told by the sender. `link`: gateway (api to client), control (between services) or stage (between workers)."""
+
+    from_node: str
+    to_node: str
+    size_bytes: int
+    duration_ms: float
+    link: str = "stage"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFailure:
+    """A node was given up. `reason`: lease, evidence or operator."""
+
+    node_id: str
+    evidence: str
+    reason: str = "lease"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCompleted:
+    """Told once, by whoever's write made the task terminal. `latency_ms`: from submission."""
+
+    task_id: str
+    latency_ms: float
+    nodes_involved: tuple[str, ...] = ()
+    verification: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """`error` is the error's code. Told once, by whoever's write made the task terminal."""
+
+    task_id: str
+    error: str
+    latency_ms: float | None = None
+    verification: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancelled:
+    task_id: str
+    latency_ms: float | None = None
+    verification: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    node_id: str
+    address: str
+    """host:port at which the worker serves, /metrics included."""
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStateChanged:
+    node_id: str
+    from_state: str
+    to_state: str
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoaded:
+    node_id: str
+    model_id: str
+    start: int
+    end: int
+    """Layers [start, end)."""
+    weight_bytes: int
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    task_id: str
+    epoch: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReassigned:
+    """`epoch` is the new one; `duration_ms` runs from the noticed loss until the session went on."""
+
+    task_id: str
+    epoch: int
+    reason: str
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokensCommitted:
+    task_id: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    peer: str
+    operation: str
+    state: str
+    """closed, opened or half-opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRetried:
+    peer: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionPoolRebuilt:
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimed:
+    """One pass of a batch through a stage. `role`: prefill or decode."""
+
+    node_id: str
+    stage: int
+    rows: int
+    duration_ms: float
+    role: str = "decode"
+
+
+Event = (
+    TaskSubmitted
+    | TaskEnqueued
+    | TaskDispatching
+    | TaskDispatched
+    | PartitionComputed
+    | PartitionCacheHit
+    | PartitionCacheMiss
+    | PhaseTransition
+    | ConsensusReached
+    | MessageSent
+    | MessageReceived
+    | BytesTransferred
+    | NodeFailure
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | NodeJoined
+    | NodeStateChanged
+    | StageLoaded
+    | SessionOpened
+    | SessionReassigned
+    | TokensCommitted
+    | BreakerChanged
+    | CallRetried
+    | ConnectionPoolRebuilt
+    | StepTimed
+)
+
+
+def subject_of(event: Event) -> str:
+    """What the event is about: its task, else its node, else its peer, else nothing."""
+    for name in ("task_id", "node_id", "peer", "to_node", "from_node"):
+        value = getattr(event, name, "")
+        if value:
+            return str(value)
+    return ""

@@ -1,0 +1,3 @@
+-- ARGV: time in ms, ids...
+local attached_until = int(now_ms() + tonumber(ARGV[1]))
+for i = 2, #ARGV do redis.call('ZADD', K.attached, 'XX', attached_until, ARGV[i]) end

@@ -1,0 +1,88 @@
+-- ARGV: limit, max attempts, owner, lease in ms, cursor of the sweep, then model, why its tasks wait...
+-- Returns the next cursor and the ids: requeued, adopted, expired, detached, exhausted.
+local limit, max_attempts, owner = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local now = now_ms()
+local waiting = {}
+for i = 6, #ARGV, 2 do waiting[ARGV[i]] = ARGV[i + 1] end
+local requeued, adopted, expired, detached, exhausted = {}, {}, {}, {}, {}
+
+local function due(set)
+  return redis.call('ZRANGE', set, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, limit)
+end
+
+local function fail(task, code, message)
+  raise(task, 'epoch')
+  end_task(task, 'failed', 'fail', now, {error_code = code, error = message})
+end
+
+for _, id in ipairs(due(K.deadlines)) do
+  local task = load_task(id)
+  if not task or TERMINAL[task.state] then
+    redis.call('ZREM', K.deadlines, id)
+  else
+    local message = 'the deadline passed while the task was ' .. task.state
+    if task.state == 'queued' and waiting[task.model] then message = message .. ': ' .. waiting[task.model] end
+    fail(task, 'deadline_exceeded', message)
+    expired[#expired + 1] = id
+  end
+end
+
+for _, id in ipairs(due(K.attached)) do
+  local task = load_task(id)
+  if task and NEXT[task.state].cancel then
+    raise(task, 'epoch')
+    end_task(task, NEXT[task.state].cancel, 'cancel', now, {})
+    detached[#detached + 1] = id
+  else
+    redis.call('ZREM', K.attached, id)
+  end
+end
+
+for _, id in ipairs(due(K.leases)) do
+  local task = load_task(id)
+  if not task or TERMINAL[task.state] or task.state == 'queued' then
+    redis.call('ZREM', K.leases, id)
+  elseif NEXT[task.state].requeue then
+    local lapses = tonumber(task.lapses) + 1
+    if lapses >= max_attempts then
+      fail(task, 'attempts_exhausted', 'a scheduler was lost ' .. int(lapses) .. ' times while starting the task')
+      exhausted[#exhausted + 1] = id
+    else
+      redis.call('HSET', K.task .. id, 'lapses', int(lapses))
+      requeue(task, 'requeue')
+      requeued[#requeued + 1] = id
+    end
+  else
+    raise(task, 'attempt')
+    save(task, task.state, 'adopt', 'lease_owner', owner)
+    redis.call('ZADD', K.leases, int(now + tonumber(ARGV[4])), id)
+    adopted[#adopted + 1] = id
+  end
+end
+
+-- The sweep walks over all unfinished tasks, some at each call, for entries that were lost.
+local swept = redis.call('ZSCAN', K.deadlines, ARGV[5], 'COUNT', limit)
+for i = 1, #swept[2], 2 do
+  local id = swept[2][i]
+  local task = load_task(id)
+  if not task then
+    redis.call('ZREM', K.deadlines, id)
+  elseif task.state == 'queued' then
+    if not (redis.call('ZSCORE', K.queue .. task.model, id) and redis.call('ZSCORE', K.queued, id)) then
+      enter_queue(task)
+      requeued[#requeued + 1] = id
+    end
+  elseif not TERMINAL[task.state] and not redis.call('ZSCORE', K.leases, id) then
+    redis.call('ZADD', K.leases, int(now), id)  -- the next call treats it as lapsed
+  end
+end
+
+for _, entry in ipairs(due(K.expiring)) do
+  local id, of = string.match(entry, '^(%S+) (.*)$')
+  redis.call('ZREM', K.index, id)
+  redis.call('ZREM', K.index_of .. of, id)
+  redis.call('ZREM', K.expiring, entry)
+end
+
+if #requeued > 0 then nudge() end
+return {swept[1], requeued, adopted, expired, detached, exhausted}

@@ -1,0 +1,132 @@
+"""Makes the FastAPI app of a service: its routers, and all that every service has."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+
+from fastapi import APIRouter, FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Info, ProcessCollector, generate_latest
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+
+from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.error_handlers import install_error_handlers
+from shared.runtime.middleware import PROBE_PATHS, BodyLimit, DeadlineHeader, RequestContext, ServiceToken
+from shared.runtime.problems import RenderError, render_problem
+from shared.runtime.readiness import Check, Readiness
+from shared.runtime.tasks import BackgroundTasks
+from shared.runtime.version import butterfly_version
+
+MEBIBYTE = 1024 * 1024
+STOP_GRACE_S = 2.0
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
+
+def make_app(
+    name: str,
+    *,
+    routers: Sequence[APIRouter],
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    readiness: Mapping[str, Check] | None = None,
+    service_token: str = "",
+    public_paths: Sequence[str] = (),
+    max_body_bytes: int = 8 * MEBIBYTE,
+    body_limits: Mapping[str, int | None] | None = None,
+    stream_paths: Sequence[str] = (),
+    render_error: RenderError = render_problem,
+    clock: Clock | None = None,
+    registry: CollectorRegistry | None = None,
+    draining: asyncio.Event | None = None,
+    docs: bool = False,
+) -> FastAPI:
+    """The app of service `name`.
+
+    `lifespan`: start and stop of the service's own work. `readiness`: name → a call that raises while that dependency
+    cannot be reached. `service_token`: what callers must show except below `public_paths` (empty: nobody must).
+    `body_limits`: prefix → another limit than `max_body_bytes`, None for streams without end. `stream_paths`:
+    templates of routes whose answers last long, left out of the `http_*` series. `registry`: the service's own
+    series, shown at /metrics beside those of the process. `draining`: set when the process was told to stop;
+    `app.state.draining` is this event. `docs`: serve /openapi.json and /docs.
+    """
+    clock = clock or SystemClock()
+    registry = registry or CollectorRegistry()
+    draining = draining or asyncio.Event()
+    boot = secrets.token_hex(8)
+    ready = Readiness(readiness or {}, clock)
+
+    @asynccontextmanager
+    async def whole_lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks = BackgroundTasks(clock)
+        async with lifespan() if lifespan else nullcontext():
+            if readiness:
+                tasks.loop("readiness", ready.round)
+            app.state.started = True
+            try:
+                yield
+            finally:
+                await tasks.stop(STOP_GRACE_S)
+
+    app = FastAPI(
+        title=f"Butterfly {name}",
+        version=butterfly_version(),
+        lifespan=whole_lifespan,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if docs else None,
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+        middleware=[
+            Middleware(RequestContext, render=render_error, new_id=lambda: secrets.token_hex(16)),
+            Middleware(DeadlineHeader, now=clock.now_s),
+            Middleware(ServiceToken, token=service_token, public_paths=public_paths),
+            Middleware(BodyLimit, max_bytes=max_body_bytes, by_path=body_limits or {}),
+        ],
+    )
+    app.state.draining = draining
+    app.state.started = False
+    install_error_handlers(app, render_error)
+    app.include_router(_probes(app, name, boot, ready))
+    _expose_metrics(app, name, registry, stream_paths)
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _probes(app: FastAPI, name: str, boot: str, ready: Readiness) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    methods = ["GET", "HEAD"]
+
+    async def livez() -> Response:
+        """The event loop turns; nothing else is asked. `boot` tells callers whether this is another run."""
+        return JSONResponse({"status": "alive", "service": name, "boot": boot})
+
+    async def startupz() -> Response:
+        is_started = bool(app.state.started)
+        return JSONResponse({"status": "started" if is_started else "starting"}, 200 if is_started else 503)
+
+    async def readyz() -> Response:
+        report = ready.report(is_draining=app.state.draining.is_set())
+        return JSONResponse(report.as_json(), 200 if report.is_ready else 503)
+
+    router.add_api_route("/livez", livez, methods=methods)
+    router.add_api_route("/startupz", startupz, methods=methods)
+    router.add_api_route("/readyz", readyz, methods=methods)
+    return router
+
+
+def _expose_metrics(app: FastAPI, name: str, registry: CollectorRegistry, stream_paths: Sequence[str]) -> None:
+    ProcessCollector(registry=registry)
+    Info("butterfly_build", "What runs here.", registry=registry).info(
+        {"service": name, "version": butterfly_version()}
+    )
+    Instrumentator(
+        should_group_status_codes=False,
+        excluded_handlers=[f"^{path}$" for path in (*PROBE_PATHS, *stream_paths)],
+        registry=registry,
+    ).instrument(app, should_exclude_streaming_duration=True, latency_lowr_buckets=LATENCY_BUCKETS_S)
+
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.add_api_route("/metrics", metrics, methods=["GET", "HEAD"], include_in_schema=False)

@@ -1,0 +1,87 @@
+"""Every error of an app goes through one renderer; FastAPI's own {"detail"} never leaves the process."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.contracts.problem import FieldError
+from shared.domain.errors import (
+    BodyTooLarge,
+    ButterflyError,
+    InvalidCredentials,
+    InvalidInput,
+    InvalidJson,
+    NotAllowed,
+    UnknownUrl,
+    UnsupportedMediaType,
+)
+from shared.runtime.problems import RenderError
+from shared.runtime.statuses import MethodNotAllowed, ValidationFailed
+
+MAX_FIELD_ERRORS = 32
+
+
+def install_error_handlers(app: FastAPI, render: RenderError) -> None:
+    async def on_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ButterflyError)
+        return render(error, request)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return render(invalid_request(error), request)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return render(from_http_exception(error, request), request)
+
+    app.add_exception_handler(ButterflyError, on_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+
+
+def invalid_request(error: RequestValidationError) -> ButterflyError:
+    """`InvalidJson`, or `ValidationFailed` with the path and message of each field, without its value."""
+    details = error.errors()
+    if any(detail["type"] == "json_invalid" for detail in details):
+        return InvalidJson("the body is not valid JSON")
+    fields = tuple(
+        FieldError(path=_path(detail["loc"]), message=str(detail["msg"])) for detail in details[:MAX_FIELD_ERRORS]
+    )
+    failed = ValidationFailed(
+        "; ".join(f"{field.path}: {field.message}" for field in fields[:3]), param=fields[0].path or None
+    )
+    failed.errors = fields
+    return failed
+
+
+def from_http_exception(error: HTTPException, request: Request) -> ButterflyError:
+    """What the framework itself found wrong, as an error of our tree."""
+    match error.status_code:
+        case 404:
+            return UnknownUrl(f"there is nothing at {request.url.path}")
+        case 405:
+            wrong = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
+            wrong.allow = (error.headers or {}).get("Allow", "")
+            return wrong
+        case 401:
+            return InvalidCredentials("no valid credentials were given")
+        case 403:
+            return NotAllowed("these credentials do not allow that")
+        case 413:
+            return BodyTooLarge("the body is too large")
+        case 415:
+            return UnsupportedMediaType("the content type should be application/json")
+        case status if status < 500:
+            return InvalidInput("the request cannot be understood")
+        case _:
+            return ButterflyError("internal error")
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """`body.messages.0.content` as `messages.0.content`: where a value came from says little."""
+    parts = location[1:] if location and location[0] in {"body", "query", "path", "header"} else location
+    return ".".join(str(part) for part in parts)

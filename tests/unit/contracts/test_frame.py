@@ -1,0 +1,105 @@
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.contracts.frame import MAX_ROWS, Frame, FrameKind, FrameReader, Row, encode_frame
+from shared.domain.errors import ProtocolViolation
+from shared.domain.ids import Epoch, TaskId
+
+rows = st.builds(
+    Row,
+    task_id=st.text(min_size=1, max_size=20).map(TaskId),
+    epoch=st.integers(0, 2**40).map(Epoch),
+    position=st.integers(0, 2**20),
+    token_id=st.none() | st.integers(0, 2**20),
+)
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> Frame:
+    width = draw(st.integers(1, 5))
+    count = draw(st.integers(0, 4))
+    hidden = None
+    if count:
+        values = draw(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=count * width))
+        hidden = np.array(values[: count * width], dtype=np.float32).reshape(count, width)
+    return Frame(
+        kind=draw(st.sampled_from(FrameKind)),
+        lane=draw(st.integers(0, 5)),
+        stage=draw(st.integers(0, 50)),
+        batch_id=draw(st.integers(0, 2**50)),
+        rows=tuple(draw(st.lists(rows, max_size=4))),
+        final=draw(st.booleans()),
+        hidden=hidden,
+    )
+
+
+def same(left: Frame, right: Frame) -> bool:
+    plain = [(f.kind, f.lane, f.stage, f.batch_id, f.rows, f.final) for f in (left, right)]
+    if left.hidden is None or right.hidden is None:
+        return plain[0] == plain[1] and left.hidden is right.hidden
+    return plain[0] == plain[1] and left.hidden.tobytes() == right.hidden.tobytes()
+
+
+@given(st.lists(frames(), max_size=4), st.data())
+def test_frames_come_out_as_they_went_in_wherever_the_stream_is_cut(sent: list[Frame], data: st.DataObject) -> None:
+    stream = b"".join(encode_frame(frame) for frame in sent)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    reader = FrameReader()
+    got = [frame for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) for frame in reader.feed(stream[a:b])]
+    assert len(got) == len(sent)
+    assert all(same(a, b) for a, b in zip(sent, got, strict=True))
+
+
+def raw(header: object, payload: bytes = b"", *, magic: bytes = b"BFL1") -> bytes:
+    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<4sII", magic, len(head), len(payload)) + head + payload
+
+
+def header(payload: bytes = b"", **changes: object) -> dict[str, object]:
+    fields: dict[str, object] = {"k": "decode", "l": 0, "s": 1, "b": 7, "r": [], "f": False, "w": 0}
+    return fields | {"c": zlib.crc32(payload)} | changes
+
+
+NAN_ROW = np.array([1.0, np.nan], dtype=np.float32).tobytes()
+GOOD_ROW = np.array([1.0, 2.0], dtype=np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (raw(header(), magic=b"HTTP"), "not a frame"),
+        (struct.pack("<4sII", b"BFL1", 2**31, 0), "exceeds the limit"),
+        (struct.pack("<4sII", b"BFL1", 10, 2**31), "exceeds the limit"),
+        (raw(b"{"), "not JSON"),
+        (raw(b"[" * 100_000), "not JSON"),
+        (raw([1]), "exactly the fields"),
+        (raw(header() | {"z": 1}), "exactly the fields"),
+        (raw(header(k="gossip")), "unknown frame kind"),
+        (raw(header(l=-1)), "field 'l'"),
+        (raw(header(s=True)), "field 's'"),
+        (raw(header(f=1)), "field 'f'"),
+        (raw(header(r="rows")), "rows"),
+        (raw(header(r=[["t", 1, 2, None]] * (MAX_ROWS + 1))), "rows"),
+        (raw(header(r=[["t", 1, -2, None]])), "frame row"),
+        (raw(header(r=[["t", 1]])), "frame row"),
+        (raw(header(GOOD_ROW, w=2), NAN_ROW), "checksum"),
+        (raw(header(NAN_ROW, w=2), NAN_ROW), "NaN"),
+        (raw(header(GOOD_ROW, w=3), GOOD_ROW), "not rows of 3"),
+        (raw(header(GOOD_ROW), GOOD_ROW), "without a width"),
+        (raw(header(b"", w=2)), "not rows of 2"),
+    ],
+)
+def test_what_is_not_a_frame_is_refused_with_the_reason(stream: bytes, message: str) -> None:
+    with pytest.raises(ProtocolViolation, match=message):
+        FrameReader().feed(stream)
+
+
+def test_a_payload_over_the_link_s_own_limit_is_refused_before_it_arrives() -> None:
+    with pytest.raises(ProtocolViolation, match="exceeds the limit"):
+        FrameReader(max_payload_bytes=100).feed(struct.pack("<4sII", b"BFL1", 10, 101))
