@@ -9,7 +9,9 @@ _PROBE_LIMIT_S = 2.0
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there. Raises `OSError` when `host` is no address of this machine."""
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
     with socket.socket(family, kind, proto) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -40,11 +42,6 @@ async def answers_ready(host: str, port: int) -> bool:
 async def redis_answers(host: str, port: int) -> bool:
     """Whether a Redis server there takes commands (while it loads its file it answers, but refuses)."""
     return (await _ask(host, port, b"PING\r\n")).startswith(b"+PONG")
-
-
-async def shut_redis_down(host: str, port: int) -> None:
-    """Ask it to write its file and go; it says nothing more when it does."""
-    await _ask(host, port, b"SHUTDOWN\r\n")
 
 
 async def _ask(host: str, port: int, request: bytes) -> bytes:

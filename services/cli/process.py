@@ -12,6 +12,8 @@ from services.cli.stores.rotating_log import RotatingLog
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 _KEPT_LINES = 12
+_LAST_WORDS_S = 1.0
+"""What it wrote before it ended is read; a grandchild that keeps the pipe open does not hold us up."""
 _MAX_LINE_BYTES = 1024 * 1024
 """A longer line is cut in two: memory stays bounded whatever a child writes."""
 
@@ -44,19 +46,24 @@ class Child:
 
     async def run_to_its_end(self, show: Callable[[str], None], *, logs_json: bool) -> int:
         """Write its output to its log, `show` what an operator should see, return its return code."""
+        async with asyncio.TaskGroup() as group:
+            drain = group.create_task(self._drain(show, logs_json=logs_json))
+            code = await self._process.wait()
+            await asyncio.wait({drain}, timeout=_LAST_WORDS_S)
+            drain.cancel()
+        self._log.close()
+        return code
+
+    async def _drain(self, show: Callable[[str], None], *, logs_json: bool) -> None:
         if self._process.stdout is None:
             raise AssertionError("started with a pipe")
-        try:
-            async for line in _lines(self._process.stdout):
-                self._log.write(line)
-                text = line.decode(errors="replace")
-                self.last_lines.append(text.rstrip())
-                shown = terminal_line(self.name, text, logs_json=logs_json)
-                if shown is not None:
-                    show(shown)
-            return await self._process.wait()
-        finally:
-            self._log.close()
+        async for line in _lines(self._process.stdout):
+            self._log.write(line)
+            text = line.decode(errors="replace")
+            self.last_lines.append(text.rstrip())
+            shown = terminal_line(self.name, text, logs_json=logs_json)
+            if shown is not None:
+                show(shown)
 
     def terminate(self) -> None:
         if self._process.returncode is None:

@@ -19,6 +19,8 @@ RULE_VERSION = 1
 
 MAX_LOGPROBS = 20
 _CUTOFF = 16.0  # ids this far below the best weigh less than 1.2e-7 of it, and are never drawn
+_LIKELY = 3.0  # any value decides equally; this one leaves few ids to look at
+_ROUNDING_MARGIN = 1e-6  # far above the error of `gumbel`
 _LOGPROB_CUTOFF = 40.0  # beyond this an id adds less than 1e-17 to the sum of weights
 
 _LN2 = 0.6931471805599453
@@ -30,6 +32,7 @@ _EXP_TERMS = 16
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-53
 
 Doubles = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
 Logits = npt.NDArray[np.float32]
 Indexes = npt.NDArray[np.intp]
 
@@ -85,19 +88,21 @@ def choose_token(
     logprobs = values - values.max()
     logprobs -= _log_of_sum(logprobs)
     best = _best_first(logprobs, params.logprobs)
-    return _record(
-        logits, token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best)
-    )
+    return _record(logits, token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best))
 
 
-def noise(seed: int, position: int, ids: Indexes) -> Doubles:
-    """Gumbel noise of each of the ascending `ids` at a position.
+def noise_words(seed: int, position: int, ids: Indexes) -> Words:
+    """The random words of the ascending `ids` at a position.
 
     Word i of Philox4x64-10 belongs to id i; the counter starts at (0, position, 0, 0) and is raised before the
     first block, as numpy does.
     """
     key = int.from_bytes(hashlib.blake2b((seed % 2**64).to_bytes(8, "little"), digest_size=16).digest(), "little")
-    words = np.random.Philox(key=key, counter=position << 64).random_raw(int(ids[-1]) + 1)[ids]
+    return np.random.Philox(key=key, counter=position << 64).random_raw(int(ids[-1]) + 1)[ids]
+
+
+def gumbel(words: Words) -> Doubles:
+    """Gumbel noise from random words: the largest of value + noise is a draw by the softmax of the values."""
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return -det_log(-det_log(np.minimum(uniform, _LARGEST_BELOW_ONE)))
 
@@ -127,14 +132,10 @@ def det_exp(x: Doubles) -> Doubles:
 
 
 def _has_penalties(params: SamplerParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-    )
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _adjust(
-    values: Doubles, params: SamplerParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]
-) -> None:
+def _adjust(values: Doubles, params: SamplerParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> None:
     """Apply biases, then penalties, in place. Repetition counts the prompt too, the others what was generated."""
     for token_id, bias in params.logit_bias:
         values[token_id] += bias
@@ -150,27 +151,37 @@ def _adjust(
 
 def _draw(values: Doubles, position: int, params: SamplerParams) -> int:
     scaled = values - values.max()
-    scaled /= params.temperature
+    with np.errstate(over="ignore"):  # a tiny temperature sends the rest to minus infinity, which is right
+        scaled /= params.temperature
     ids = np.flatnonzero(scaled >= -_CUTOFF)
-    ids = np.sort(_filter(ids, scaled[ids], params))
-    if len(ids) == 1:
-        return int(ids[0])
-    return int(ids[(scaled[ids] + noise(params.seed, position, ids)).argmax()])
+    ids = _filter(ids, scaled[ids], params)
+    return int(ids[_winner(scaled[ids], noise_words(params.seed, position, ids))]) if len(ids) > 1 else int(ids[0])
+
+
+def _winner(scaled: Doubles, words: Words) -> int:
+    """Index of the largest of value + noise, ties to the lower index; the largest value is 0.
+
+    Noise is dear and there are thousands of candidates, so only those get it that could still win: with the largest
+    noise of all they reach what a likely one has.
+    """
+    likely = scaled >= -_LIKELY
+    reached = (scaled[likely] + gumbel(words[likely])).max()
+    ceiling = gumbel(words.max(keepdims=True))[0]
+    possible = np.flatnonzero(scaled >= reached - ceiling - _ROUNDING_MARGIN)
+    return int(possible[(scaled[possible] + gumbel(words[possible])).argmax()])
 
 
 def _filter(ids: Indexes, scaled: Doubles, params: SamplerParams) -> Indexes:
-    """What top_k, top_p and min_p leave of the ids. `scaled`: their values, the largest is 0."""
+    """What top_k, top_p and min_p leave of the ascending ids. `scaled`: their values, the largest is 0."""
     if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
         return ids
-    order = np.lexsort((ids, -scaled))  # best first, ties to the lower id
-    if params.top_k:
-        order = order[: params.top_k]
+    order = _best_first(scaled, params.top_k or len(ids))
     weights = det_exp(scaled[order])
     if params.top_p < 1.0:
         sums = np.cumsum(weights)  # in this order, unlike sum()
         n_kept = int(np.searchsorted(sums, params.top_p * sums[-1])) + 1
         order, weights = order[:n_kept], weights[:n_kept]
-    return ids[order[weights >= params.min_p]]  # the best id weighs 1
+    return np.sort(ids[order[weights >= params.min_p]])  # the best id weighs 1
 
 
 def _log_of_sum(relative: Doubles) -> float:
@@ -185,7 +196,7 @@ def _best_first(values: Doubles, count: int) -> Indexes:
         return np.empty(0, np.intp)
     count = min(count, len(values))
     ids = np.flatnonzero(values >= np.partition(values, -count)[-count])
-    return ids[np.lexsort((ids, -values[ids]))][:count]
+    return ids[np.argsort(-values[ids], kind="stable")][:count]
 
 
 def _record(
@@ -195,9 +206,7 @@ def _record(
     top_logprobs: tuple[tuple[int, float], ...] = (),
 ) -> TokenRecord:
     other_id = _best_other(logits, token_id)
-    return TokenRecord(
-        token_id, float(logits[token_id]), other_id, float(logits[other_id]), logprob, top_logprobs
-    )
+    return TokenRecord(token_id, float(logits[token_id]), other_id, float(logits[other_id]), logprob, top_logprobs)
 
 
 def _best_other(logits: Logits, token_id: int) -> int:

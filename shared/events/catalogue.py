@@ -3,19 +3,30 @@
 An event carries no time (its envelope does), no prompt and no secret. Ids are strings; durations in ms.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+DurationMs = Annotated[float, Field(ge=0, le=1e12)]
+LinkKind = Literal["gateway", "control", "stage"]
+StepRole = Literal["prefill", "decode"]
+BreakerState = Literal["closed", "half-opened", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted:
     task_id: str
-    priority: int
+    priority: Count
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnqueued:
     task_id: str
-    queue_size: int
+    queue_size: Count
     """Tasks waiting, this one included."""
 
 
@@ -31,8 +42,8 @@ class TaskDispatched:
 
 @dataclass(frozen=True, slots=True)
 class PartitionComputed:
-    num_partitions: int
-    duration_ms: float
+    num_partitions: Count
+    duration_ms: DurationMs
     strategy: str
 
 
@@ -58,33 +69,33 @@ class PhaseTransition:
 @dataclass(frozen=True, slots=True)
 class ConsensusReached:
     task_id: str
-    rounds: int
-    duration_ms: float
+    rounds: Count
+    duration_ms: DurationMs
 
 
 @dataclass(frozen=True, slots=True)
 class MessageSent:
     to_node: str
-    size_bytes: int
+    size_bytes: Count
     message_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
     from_node: str
-    size_bytes: int
+    size_bytes: Count
     message_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class BytesTransferred:
-    """Told by the sender. `link`: gateway (api to client), control (between services) or stage (between workers)."""
+    """Told by the sender. Gateway: api to client; control: between services; stage: between workers."""
 
     from_node: str
     to_node: str
-    size_bytes: int
-    duration_ms: float
-    link: str = "stage"
+    size_bytes: Count
+    duration_ms: DurationMs
+    link: LinkKind = "stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class TaskCompleted:
     """Told once, by whoever's write made the task terminal. `latency_ms`: from submission."""
 
     task_id: str
-    latency_ms: float
+    latency_ms: DurationMs
     nodes_involved: tuple[str, ...] = ()
     verification: str = "none"
 
@@ -112,14 +123,14 @@ class TaskFailed:
 
     task_id: str
     error: str
-    latency_ms: float | None = None
+    latency_ms: DurationMs | None = None
     verification: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskCancelled:
     task_id: str
-    latency_ms: float | None = None
+    latency_ms: DurationMs | None = None
     verification: str = "none"
 
 
@@ -143,18 +154,18 @@ class NodeStateChanged:
 class StageLoaded:
     node_id: str
     model_id: str
-    start: int
-    end: int
+    start: Count
+    end: Count
     """Layers [start, end)."""
-    weight_bytes: int
-    duration_ms: float
+    weight_bytes: Count
+    duration_ms: DurationMs
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
     task_id: str
-    epoch: int
-    num_stages: int
+    epoch: Count
+    num_stages: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +173,22 @@ class SessionReassigned:
     """`epoch` is the new one; `duration_ms` runs from the noticed loss until the session went on."""
 
     task_id: str
-    epoch: int
+    epoch: Count
     reason: str
-    duration_ms: float
+    duration_ms: DurationMs
 
 
 @dataclass(frozen=True, slots=True)
 class TokensCommitted:
     task_id: str
-    num_tokens: int
+    num_tokens: Count
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged:
     peer: str
     operation: str
-    state: str
-    """closed, opened or half-opened."""
+    state: BreakerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +204,13 @@ class ConnectionPoolRebuilt:
 
 @dataclass(frozen=True, slots=True)
 class StepTimed:
-    """One pass of a batch through a stage. `role`: prefill or decode."""
+    """One pass of a batch through a stage."""
 
     node_id: str
-    stage: int
-    rows: int
-    duration_ms: float
-    role: str = "decode"
+    stage: Count
+    rows: Count
+    duration_ms: DurationMs
+    role: StepRole = "decode"
 
 
 Event = (
@@ -231,6 +241,10 @@ Event = (
     | ConnectionPoolRebuilt
     | StepTimed
 )
+
+
+EVENT_TYPES: Mapping[str, type[Event]] = MappingProxyType({kind.__name__: kind for kind in get_args(Event)})
+"""Name on the wire → class."""
 
 
 def subject_of(event: Event) -> str:

@@ -6,7 +6,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from shared.contracts.metrics import MAX_BATCH_EVENTS, EventBatch, EventEnvelope
+from shared.contracts.metrics import (
+    MAX_BATCH_EVENTS,
+    MAX_NAMES,
+    MAX_TEXT,
+    EventBatch,
+    EventEnvelope,
+    EventValue,
+)
 from shared.contracts.problem import Ack
 from shared.domain.errors import ButterflyError
 from shared.events.catalogue import Event, subject_of
@@ -115,6 +122,15 @@ class HttpPublisher(Publisher):
             time=at_s,
             type=type(event).__name__,
             source=self._source,
-            subject=subject_of(event)[:256],
-            data=dataclasses.asdict(event),
+            subject=subject_of(event)[:MAX_TEXT],
+            data={name: _bounded(value) for name, value in dataclasses.asdict(event).items()},
         )
+
+
+def _bounded(value: EventValue) -> EventValue:
+    """Cut to what the contract allows: a long text must not cost the whole batch."""
+    if isinstance(value, str):
+        return value[:MAX_TEXT]
+    if isinstance(value, tuple):
+        return value[:MAX_NAMES]
+    return value

@@ -1,19 +1,20 @@
 """Reads the header of a GGUF file: keys, tensor places, nothing else.
 
-The file may come from anywhere, so every count, length and offset is checked against the file before it is used, and memory stays at one
-window of the file whatever the header claims: large arrays (tokenizers have 49k to 262k entries) are stepped over, never decoded.
+The file may come from anywhere, so every count, length and offset is checked against the file before it is used, and
+memory stays at one window of the file whatever the header claims: large arrays (tokenizers have 49k to 262k entries)
+are stepped over, never decoded.
 
-Layout, all little-endian (version 2 and 3 are the same bytes):
-    "GGUF", u32 version, u64 number of tensors, u64 number of keys,
-    per key: name, u32 type, value; an array value is u32 item type, u64 count, items; a string is u64 length, UTF-8 bytes,
-    per tensor: name, u32 number of dimensions, u64 per dimension (fastest first), u32 type, u64 offset from the data's start,
-    zeros up to `general.alignment`, the tensors one after the other, each padded to that alignment.
+Layout, all little-endian (versions 2 and 3 are the same bytes):
+    "GGUF", u32 version, u64 number of tensors, u64 number of keys;
+    per key: name, u32 type, value. A string is u64 length, UTF-8 bytes; an array is u32 item type, u64 count, items;
+    per tensor: name, u32 number of dimensions, u64 per dimension (fastest first), u32 type, u64 offset in the data;
+    zeros up to `general.alignment`, then the tensors in that order, each padded to the alignment.
 """
 
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -301,7 +302,7 @@ class _Parser:
                 raise self._bad(f"the key {key.name} appears twice", key.entry_start)
             keys[key.name] = key
         alignment = self._alignment(keys.get("general.alignment"))
-        listed = [self._tensor_header() for _ in range(num_tensors)]
+        listed = [self._tensor() for _ in range(num_tensors)]
         data_start = self._at + padding(self._at, alignment)
         return GgufFile(
             path=self._path,
@@ -394,8 +395,8 @@ class _Parser:
             )
         return alignment
 
-    def _tensor_header(self) -> tuple[str, tuple[int, ...], TensorType, int, int]:
-        """Name, shape, type, offset from the start of the data, size in bytes."""
+    def _tensor(self) -> TensorInfo:
+        """The next tensor as listed: `start` still counts from the start of the data."""
         at = self._at
         name = self._name(_MAX_TENSOR_NAME_BYTES, "tensor")
         num_dimensions = self._uint32()
@@ -411,39 +412,27 @@ class _Parser:
             elements *= dimension
             if not 1 <= elements <= _MAX_ELEMENTS:
                 raise self._bad(f"the tensor {name} has the impossible shape {shape}", at)
-        if shape[0] % tensor_type.block_elements:
-            raise self._bad(
-                f"the tensor {name} has rows of {shape[0]}, no multiple of {tensor_type.name}'s {tensor_type.block_elements}",
-                at,
-            )
-        return (
-            name,
-            shape,
-            tensor_type,
-            self._uint64(),
-            elements // tensor_type.block_elements * tensor_type.block_bytes,
-        )
+        block = tensor_type.block_elements
+        if shape[0] % block:
+            raise self._bad(f"the tensor {name} has rows of {shape[0]}: {tensor_type.name} packs {block} at a time", at)
+        return TensorInfo(name, shape, tensor_type, self._uint64(), elements // block * tensor_type.block_bytes)
 
-    def _place(
-        self, listed: list[tuple[str, tuple[int, ...], TensorType, int, int]], data_start: int, alignment: int
-    ) -> dict[str, TensorInfo]:
-        """Tensors must follow each other without gap or overlap in the order they are listed: the engine takes no other file."""
+    def _place(self, listed: list[TensorInfo], data_start: int, alignment: int) -> dict[str, TensorInfo]:
+        """Tensors must follow each other without gap or overlap in the order they are listed: the engine asks it."""
         tensors: dict[str, TensorInfo] = {}
         expected = 0
-        for name, shape, tensor_type, offset, size_bytes in listed:
-            start = data_start + offset
-            if name in tensors:
-                raise self._bad(f"the tensor {name} appears twice", start)
-            if offset != expected:
-                relation = "overlaps the one before it" if offset < expected else "leaves a gap"
-                raise self._bad(f"the tensor {name} {relation}: offset {offset}, expected {expected}", start)
-            if start + size_bytes > self._size:
-                missing = start + size_bytes - self._size
-                raise self._bad(
-                    f"ends inside the tensor {name}: {missing} bytes are missing (a partial download?)", start
-                )
-            tensors[name] = TensorInfo(name, shape, tensor_type, start, size_bytes)
-            expected = offset + size_bytes + padding(size_bytes, alignment)
+        for tensor in listed:
+            start, stop = data_start + tensor.start, data_start + tensor.start + tensor.size_bytes
+            if tensor.name in tensors:
+                raise self._bad(f"the tensor {tensor.name} appears twice", start)
+            if tensor.start != expected:
+                relation = "overlaps the one before it" if tensor.start < expected else "leaves a gap"
+                raise self._bad(f"the tensor {tensor.name} {relation}: it is at {tensor.start}, not {expected}", start)
+            if stop > self._size:
+                missing = stop - self._size
+                raise self._bad(f"ends inside the tensor {tensor.name}: {missing} bytes are missing", self._size)
+            tensors[tensor.name] = replace(tensor, start=start)
+            expected = tensor.start + tensor.size_bytes + padding(tensor.size_bytes, alignment)
         return tensors
 
     def _name(self, limit: int, kind: str) -> str:

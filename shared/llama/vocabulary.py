@@ -59,9 +59,7 @@ class Vocabulary:
         room = len(data) + 2
         while True:
             ids = (C.c_int32 * room)()
-            count: int = self._api.llama_tokenize(
-                self._vocab, data, len(data), ids, room, add_special, parse_special
-            )
+            count: int = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
             if count >= 0:
                 return ids[:count]
             room = -count

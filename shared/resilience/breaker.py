@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 from purgatory import AsyncCircuitBreakerFactory, ContextChanged
 from purgatory.domain import model
@@ -18,7 +19,7 @@ from purgatory.service._async.message_handlers import register_circuit_breaker
 from purgatory.service._async.unit_of_work import AsyncAbstractUnitOfWork
 
 from shared.domain.errors import CircuitOpen
-from shared.resilience.hooks import BreakerChange, tell
+from shared.resilience.hooks import BreakerChange, BreakerState, tell
 
 PROBES_BUSY_RETRY_S = 0.05  # half open and all probes out: their answers are near
 
@@ -115,8 +116,8 @@ class _Context(model.Context):
 
 
 def _ours(context: model.Context) -> _Context:
-    assert isinstance(context, _Context)
-    return context
+    """purgatory hands its states the base class; every context here is made by `CircuitBreakers._register`."""
+    return cast(_Context, context)
 
 
 class CircuitBreakers:
@@ -162,10 +163,9 @@ class CircuitBreakers:
             context.settle(admitted_by, self._outcome(error), error)
             await self._tell_changes(factory, context)
 
-    async def state(self, operation: str) -> str:
-        """closed, opened or half-opened."""
+    async def state(self, operation: str) -> BreakerState:
         breaker = await self._factory.get_breaker(operation)
-        return str(breaker.context.state)
+        return cast(BreakerState, breaker.context.state)
 
     def reset(self) -> None:
         """The peer is a new one (another incarnation): forget what the old one did."""
@@ -189,7 +189,7 @@ class CircuitBreakers:
         return context
 
     async def _changed(self, event: ContextChanged, _: AsyncAbstractUnitOfWork) -> None:
-        tell(self._on_change, BreakerChange(peer=self._peer, operation=event.name, state=event.state))
+        tell(self._on_change, BreakerChange(self._peer, event.name, cast(BreakerState, event.state)))
 
     async def _tell_changes(self, factory: AsyncCircuitBreakerFactory, context: _Context) -> None:
         while context.messages:

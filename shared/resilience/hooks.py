@@ -3,19 +3,19 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 log = logging.getLogger(__name__)
 
 Details = TypeVar("Details")
+BreakerState = Literal["closed", "half-opened", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerChange:
     peer: str
     operation: str
-    state: str
-    """closed, opened or half-opened."""
+    state: BreakerState
 
 
 @dataclass(frozen=True, slots=True)

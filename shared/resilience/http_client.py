@@ -9,7 +9,7 @@ import asyncio
 import random
 import statistics
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -19,8 +19,6 @@ from pydantic import BaseModel, ValidationError
 
 from shared.domain.deadline import Deadline
 from shared.domain.errors import (
-    ButterflyError,
-    CircuitOpen,
     DeadlineExceeded,
     PeerUnavailable,
     ProtocolViolation,
@@ -32,7 +30,7 @@ from shared.resilience.context import (
     SERVICE_TOKEN_HEADER,
     current_request_id,
 )
-from shared.resilience.hooks import BytesSent, PeerHooks, PoolRebuilt, Retried, tell
+from shared.resilience.hooks import BreakerState, BytesSent, PeerHooks, PoolRebuilt, Retried, tell
 from shared.resilience.outcomes import CallFailed, failed_transport, outcome_of, refusal
 from shared.resilience.pool import ConnectionPool
 from shared.resilience.retry import Retrier, RetryPolicy, Sleep
@@ -161,13 +159,10 @@ class PeerClient:
         """
         headers = self._headers(bearer) | {"Range": f"bytes={start}-"}
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        async with self._streamed("stage_file", path):
-            async with self._lease() as client:
-                async with client.stream("GET", path, headers=headers, timeout=timeout) as response:
-                    if response.status_code not in ({200, 206} if start == 0 else {206}):
-                        raise await self._refused(path, response)
-                    async for chunk in response.aiter_raw():
-                        yield chunk
+        expected = {200, 206} if start == 0 else {206}
+        async with self._opened("stage_file", "GET", path, expected, headers=headers, timeout=timeout) as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
 
     async def stream_post(
         self,
@@ -183,25 +178,21 @@ class PeerClient:
         `PeerUnavailable` at a later chunk, or the peer's own error if its answer still arrived.
         """
         timeout = httpx.Timeout(connect=CONNECT_TIMEOUT_S, write=LINK_WRITE_TIMEOUT_S, read=None, pool=1.0)
-        sent_headers = self._headers(bearer) | dict(headers or {})
-        async with self._streamed("link", path), self._lease() as client:
-            async with client.stream("POST", path, content=chunks, headers=sent_headers, timeout=timeout) as response:
-                if not response.is_success:
-                    raise await self._refused(path, response)
+        all_headers = self._headers(bearer) | dict(headers or {})
+        async with self._opened("link", "POST", path, {200, 204}, headers=all_headers, timeout=timeout, content=chunks):
+            pass  # the answer comes after the last chunk
 
     async def stream_lines(
         self, path: str, *, params: Mapping[str, str] | None = None, bearer: str | None = None
     ) -> AsyncIterator[str]:
         """The lines of a long answer (server-sent events), until the peer ends it."""
         timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=LINES_SILENCE_S)
-        async with self._streamed("control", path), self._lease() as client:
-            async with client.stream(
-                "GET", path, params=params, headers=self._headers(bearer), timeout=timeout
-            ) as response:
-                if not response.is_success:
-                    raise await self._refused(path, response)
-                async for line in response.aiter_lines():
-                    yield line
+        headers = self._headers(bearer)
+        async with self._opened(
+            "control", "GET", path, {200}, headers=headers, timeout=timeout, params=params
+        ) as response:
+            async for line in response.aiter_lines():
+                yield line
 
     async def check(self) -> None:
         """Raise `PeerUnavailable` unless the peer answers at /livez. For readiness: not retried, no breaker.
@@ -223,8 +214,7 @@ class PeerClient:
             self._boot = boot
             self._breakers.reset()
 
-    async def breaker_state(self, operation: Operation) -> str:
-        """closed, opened or half-opened."""
+    async def breaker_state(self, operation: Operation) -> BreakerState:
         return await self._breakers.state(operation)
 
     async def aclose(self) -> None:
@@ -279,17 +269,19 @@ class PeerClient:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s))
         try:
-            async with self._lease() as client:
-                async with client.stream(
+            async with (
+                self._lease() as client,
+                client.stream(
                     call.method,
                     call.path,
                     content=call.content,
                     params=call.params or None,
                     headers=headers,
                     timeout=timeout,
-                ) as response:
-                    content = await self._read(response, until_s=began_s + limit_s)
-        except (httpx.TransportError, TimeoutError) as error:
+                ) as response,
+            ):
+                content = await self._read(response, until_s=began_s + limit_s)
+        except httpx.TransportError as error:
             own_deadline = limit_s < call.timeout_s
             raise self._transport_failure(error, own_deadline=own_deadline) from error
         self._pool_timeouts = 0
@@ -309,21 +301,37 @@ class PeerClient:
                     ProtocolViolation(f"{self.name} answered with more than {self._max_response_bytes} bytes")
                 )
             if self._now() > until_s:  # httpx bounds each silence, this the whole
-                raise TimeoutError
+                raise httpx.ReadTimeout("the whole answer took too long", request=response.request)
         return bytes(content)
 
-    async def _refused(self, path: str, response: httpx.Response) -> CallFailed:
-        content = await self._read(response, until_s=self._now() + CONNECT_TIMEOUT_S)
-        return refusal(self.name, path, response.status_code, content, had_deadline=False)
-
     @asynccontextmanager
-    async def _streamed(self, operation: Operation, path: str) -> AsyncIterator[None]:
-        """Around a long exchange: breaker outside, errors in our own words."""
+    async def _opened(
+        self,
+        operation: Operation,
+        method: str,
+        path: str,
+        expected: set[int],
+        *,
+        headers: Mapping[str, str],
+        timeout: httpx.Timeout,  # noqa: ASYNC109  httpx's own limits, not a time limit around the call
+        content: AsyncIterator[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        """A long exchange, once its answer has begun with an expected status."""
         try:
             async with self._breakers.guard(operation):
                 try:
-                    yield
-                except (httpx.TransportError, TimeoutError) as error:
+                    async with (
+                        self._lease() as client,
+                        client.stream(
+                            method, path, content=content, params=params, headers=headers, timeout=timeout
+                        ) as response,
+                    ):
+                        if response.status_code not in expected:
+                            body = await self._read(response, until_s=self._now() + CONNECT_TIMEOUT_S)
+                            raise refusal(self.name, path, response.status_code, body, had_deadline=False)
+                        yield response
+                except httpx.TransportError as error:
                     raise self._transport_failure(error, own_deadline=False) from error
         except CallFailed as failed:
             raise failed.error from failed.__cause__
@@ -335,7 +343,7 @@ class PeerClient:
         async with self._pool.lease() as client:
             yield client
 
-    def _transport_failure(self, error: Exception, *, own_deadline: bool) -> CallFailed:
+    def _transport_failure(self, error: httpx.TransportError, *, own_deadline: bool) -> CallFailed:
         if isinstance(error, httpx.PoolTimeout):
             self._pool_timeouts += 1
             if self._pool_timeouts >= POOL_TIMEOUTS_TO_REBUILD:
@@ -384,10 +392,13 @@ class PeerClients:
         hooks: PeerHooks,
         now: Callable[[], float],
         service_token: str = "",
+        trusted_urls: Collection[str] = (),
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  frozen
         rng: random.Random | None = None,
     ) -> None:
+        """`service_token` is shown to the peers at `trusted_urls` alone: a worker must never see it."""
+        self._trusted_urls = frozenset(trusted_urls)
         self._hooks = hooks
         self._now = now
         self._service_token = service_token
@@ -403,7 +414,7 @@ class PeerClients:
             client = PeerClient(
                 name=name,
                 base_url=url,
-                service_token=self._service_token,
+                service_token=self._service_token if url in self._trusted_urls else "",
                 hooks=self._hooks,
                 now=self._now,
                 max_connections=self._max_connections,

@@ -52,16 +52,16 @@ def outcome_of(error: Exception) -> Outcome:
     return error.outcome if isinstance(error, CallFailed) else Outcome.NEUTRAL
 
 
-def failed_transport(peer: str, error: Exception, *, own_deadline: bool) -> CallFailed:
+def failed_transport(peer: str, error: httpx.TransportError, *, own_deadline: bool) -> CallFailed:
     """No (whole) answer came. `own_deadline`: the limit was what the caller had left, not an adequate one."""
     match error:
         case httpx.PoolTimeout():
             return CallFailed(PeerUnavailable(f"no free connection to {peer}"), Outcome.NEUTRAL, may_pass=True)
         case httpx.ConnectTimeout() | httpx.ConnectError():
             return CallFailed(PeerUnavailable(f"{peer} cannot be reached"), Outcome.FAILURE, may_pass=True)
-        case httpx.TimeoutException() | TimeoutError() if own_deadline:
+        case httpx.TimeoutException() if own_deadline:
             return CallFailed.neutral(DeadlineExceeded(f"the deadline passed while waiting for {peer}"))
-        case httpx.TimeoutException() | TimeoutError():
+        case httpx.TimeoutException():
             return CallFailed(PeerUnavailable(f"{peer} did not answer in time"), Outcome.FAILURE, may_pass=True)
         case _:
             return CallFailed(PeerUnavailable(f"{peer} broke the connection"), Outcome.FAILURE, may_pass=True)

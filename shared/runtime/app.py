@@ -122,9 +122,10 @@ def _expose_metrics(app: FastAPI, name: str, registry: CollectorRegistry, stream
     )
     Instrumentator(
         should_group_status_codes=False,
+        should_exclude_streaming_duration=True,
         excluded_handlers=[f"^{path}$" for path in (*PROBE_PATHS, *stream_paths)],
         registry=registry,
-    ).instrument(app, should_exclude_streaming_duration=True, latency_lowr_buckets=LATENCY_BUCKETS_S)
+    ).instrument(app, latency_lowr_buckets=LATENCY_BUCKETS_S)
 
     async def metrics() -> Response:
         return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,6 +1,7 @@
 """Every error of an app goes through one renderer; FastAPI's own {"detail"} never leaves the process."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -27,32 +28,32 @@ MAX_FIELD_ERRORS = 32
 
 def install_error_handlers(app: FastAPI, render: RenderError) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ButterflyError)
-        return render(error, request)
+        return render(cast(ButterflyError, error), request)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return render(invalid_request(error), request)
+        return render(invalid_request(cast(RequestValidationError, error), request), request)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return render(from_http_exception(error, request), request)
+        return render(from_http_exception(cast(HTTPException, error), request), request)
 
     app.add_exception_handler(ButterflyError, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
 
 
-def invalid_request(error: RequestValidationError) -> ButterflyError:
-    """`InvalidJson`, or `ValidationFailed` with the path and message of each field, without its value."""
+def invalid_request(error: RequestValidationError, request: Request) -> ButterflyError:
+    """`InvalidJson`, `UnsupportedMediaType`, or `ValidationFailed` with the path and message of each field, without its value."""
     details = error.errors()
     if any(detail["type"] == "json_invalid" for detail in details):
         return InvalidJson("the body is not valid JSON")
+    content_type = request.headers.get("content-type", "")
+    if details[0]["loc"] == ("body",) and request.method != "GET" and "json" not in content_type:
+        return UnsupportedMediaType("the content type should be application/json")
     fields = tuple(
         FieldError(path=_path(detail["loc"]), message=str(detail["msg"])) for detail in details[:MAX_FIELD_ERRORS]
     )
     failed = ValidationFailed(
-        "; ".join(f"{field.path}: {field.message}" for field in fields[:3]), param=fields[0].path or None
+        "; ".join(f"{field.path}: {field.message}" for field in fields[:3]), param=fields[0].path
     )
     failed.errors = fields
     return failed
@@ -84,4 +85,4 @@ def from_http_exception(error: HTTPException, request: Request) -> ButterflyErro
 def _path(location: Sequence[str | int]) -> str:
     """`body.messages.0.content` as `messages.0.content`: where a value came from says little."""
     parts = location[1:] if location and location[0] in {"body", "query", "path", "header"} else location
-    return ".".join(str(part) for part in parts)
+    return ".".join(str(part) for part in parts) or "body"

@@ -1,4 +1,4 @@
-"""What surrounds every request, as pure ASGI: request id, last resort for errors, deadline, service token, body limit."""
+"""What surrounds every request, as pure ASGI: id, last resort for errors, deadline, service token, body limit."""
 
 import hmac
 import logging

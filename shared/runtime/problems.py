@@ -30,7 +30,7 @@ def render_problem(error: ButterflyError, request: Request) -> Response:
         errors=error.errors if isinstance(error, ValidationFailed) else (),
     )
     return Response(
-        problem.model_dump_json(exclude_none=True),
+        problem.model_dump_json(exclude_none=True, exclude=None if problem.errors else {"errors"}),
         status_code=status,
         media_type=PROBLEM_MEDIA_TYPE,
         headers=error_headers(error),

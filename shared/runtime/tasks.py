@@ -26,14 +26,12 @@ class BackgroundTasks:
         task.add_done_callback(self._ended)
         return task
 
-    def loop(
-        self, name: str, body: Callable[[], Awaitable[None]], *, restart_delay_s: float = 0.5
-    ) -> "asyncio.Task[None]":
+    def loop(self, name: str, body: Callable[[], Awaitable[None]], *, restart_delay_s: float = 0.5) -> None:
         """Call `body` again and again until `stop`; `body` waits for its own work (an event, a timer).
 
         A body that raises is logged and called again after `restart_delay_s`.
         """
-        return self.start(self._forever(name, body, restart_delay_s), name=name)
+        _ = self.start(self._forever(name, body, restart_delay_s), name=name)
 
     async def stop(self, grace_s: float) -> None:
         """Cancel everything and wait at most `grace_s` seconds for it to end; says which tasks did not."""

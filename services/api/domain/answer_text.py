@@ -49,7 +49,7 @@ class AnswerText:
         self._num_characters = 0
         self._ended = False
         self.num_tokens = 0
-        """Tokens that belong to the answer: the one that completed a stop string is the last; end tokens do not count."""
+        """Tokens that belong to the answer: not its end token, but the one that completed a stop string."""
 
     def feed(self, records: Iterable[TokenRecord]) -> AnswerPart:
         """Tokens after the end of the answer are left out."""

@@ -78,7 +78,7 @@ class ChatTemplate:
         """The prompt up to where the assistant begins. Raises `TemplateError`: refused, failed, too long."""
         until_s = self._now() + self._limit_s
 
-        def watch(frame: FrameType, event: str, argument: object) -> Any:  # the type of trace functions
+        def watch(frame: FrameType, _event: str, _argument: object) -> Any:  # the type of trace functions
             if frame.f_code.co_filename != _FILE_NAME:
                 return None
             if self._now() > until_s:
@@ -93,8 +93,7 @@ class ChatTemplate:
             raise TemplateError("the model's chat template runs too long") from None
         except jinja2.TemplateError as error:
             raise TemplateError(f"the model's chat template refuses these messages: {error.message}") from None
-        except Exception as error:
-            # Whatever a foreign template trips over (a missing key, a number where a text should be) is its failure.
+        except Exception as error:  # noqa: BLE001  whatever foreign code trips over is its failure
             raise TemplateError(f"the model's chat template failed: {type(error).__name__}") from None
         finally:
             sys.settrace(traced_before)

@@ -16,17 +16,14 @@ def tokens_to_generate(
     Raises `ContextLengthExceeded` when prompt and answer do not fit into the context together.
     """
     room = context_tokens - num_prompt
-    match kind:
-        case TaskKind.CHAT:
-            default = max(1, min(room, max_output_tokens))
-        case TaskKind.COMPLETION:
-            default = DEFAULT_COMPLETION_TOKENS
+    is_chat = kind is TaskKind.CHAT
+    default = max(1, min(room, max_output_tokens)) if is_chat else DEFAULT_COMPLETION_TOKENS
     wanted = default if asked is None else asked
     if wanted > room:
         raise ContextLengthExceeded(
             f"the context holds {context_tokens} tokens, but the prompt has {num_prompt} and "
             f"{wanted} more are to be generated; shorten the prompt or lower max_tokens",
-            param="messages" if kind is TaskKind.CHAT else "prompt",
+            param="messages" if is_chat else "prompt",
         )
     return wanted
 

@@ -24,8 +24,7 @@ def committed(entry: StreamEntry) -> tuple[TokenRecord, ...]:
     if entry.kind != "commit":
         return ()
     records = entry.data["records"]
-    assert isinstance(records, tuple | list)
-    return tuple(records)
+    return tuple(records) if isinstance(records, tuple) else ()
 
 
 def end_of(entry: StreamEntry) -> End | None:

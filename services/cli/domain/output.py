@@ -8,7 +8,7 @@ _SHOWN_LEVELS = frozenset({"WARNING", "ERROR", "CRITICAL"})
 def terminal_line(name: str, line: str, *, logs_json: bool) -> str | None:
     """The line as the terminal shows it, or None. JSON lines below WARNING stay in the log file.
 
-    `logs_json` False (Redis): lines that are no JSON are its everyday log, else they are a traceback or a library's cry.
+    `logs_json` False (Redis): plain lines are its everyday log; of a service they are a traceback or a library's cry.
     """
     text = line.rstrip()
     if not text:

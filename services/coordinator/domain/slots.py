@@ -1,10 +1,10 @@
 """Counts the seats that sessions hold, per stage of a node."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from shared.domain.errors import NoCapacity
-from shared.domain.ids import NodeId, TaskId
+from shared.domain.ids import NodeId
 from shared.domain.plan import NodeCapability, Partition
 
 RETRY_AFTER_S = 1.0  # a slot becomes free when some answer ends; nobody knows when
@@ -16,18 +16,18 @@ class SlotLedger:
     """Seats taken and given back all together, so that a session never holds half a ring."""
 
     def __init__(self) -> None:
-        self._held: dict[TaskId, tuple[StageOfNode, ...]] = {}
+        self._held: dict[Hashable, tuple[StageOfNode, ...]] = {}
         self._used: Counter[StageOfNode] = Counter()
 
     def reserve(
         self,
-        task_id: TaskId,
+        holder: Hashable,
         model_root: str,
         seats: Sequence[Partition],
         capabilities: Mapping[NodeId, NodeCapability],
     ) -> None:
-        """Take a slot at every seat or raise `NoCapacity`. What the task held before is given back first."""
-        self.release(task_id)
+        """Take a slot at every seat or raise `NoCapacity`. What the holder held before is given back first."""
+        self.release(holder)
         wanted = tuple((seat.node_id, model_root, seat.layers.start, seat.layers.end) for seat in seats)
         for stage in wanted:
             capability = capabilities.get(stage[0])
@@ -37,12 +37,12 @@ class SlotLedger:
                 raise NoCapacity(
                     f"all {capability.slots} slots of node {stage[0]} are taken", retry_after_s=RETRY_AFTER_S
                 )
-        self._held[task_id] = wanted
+        self._held[holder] = wanted
         self._used.update(wanted)
 
-    def release(self, task_id: TaskId) -> bool:
-        """Give back what the task holds; False when it held nothing."""
-        held = self._held.pop(task_id, ())
+    def release(self, holder: Hashable) -> bool:
+        """Give back what the holder has; False when that was nothing."""
+        held = self._held.pop(holder, ())
         self._used.subtract(held)
         self._used += Counter()  # drops the zeros
         return bool(held)

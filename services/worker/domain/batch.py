@@ -58,8 +58,7 @@ def check_places(slots: Ints, positions: Ints, n: int, lengths: Ints, limits: Ba
         raise BadBatch(f"a slot is outside [0, {limits.n_slots})")
     order: Order | None = None
     if lowest == highest:
-        start = int(lengths[lowest])
-        expected = np.arange(start, start + n)
+        expected: Ints = np.arange(lengths[lowest], lengths[lowest] + n, dtype=np.int32)
     else:
         if not (slots[1:] > slots[:-1]).all():
             order = np.argsort(slots, kind="stable")

@@ -81,9 +81,9 @@ class Feed:
 class Tail:
     """At the last stage: which rows yield a token, and when the sequence ends."""
 
-    ids: list[int]
-    """Prompt and generated tokens, those of earlier epochs included."""
-    num_prompt: int
+    prompt_ids: tuple[int, ...]
+    generated_ids: list[int]
+    """Those of earlier epochs, then those of this one."""
     num_prefix: int
     sampler: SamplerParams
     end_ids: frozenset[int]
@@ -96,7 +96,7 @@ class Tail:
 
     def take(self, record: TokenRecord) -> int | None:
         """Append a sampled token. Returns it, or None when the sequence ends with it."""
-        self.ids.append(record.token_id)
+        self.generated_ids.append(record.token_id)
         self.tokens_left -= 1
         self.ended = record.token_id in self.end_ids or self.tokens_left <= 0
         return None if self.ended else record.token_id

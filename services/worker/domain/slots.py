@@ -1,7 +1,7 @@
 """Which slot a new sequence gets, and when sequences move together.
 
-libllama cuts a call into one piece per run of adjacent slots, so gaps cost time: four slots in three runs take 1.6 times
-as long as in one (engine.md 6.1).
+libllama cuts a call into one piece per run of adjacent slots, so gaps cost time: four slots in three runs take 1.6
+times as long as in one (engine.md 6.1).
 """
 
 from collections.abc import Collection

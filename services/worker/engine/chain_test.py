@@ -32,9 +32,7 @@ class ChainVerdict:
     """Empty when equal; else for people."""
 
 
-def chain_equals_whole(
-    library: Library, whole: Path, stages: Sequence[Path], *, n_threads: int = 1
-) -> ChainVerdict:
+def chain_equals_whole(library: Library, whole: Path, stages: Sequence[Path], *, n_threads: int = 1) -> ChainVerdict:
     """Run a fixed prompt and some greedy tokens through the whole model and through its stages; compare all logits.
 
     `stages`: files in order, the first with the embedding, the last with the head. One stage is the whole file

@@ -1,6 +1,6 @@
 """Takes the hidden state out of a running graph: libllama returns it only after the final norm, where it is useless."""
 
-import ctypes as C
+import ctypes
 
 import numpy as np
 
@@ -46,14 +46,14 @@ class HiddenCapture:
     def _take(self, tensor: int) -> bool:
         """Copy the tensor. False ends the graph, which spares the final norm and the head."""
         layout = self._layout
-        if C.string_at(tensor + layout.name, len(self._name_and_end)) != self._name_and_end:
+        if ctypes.string_at(tensor + layout.name, len(self._name_and_end)) != self._name_and_end:
             self.layout_is_wrong |= self._get_name(tensor) == self._name
             return True  # another tensor at the known address
         self._address = tensor
-        width, n_rows = (C.c_int64 * 2).from_address(tensor + layout.ne)
-        is_float32 = C.c_int32.from_address(tensor + layout.type).value == GGML_TYPE_F32
+        width, n_rows = (ctypes.c_int64 * 2).from_address(tensor + layout.ne)
+        is_float32 = ctypes.c_int32.from_address(tensor + layout.type).value == GGML_TYPE_F32
         if is_float32 and width == self._n_embd and self.rows + n_rows <= len(self._out):
-            data = C.c_void_p.from_address(tensor + layout.data).value
-            C.memmove(self._out.ctypes.data + self.rows * width * 4, data or 0, n_rows * width * 4)
+            data = ctypes.c_void_p.from_address(tensor + layout.data).value
+            ctypes.memmove(self._out.ctypes.data + self.rows * width * 4, data or 0, n_rows * width * 4)
             self.rows += n_rows
         return False

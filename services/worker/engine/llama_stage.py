@@ -1,6 +1,6 @@
 """One stage file in libllama: its weights (`LlamaModel`) and the sequences that run over them (`LlamaSlots`)."""
 
-import ctypes as C
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class LlamaModel:
 
     def _key_value(self, key: str) -> str:
         """A key-value of the file as text; empty when absent."""
-        buffer = C.create_string_buffer(128)
+        buffer = ctypes.create_string_buffer(128)
         length: int = self.library.api.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
@@ -111,7 +111,7 @@ class LlamaSlots:
         self._lengths = np.zeros(spec.n_slots, np.int32)
         self._context: int | None = self._api.llama_init_from_model(model.pointer, self._context_params(spec))
         if not self._context:
-            raise _load_error(model.library, f"no context of {spec.n_slots} slots × {spec.ctx_per_slot} rows")
+            raise _load_error(model.library, f"no context of {spec.n_slots} slots of {spec.ctx_per_slot} rows")
         self._memory: int = self._api.llama_get_memory(self._context)
         if not self._memory:
             self.close()
@@ -127,7 +127,7 @@ class LlamaSlots:
             want = None if want is None else want[order]
         self._fill_batch(x, slots, positions, want)
         try:
-            rows = self._run_hidden(n) if self._capture else self._run_logits(n, want)
+            rows = self._run_hidden(self._capture, n) if self._capture else self._run_logits(n, want)
             if not np.isfinite(rows).all():
                 raise BadBatch("the rows lead to values that are not finite")
         except Exception:
@@ -157,7 +157,7 @@ class LlamaSlots:
         """The library's own form of a slot's sequence."""
         self.length(slot)
         size: int = self._api.llama_state_seq_get_size(self._context, slot)
-        buffer = C.create_string_buffer(size)
+        buffer = ctypes.create_string_buffer(size)
         written: int = self._api.llama_state_seq_get_data(self._context, buffer, size, slot)
         return buffer.raw[:written]
 
@@ -182,8 +182,8 @@ class LlamaSlots:
             self._api.llama_free(self._context)
             self._context = None
 
-    def _context_params(self, spec: SlotsSpec) -> C.Structure:
-        params: C.Structure = self._api.llama_context_default_params()
+    def _context_params(self, spec: SlotsSpec) -> ctypes.Structure:
+        params: ctypes.Structure = self._api.llama_context_default_params()
         rows_per_slot = -(-spec.ctx_per_slot // _ROWS_PER_SLOT_STEP) * _ROWS_PER_SLOT_STEP
         kv_type = _GGML_TYPES[spec.settings.kv_type]
         values = {
@@ -200,7 +200,7 @@ class LlamaSlots:
             "no_perf": True,
         }
         if self._capture:
-            values["cb_eval"] = C.cast(self._capture.callback, C.c_void_p).value or 0
+            values["cb_eval"] = ctypes.cast(self._capture.callback, ctypes.c_void_p).value or 0
         for name, value in values.items():
             setattr(params, name, value)
         return params
@@ -230,9 +230,7 @@ class LlamaSlots:
         self._batch.token = x.ctypes.data if self._limits.takes_ids else None
         self._batch.embd = None if self._limits.takes_ids else x.ctypes.data
 
-    def _run_hidden(self, n: int) -> Rows:
-        capture = self._capture
-        assert capture is not None
+    def _run_hidden(self, capture: HiddenCapture, n: int) -> Rows:
         rows = np.empty((n, self._model.n_embd), np.float32)
         for search in (False, True):
             capture.start(rows, search=search)
@@ -249,7 +247,7 @@ class LlamaSlots:
         n_wanted = n if want is None else int(np.count_nonzero(want))
         logits = np.empty((n_wanted, self._model.n_vocab), np.float32)
         if n_wanted:
-            C.memmove(logits.ctypes.data, self._api.llama_get_logits(self._context), logits.nbytes)
+            ctypes.memmove(logits.ctypes.data, self._api.llama_get_logits(self._context), logits.nbytes)
         return logits
 
     def _decode(self) -> None:

@@ -19,8 +19,8 @@ N_ROWS = 96
 _TAIL_START = 72  # the rows from here on are compared
 _CHUNKS = (40, 40, 16)
 _GROUPS = ((2, 5), (3, 5), (4, 5), (8, 5), (16, 4))
-"""(sequences per call, calls): together the 24 rows of the tail. The sizes lie on both sides of the library's changes of
-matrix kernel."""
+"""(sequences per call, calls): together the 24 rows of the tail. The sizes lie on both sides of the library's
+changes of matrix kernel."""
 _N_REPEATED = 8
 _SCALE = 8.0  # hidden states are larger than 1; the exact size does not matter
 
@@ -166,7 +166,8 @@ def fixed_rows(n_embd: int) -> Rows:
     """Bell-shaped rows that are the same on every node: sums of twelve uniform numbers, no library function."""
     uniform = (_fixed_words(N_ROWS * n_embd * 12) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     bell = uniform.reshape(N_ROWS, n_embd, 12).sum(axis=2) - 6.0
-    return (bell * _SCALE).astype(np.float32)
+    rows: Rows = (bell * _SCALE).astype(np.float32)
+    return rows
 
 
 def _fixed_words(count: int) -> npt.NDArray[np.uint64]:

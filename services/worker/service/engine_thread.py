@@ -17,18 +17,18 @@ class EngineThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def submit(self, call: Callable[[], T], done: Callable[["Future[T]"], None]) -> None:
-        """Run `call`; then run `done` with its finished future on the event loop. Called on the event loop.
+        """Run `call`; then run `done` with its finished future on the event loop, from which this is called.
 
-        A callback, not a coroutine: resuming one costs two turns of the loop at every step of the ring.
+        A callback, not a coroutine: to resume one costs two turns of the loop at every step of the ring.
         """
-        loop = self._loop = self._loop or asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         future = self._executor.submit(call)
         future.add_done_callback(lambda finished: loop.call_soon_threadsafe(done, finished))
 
     async def run(self, call: Callable[[], T]) -> T:
+        """Run `call` in its turn and return what it returns."""
         return await asyncio.wrap_future(self._executor.submit(call))
 
     def close(self) -> None:

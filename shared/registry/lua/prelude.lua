@@ -1,4 +1,4 @@
--- Comes before every script, after the generated tables K (keys), NEXT (state table), TERMINAL and CANCELLABLE.
+-- Comes before every script, after the generated tables K (keys), NEXT (state table) and TERMINAL.
 -- Redis does not roll a failed script back: each script validates everything first and writes last.
 -- Times are the server's, in ms. Numbers become strings by int(): Lua's own way loses digits beyond 14.
 

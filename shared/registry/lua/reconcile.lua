@@ -54,7 +54,7 @@ for _, id in ipairs(due(K.leases)) do
     end
   else
     raise(task, 'attempt')
-    save(task, task.state, 'adopt', 'lease_owner', owner)
+    save(task, task.state, task.last, 'lease_owner', owner)
     redis.call('ZADD', K.leases, int(now + tonumber(ARGV[4])), id)
     adopted[#adopted + 1] = id
   end

@@ -1,0 +1,92 @@
+"""A real cluster, measured from outside: `butterfly up`, then requests to its gateway."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from bench.measure import Memory, Rates, memory_of
+
+START_LIMIT_S = 180.0
+ENDPOINT = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    api_url: str
+    model: str
+    data_dir: Path
+    startup_s: float
+
+    def measure(self, sequences: int, prompt: list[int], num_tokens: int) -> Rates:
+        """Rates as clients see them: the time of one token per answer is prefill, the rest of a long answer is decode."""
+        one = asyncio.run(self._answer_all(sequences, prompt, 1))
+        many = asyncio.run(self._answer_all(sequences, prompt, 1 + num_tokens))
+        return Rates(
+            prefill_tokens_per_s=sequences * len(prompt) / one,
+            decode_tokens_per_s=sequences * num_tokens / max(many - one, 1e-9),
+        )
+
+    def memory(self) -> dict[str, Memory]:
+        """Per process, by name."""
+        return {process["name"]: memory_of(process["pid"]) for process in self.status()["processes"]}
+
+    def status(self) -> dict[str, list[dict]]:
+        command = [sys.executable, "-m", "services.cli", "status", "--json", "--data-dir", str(self.data_dir)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    async def _answer_all(self, sequences: int, prompt: list[int], max_tokens: int) -> float:
+        """Seconds from the first request to the last answer."""
+        async with httpx.AsyncClient(base_url=self.api_url, timeout=120, trust_env=False) as client:
+            started = time.perf_counter()
+            await asyncio.gather(*(self._answer(client, prompt, max_tokens) for _ in range(sequences)))
+            return time.perf_counter() - started
+
+    async def _answer(self, client: httpx.AsyncClient, prompt: list[int], max_tokens: int) -> None:
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+        async with client.stream(
+            "POST", ENDPOINT, json=body | {"stream": True, "stream_options": {"include_usage": True}}
+        ) as answer:
+            answer.raise_for_status()
+            events = [line[6:] async for line in answer.aiter_lines() if line.startswith("data: ")]
+        usage = json.loads(events[-2])["usage"]
+        if events[-1] != "[DONE]" or usage["completion_tokens"] != max_tokens:
+            raise RuntimeError(f"the answer is not complete: {usage}")
+
+
+@contextmanager
+def running_cluster(*, workers: int, stages: int, base_port: int, data_dir: Path, model: Path) -> Iterator[Cluster]:
+    """`butterfly up` on a data folder that holds `model` already."""
+    models = data_dir / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    if not (models / model.name).exists():
+        os.link(model, models / model.name)
+    command = [sys.executable, "-m", "services.cli", "up", "--workers", str(workers), "--stages", str(stages)]
+    command += ["--base-port", str(base_port), "--data-dir", str(data_dir), "--model", model.stem]
+    started = time.perf_counter()
+    log = data_dir / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        _wait_until_printed(process, log, "curl")
+        yield Cluster(f"http://127.0.0.1:{base_port}", model.stem, data_dir, time.perf_counter() - started)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def _wait_until_printed(process: subprocess.Popen[bytes], log: Path, word: str) -> None:
+    limit = time.monotonic() + START_LIMIT_S
+    while word not in log.read_text():
+        if process.poll() is not None or time.monotonic() > limit:
+            raise RuntimeError(f"the cluster did not start:\n{log.read_text()[-3000:]}")
+        time.sleep(0.05)

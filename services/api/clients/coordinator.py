@@ -1,0 +1,13 @@
+"""Calls to the coordinator."""
+
+from services.api.ports import Nodes
+from shared.contracts.coordinator import NodeList, NodeView
+from shared.resilience.http_client import PeerClient
+
+
+class HttpNodes(Nodes):
+    def __init__(self, peer: PeerClient) -> None:
+        self._peer = peer
+
+    async def nodes(self) -> tuple[NodeView, ...]:
+        return tuple(sorted((await self._peer.get("/nodes", NodeList)).nodes, key=lambda node: node.node_id))

@@ -1,0 +1,49 @@
+"""Calls to the partitioner: the model catalogue and the vocabularies' files."""
+
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
+
+from services.api.ports import Catalogue
+from shared.contracts.partitioner import ModelList
+from shared.domain.errors import ButterflyError, ModelNotFound
+from shared.domain.ids import ModelId
+from shared.domain.layers import ModelInfo
+from shared.resilience.http_client import PeerClient
+
+KEPT_S = 2.0  # how long a list of models is used again
+LOOK_AGAIN_S = 0.5  # a model not in the list may have been added just now, but is not asked for more often
+
+
+class HttpCatalogue(Catalogue):
+    """Asks at most twice a second; goes on with the last list while the partitioner is away."""
+
+    def __init__(self, peer: PeerClient, *, now: Callable[[], float]) -> None:
+        self._peer = peer
+        self._now = now
+        self._models: dict[ModelId, ModelInfo] | None = None
+        self._asked_s = 0.0
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        return tuple((await self._known(KEPT_S)).values())
+
+    async def model(self, model_id: ModelId) -> ModelInfo:
+        found = (await self._known(KEPT_S)).get(model_id) or (await self._known(LOOK_AGAIN_S)).get(model_id)
+        if found is None:
+            raise ModelNotFound(f"the model {model_id[:200]!r} does not exist here; GET /v1/models lists what does")
+        return found
+
+    async def _known(self, kept_s: float) -> dict[ModelId, ModelInfo]:
+        if self._models is not None and self._now() - self._asked_s < kept_s:
+            return self._models
+        self._asked_s = self._now()
+        try:
+            answer = await self._peer.get("/models", ModelList)
+        except ButterflyError:
+            if self._models is None:
+                raise
+            return self._models
+        self._models = {model.model_id: model for model in sorted(answer.models, key=lambda each: each.model_id)}
+        return self._models
+
+    def vocabulary_file(self, model_id: ModelId) -> AsyncIterator[bytes]:
+        return self._peer.download(f"/models/{quote(model_id, safe='')}/vocabulary")

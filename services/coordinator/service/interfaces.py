@@ -1,0 +1,74 @@
+"""What the coordinator does for others: the contract of each use case."""
+
+from abc import ABC, abstractmethod
+
+from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, RegisterNode, Registered
+from shared.contracts.messages import (
+    Ack,
+    DraftTokens,
+    Heartbeat,
+    Leave,
+    LinkFault,
+    SeatReady,
+    SessionFault,
+    StageReady,
+)
+from shared.domain.ids import NodeId, TaskId
+
+FromWorker = StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave
+
+
+class MembershipInterface(ABC):
+    @abstractmethod
+    async def register(self, join_token: str, node: RegisterNode) -> Registered:
+        """Admit a node, or a new run of one: then the sessions on its earlier run recover.
+
+        Tokens given before to this node end. Raises `InvalidCredentials`, `InvalidInput` (a capability that no node
+        has), `NoCapacity` (too many nodes).
+        """
+
+    @abstractmethod
+    def nodes(self) -> NodeList:
+        """The registered nodes; one whose lease is over is not among them."""
+
+    @abstractmethod
+    def drain(self, node_id: NodeId) -> None:
+        """No new seats on this node; its running sessions go on. Idempotent. Raises `NodeNotFound`."""
+
+    @abstractmethod
+    def resume(self, node_id: NodeId) -> None:
+        """Undo `drain`. Raises `NodeNotFound`."""
+
+
+class SessionsInterface(ABC):
+    @abstractmethod
+    async def open(self, wanted: OpenSession) -> None:
+        """Begin to run a task by a plan; returns once the session has its epoch, it then goes on by itself.
+
+        The same task and attempt again: nothing more. Raises `NoCapacity` (before an epoch is taken), `InvalidPlanInput`,
+        `StaleAttempt`, `InvalidTransition`, `TaskNotFound`, `ServerDraining`, `RegistryUnavailable`, `PeerUnavailable`.
+        """
+
+    @abstractmethod
+    def cancel(self, task_id: TaskId) -> None:
+        """Free the seats of a task that the registry has cancelled. Idempotent; unknown tasks are none of ours."""
+
+    @abstractmethod
+    def state(self) -> CoordinatorState:
+        """Counts."""
+
+
+class PlacementsInterface(ABC):
+    @abstractmethod
+    async def place(self, wanted: Place) -> None:
+        """Have the plan's stages loaded; returns when every worker was told. Raises `NoCapacity`, `PeerUnavailable`."""
+
+
+class MessagesInterface(ABC):
+    @abstractmethod
+    async def handle(self, node_token: str, message: FromWorker) -> Ack:
+        """Take a worker's message. Idempotent.
+
+        Raises `NodeNotFound` (unknown token: register again), `StaleEpoch`, `Forbidden` (a seat it does not hold),
+        `ProtocolViolation`.
+        """

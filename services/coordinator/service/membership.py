@@ -1,0 +1,336 @@
+"""Who is here: registration, heartbeats, leases.
+
+Nodes are kept in memory only: after a restart of the coordinator a heartbeat is answered with `node_not_found`, and
+the worker registers again, so within a heartbeat the picture is whole again. Nothing that must be durable hangs on it.
+"""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.coordinator.domain.admission import check_capability
+from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.liveness import node_state
+from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.ports import Worker, Workers
+from services.coordinator.service.interfaces import MembershipInterface
+from shared.contracts.coordinator import NodeList, NodeView, RegisterNode, Registered, SeatView
+from shared.contracts.messages import Heartbeat, Leave, StageReady, StageRef
+from shared.domain.errors import InvalidCredentials, NoCapacity, NodeNotFound, ProtocolViolation
+from shared.domain.ids import NodeId
+from shared.domain.plan import NodeCapability
+from shared.domain.session import NodeState
+from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
+from shared.events.publisher import Publisher
+from shared.runtime.clock import Clock
+from shared.runtime.tasks import BackgroundTasks
+
+log = logging.getLogger(__name__)
+
+MAX_NODES = 10_000
+MAX_STAGES_PER_NODE = 1_024
+
+StageKey = tuple[str, int, int]
+
+
+def stage_key(ref: StageRef) -> StageKey:
+    return ref.model_root, ref.layers.start, ref.layers.end
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What a node says of a stage it loaded: nodes that agree in both compute the same bits."""
+
+    numerics_class: str
+    self_test_digest: str
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One run of one node."""
+
+    capability: NodeCapability
+    address: str
+    boot_id: str
+    token_hash: bytes
+    worker: Worker
+    heard_at_s: float
+    state: NodeState = NodeState.READY
+    is_drained: bool = False
+    """By the operator."""
+    is_stopping: bool = False
+    """By itself."""
+    is_unreachable: bool = False
+    loaded: Mapping[StageKey, StageRef] = field(default_factory=dict)
+    loading: dict[StageKey, StageRef] = field(default_factory=dict)
+    facts: dict[StageKey, StageFacts] = field(default_factory=dict)
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.capability.node_id
+
+
+class MembershipWatcher(Protocol):
+    def node_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
+        """Whatever this node held is lost."""
+
+    def nodes_changed(self) -> None:
+        """More may be possible than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a registered node is told, and by what it is admitted."""
+
+    join_token: str
+    """Empty: everybody is admitted, see `admits_all`."""
+    admits_all: bool
+    """Whether an empty join token is good enough: only where nobody but this machine can connect."""
+    heartbeat_ms: int
+    lease_ms: int
+    partitioner_url: str
+    metrics_url: str
+
+
+class Membership(MembershipInterface):
+    def __init__(
+        self,
+        *,
+        terms: Terms,
+        workers: Workers,
+        slots: SlotLedger,
+        events: Publisher,
+        clock: Clock,
+        tasks: BackgroundTasks,
+        new_token: Callable[[], str],
+    ) -> None:
+        """`new_token`: a fresh secret at each call."""
+        self._terms = terms
+        self._workers = workers
+        self._slots = slots
+        self._events = events
+        self._clock = clock
+        self._tasks = tasks
+        self._new_token = new_token
+        self._members: dict[NodeId, Member] = {}
+        self._by_token: dict[bytes, Member] = {}
+        self._watchers: list[MembershipWatcher] = []
+
+    def watch(self, watcher: MembershipWatcher) -> None:
+        self._watchers.append(watcher)
+
+    # --- for operators and other services
+
+    async def register(self, join_token: str, node: RegisterNode) -> Registered:
+        self._check_join_token(join_token)
+        check_capability(node.capability)
+        node_id = node.capability.node_id
+        before = self._members.get(node_id)
+        if before is None and len(self._members) >= MAX_NODES:
+            raise NoCapacity(f"there are {MAX_NODES} nodes already")
+        node_token, coordinator_token = self._new_token(), self._new_token()
+        member = Member(
+            capability=node.capability,
+            address=node.address,
+            boot_id=node.boot_id,
+            token_hash=_hash(node_token),
+            worker=self._workers.connect(node_id, node.address, boot_id=node.boot_id, token=coordinator_token),
+            heard_at_s=self._clock.now_s(),
+        )
+        if before is not None:
+            self._by_token.pop(before.token_hash, None)
+            member.is_drained = before.is_drained
+            if before.boot_id == node.boot_id:
+                member.loaded, member.loading, member.facts = before.loaded, before.loading, before.facts
+        self._members[node_id] = member
+        self._by_token[member.token_hash] = member
+        log.info("node_registered", extra={"node_id": node_id, "address": node.address, "boot_id": node.boot_id})
+        if before is None or before.boot_id != node.boot_id:
+            self._events.publish(NodeJoined(node_id, node.address.partition("://")[2], node.boot_id))
+        if before is not None and before.boot_id != node.boot_id:
+            self._tell_gone(node_id, FaultKind.CRASH, f"node {node_id} was started anew")
+        self._update(member)
+        self._tell_changed()
+        return Registered(
+            node_token=node_token,
+            coordinator_token=coordinator_token,
+            heartbeat_ms=self._terms.heartbeat_ms,
+            lease_ms=self._terms.lease_ms,
+            partitioner_url=self._terms.partitioner_url,
+            metrics_url=self._terms.metrics_url,
+        )
+
+    def nodes(self) -> NodeList:
+        return NodeList(nodes=tuple(self._view(member) for _, member in sorted(self._members.items())))
+
+    def drain(self, node_id: NodeId) -> None:
+        self._set_drained(node_id, is_drained=True)
+
+    def resume(self, node_id: NodeId) -> None:
+        self._set_drained(node_id, is_drained=False)
+
+    # --- for workers' messages
+
+    def authenticate(self, node_token: str) -> Member:
+        """Whose token this is. Raises `NodeNotFound`: the worker has to register (again)."""
+        member = self._by_token.get(_hash(node_token))  # a lookup by hash tells nothing by its timing
+        if member is None:
+            raise NodeNotFound("no node is registered with this token: register again")
+        return member
+
+    def heartbeat(self, member: Member, beat: Heartbeat) -> None:
+        """Renew the lease. Raises `NodeNotFound` for another run than the one registered."""
+        if beat.boot_id != member.boot_id:
+            raise NodeNotFound("this run of the node is not registered: register again")
+        if len(beat.stages) > MAX_STAGES_PER_NODE:
+            raise ProtocolViolation(f"a node holds at most {MAX_STAGES_PER_NODE} stages")
+        member.heard_at_s = self._clock.now_s()
+        member.is_stopping = beat.draining
+        member.is_unreachable = False
+        member.loaded = {stage_key(ref): ref for ref in beat.stages}
+        for key in member.loaded:
+            member.loading.pop(key, None)
+        if self._update(member):
+            self._tell_changed()
+
+    def stage_ready(self, member: Member, message: StageReady) -> None:
+        key = stage_key(message.stage_ref)
+        was_asked = member.loading.pop(key, None) is not None
+        if message.error_code is not None:
+            log.warning(
+                "stage_not_loaded",
+                extra={"node_id": member.node_id, "code": message.error_code, "error": message.error[:500]},
+            )
+            return
+        if was_asked or key in member.loaded:
+            member.loaded = {**member.loaded, key: message.stage_ref}
+            member.facts[key] = StageFacts(message.numerics_class[:256], message.self_test_digest[:256])
+
+    def leave(self, member: Member, message: Leave) -> None:
+        """Gone at once. A word of an earlier run changes nothing."""
+        if message.boot_id == member.boot_id:
+            self._remove(member, f"node {member.node_id} left")
+
+    # --- for sessions
+
+    def find(self, node_id: NodeId) -> Member | None:
+        return self._members.get(node_id)
+
+    def ready(self) -> tuple[Member, ...]:
+        """Nodes that may take new seats, in order of their ids."""
+        return tuple(member for _, member in sorted(self._members.items()) if member.state is NodeState.READY)
+
+    def loading(self, node_id: NodeId, ref: StageRef) -> None:
+        """A node was asked to hold a stage."""
+        member = self._members.get(node_id)
+        if member is not None and stage_key(ref) not in member.loaded and len(member.loading) < MAX_STAGES_PER_NODE:
+            member.loading[stage_key(ref)] = ref
+
+    def unreachable(self, node_id: NodeId) -> None:
+        """A call to this node got no answer: no new seats until it is heard of again."""
+        member = self._members.get(node_id)
+        if member is not None:
+            member.is_unreachable = True
+            self._update(member)
+
+    def sweep(self, *, overslept_s: float) -> None:
+        """End leases that are over. `overslept_s`: how late this call comes; a coordinator that missed its own timer
+        may have missed heartbeats as well, so nobody is blamed for that time."""
+        for member in list(self._members.values()):
+            member.heard_at_s += overslept_s
+            if self._state(member) is NodeState.LOST:
+                self._events.publish(NodeFailure(member.node_id, evidence="", reason="lease"))
+                self._remove(member, f"the lease of node {member.node_id} is over")
+            else:
+                self._update(member)
+
+    def counts(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for member in self._members.values():
+            counts[member.state] = counts.get(member.state, 0) + 1
+        return counts
+
+    # ---
+
+    def _check_join_token(self, given: str) -> None:
+        expected = self._terms.join_token
+        if not expected and not self._terms.admits_all:
+            raise InvalidCredentials(
+                "this coordinator can be reached from other machines and has no join token: set security.join_token"
+            )
+        if expected and not hmac.compare_digest(given.encode(), expected.encode()):
+            raise InvalidCredentials("the join token is wrong")
+
+    def _set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
+        member = self._members.get(node_id)
+        if member is None:
+            raise NodeNotFound(f"no node {node_id} is registered")
+        member.is_drained = is_drained
+        if self._update(member):
+            self._tell_changed()
+
+    def _state(self, member: Member) -> NodeState:
+        return node_state(
+            silent_s=self._clock.now_s() - member.heard_at_s,
+            lease_s=self._terms.lease_ms / 1000,
+            draining=member.is_drained or member.is_stopping,
+            unreachable=member.is_unreachable,
+        )
+
+    def _update(self, member: Member) -> bool:
+        """Whether the state is another than before."""
+        before, member.state = member.state, self._state(member)
+        if before is member.state:
+            return False
+        self._tell_state(member, before)
+        return True
+
+    def _remove(self, member: Member, reason: str) -> None:
+        if self._members.get(member.node_id) is not member:
+            return
+        del self._members[member.node_id]
+        self._by_token.pop(member.token_hash, None)
+        before, member.state = member.state, NodeState.LOST
+        self._tell_state(member, before)
+        self._tell_gone(member.node_id, FaultKind.GONE, reason)
+        self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
+
+    async def _forget(self, node_id: NodeId) -> None:
+        if node_id not in self._members:
+            await self._workers.forget(node_id)
+
+    def _tell_state(self, member: Member, before: NodeState) -> None:
+        log.info("node_state_changed", extra={"node_id": member.node_id, "from": before, "to": member.state})
+        self._events.publish(
+            NodeStateChanged(member.node_id, before, member.state, member.address.partition("://")[2])
+        )
+
+    def _tell_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
+        for watcher in self._watchers:
+            watcher.node_gone(node_id, kind, reason)
+
+    def _tell_changed(self) -> None:
+        for watcher in self._watchers:
+            watcher.nodes_changed()
+
+    def _view(self, member: Member) -> NodeView:
+        refs = sorted({**member.loaded, **member.loading}.items())
+        return NodeView(
+            node_id=member.node_id,
+            state=member.state,
+            address=member.address,
+            boot_id=member.boot_id,
+            capability=member.capability,
+            stages=tuple(
+                SeatView(model=ref.model_id, start=ref.layers.start, end=ref.layers.end, lane=0) for _, ref in refs
+            ),
+            slots_used=self._slots.used(member.node_id),
+            heartbeat_age_ms=max(0, int((self._clock.now_s() - member.heard_at_s) * 1000)),
+        )
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,108 @@
+"""Links from the stages before: who may send here, and what becomes of what they send."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from services.worker.ports import Report
+from services.worker.service.seating import Seating
+from shared.contracts.frame import Frame, FrameKind, FrameReader
+from shared.contracts.messages import LinkFault, Peer
+from shared.domain.errors import InvalidCredentials, ProtocolViolation, Unavailable
+from shared.domain.ids import NodeId
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 15.0  # three keep-alive frames lost
+ASSIGNMENT_PATIENCE_S = 5.0  # a neighbour may have its assignment before this worker has
+MAX_STRANGERS = 64
+
+Take = Callable[[NodeId, Sequence[Frame]], None]
+
+
+class IncomingLinks:
+    """Nothing is answered on a link while it is open. What must not be closes it and is reported."""
+
+    def __init__(self, *, take: Take, seating: Seating, report: Callable[[Report], None]) -> None:
+        """`take` takes in frames from a peer; it raises `ProtocolViolation`."""
+        self._take = take
+        self._seating = seating
+        self._report = report
+        self._newest: dict[NodeId, object] = {}
+        """An older link of a peer that ends is no loss."""
+        self._senders: dict[str, NodeId] = {}
+        """Link token -> the node that may use it."""
+        self._strangers: dict[str, list[asyncio.Future[NodeId]]] = {}
+
+    @property
+    def peers(self) -> Sequence[NodeId]:
+        return tuple(self._newest)
+
+    def expect(self, peer: Peer) -> None:
+        """`peer` will send to this worker, or does already."""
+        self._senders[peer.link_token] = peer.node_id
+        for waiting in self._strangers.pop(peer.link_token, ()):
+            if not waiting.done():
+                waiting.set_result(peer.node_id)
+
+    async def receive(self, token: str, chunks: AsyncIterator[bytes]) -> None:
+        """Take in a neighbour's link until it ends. `chunks` ends early when the connection breaks.
+
+        Raises `InvalidCredentials` (no assignment named this token in time), `Unavailable`, `ProtocolViolation`.
+        """
+        peer = await self._sender(token)
+        mark = self._newest[peer] = object()
+        reason: str | None = "the link ended without an end frame"
+        try:
+            async with asyncio.timeout(SILENCE_S) as limit:
+                if await self._read(peer, chunks, limit):
+                    reason = None
+        except TimeoutError:
+            reason = f"silent for {SILENCE_S:.0f} s"
+        except ProtocolViolation as error:
+            reason = error.message
+            raise
+        finally:
+            if self._newest.get(peer) is mark:
+                del self._newest[peer]
+                if reason is not None:
+                    self._lost(peer, reason)
+
+    async def _read(self, peer: NodeId, chunks: AsyncIterator[bytes], limit: asyncio.Timeout) -> bool:
+        """True when the peer ended the link with an end frame."""
+        loop = asyncio.get_running_loop()
+        reader = FrameReader()
+        async for chunk in chunks:
+            limit.reschedule(loop.time() + SILENCE_S)
+            frames = reader.feed(chunk)
+            self._take(peer, frames)
+            if any(frame.kind is FrameKind.END for frame in frames):
+                return True
+        return False
+
+    async def _sender(self, token: str) -> NodeId:
+        known = self._senders.get(token)
+        if known is not None:
+            return known
+        if sum(map(len, self._strangers.values())) >= MAX_STRANGERS:
+            raise Unavailable("too many links wait for their assignment", retry_after_s=ASSIGNMENT_PATIENCE_S)
+        waiting: asyncio.Future[NodeId] = asyncio.get_running_loop().create_future()
+        self._strangers.setdefault(token, []).append(waiting)
+        try:
+            async with asyncio.timeout(ASSIGNMENT_PATIENCE_S):
+                return await waiting
+        except TimeoutError:
+            raise InvalidCredentials("no assignment names this link") from None
+        finally:
+            if waiting in (left := self._strangers.get(token, [])):
+                left.remove(waiting)
+                if not left:
+                    del self._strangers[token]
+
+    def _lost(self, peer: NodeId, reason: str) -> None:
+        seats = [one.seat for one in self._seating if one.seat.previous == peer]
+        log.warning("link_lost", extra={"from": peer, "reason": reason, "seats": len(seats)})
+        if seats:
+            self._report(LinkFault(peer=peer, outgoing=False, reason=reason[:500]))
+        for seat in seats:
+            self._seating.free(seat)

@@ -1,0 +1,234 @@
+"""Runs one loaded stage: takes what its source has ready, calls the engine, hands the result on."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
+from services.worker.domain.seat import Seat
+from services.worker.domain.slots import compaction_move, lowest_free_slot
+from services.worker.ports import Ints, LoadedEngine, Mask, Rows
+from services.worker.service.engine_thread import EngineThread
+from shared.contracts.messages import StageRef
+from shared.domain.errors import ButterflyError, EngineFault
+from shared.domain.task import TokenRecord
+from shared.domain.token_rule import choose_token
+
+log = logging.getLogger(__name__)
+
+EngineCall = DecodeCall | PrefillCall
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    hidden: Rows | None
+    """Not the last stage: float32 [rows, n_embd], in the order of the call."""
+    records: tuple[TokenRecord | None, ...]
+    """The last stage: per seat of the call its token, None for a chunk that is not the last of its prefix."""
+    compute_s: float
+
+
+class Deliver(ABC):
+    """Where results go."""
+
+    @abstractmethod
+    def deliver(self, runner: "StageRunner", call: EngineCall, result: StepResult) -> None:
+        """Hand on what a call gave. Seats may have been freed meanwhile."""
+
+    @abstractmethod
+    def fail(self, seats: Sequence[Seat], error: BaseException) -> None:
+        """These seats cannot go on: free them and say so."""
+
+
+class StageRunner:
+    """One per loaded stage. Everything but the engine's calls happens on the event loop.
+
+    At most one call of a stage is on the engine's thread at a time, so that what arrives meanwhile is merged into
+    the next one.
+    """
+
+    def __init__(
+        self,
+        ref: StageRef,
+        loaded: LoadedEngine,
+        *,
+        n_slots: int,
+        memory_bytes: int,
+        thread: EngineThread,
+        target: Deliver,
+        on_lost: Callable[["StageRunner"], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`on_lost` hears that the engine is broken, once all seats are freed."""
+        self.ref = ref
+        self.loaded = loaded
+        self.n_slots = n_slots
+        self.memory_bytes = memory_bytes
+        """Weights and KV cache."""
+        self.is_first = ref.layers.start == 0
+        self.is_last = ref.layers.end == ref.num_layers
+        self.feeder = Feeder()
+        self.intake = Intake()
+        self.used_at_s = now()
+        self.step_told_at_s: dict[str, float] = {}
+        """When a step of each kind was last told as an event."""
+        self._turns = Turns(self.feeder if self.is_first else self.intake)
+        self._engine = loaded.engine
+        self._seats: dict[int, Seat] = {}
+        self._thread = thread
+        self._target = target
+        self._on_lost = on_lost
+        self._now = now
+        self._threads: int | None = None
+        self._is_busy = False
+        self._is_closed = False
+
+    @property
+    def seats(self) -> Iterable[Seat]:
+        return self._seats.values()
+
+    @property
+    def num_seats(self) -> int:
+        return len(self._seats)
+
+    @property
+    def num_waiting(self) -> int:
+        return self.feeder.num_waiting if self.is_first else self.intake.num_waiting
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._seats and not self._is_busy
+
+    def free_slot(self) -> int | None:
+        return lowest_free_slot(self._seats, self.n_slots)
+
+    def seat(self, seat: Seat) -> None:
+        """Give `seat` its slot, which must be free."""
+        self._seats[seat.slot] = seat
+        self.used_at_s = self._now()
+
+    def free(self, seat: Seat) -> None:
+        """Empty the seat's slot, and move the others together when gaps would slow the engine down.
+
+        Slots change here at once and in the engine in its turn: calls already given to the engine's thread were
+        built with the old slots and run before.
+        """
+        seat.live = False
+        self.feeder.forget(seat)
+        self.intake.forget(seat)
+        del self._seats[seat.slot]
+        self._thread.submit(partial(self._engine.drop, seat.slot), self._moved)
+        while move := compaction_move(self._seats):
+            source, target = move
+            self._seats[target] = moved = self._seats.pop(source)
+            moved.slot = target
+            self._thread.submit(partial(self._move, source, target), self._moved)
+        self.used_at_s = self._now()
+        self.pump()
+
+    def pump(self) -> None:
+        """Start the next call if the engine is free and something is ready."""
+        if self._is_busy or self._is_closed:
+            return
+        call = self._turns.next_call()
+        if call is None:
+            return
+        self._is_busy = True
+        self._thread.submit(self._prepare(call), partial(self._finished, call))
+
+    def close(self) -> None:
+        """No more calls; the engine is closed after the one that runs."""
+        self._is_closed = True
+        self._thread.submit(self._engine.close, self._moved)
+
+    def _prepare(self, call: EngineCall) -> Callable[[], StepResult]:
+        """Everything the engine's thread needs, taken now: what it runs later must not look at changing state."""
+        seats = call.seats
+        threads = max(seat.threads for seat in seats)
+        change_threads, self._threads = threads != self._threads, threads
+        match call:
+            case DecodeCall():
+                slots = np.array([seat.slot for seat in seats], np.int32)
+                positions = np.array(call.positions, np.int32)
+                x = np.array(call.x, np.int32 if self.is_first else np.float32)
+            case PrefillCall():
+                slots = np.full(call.num_rows, call.seat.slot, np.int32)
+                positions = np.arange(call.first, call.first + call.num_rows, dtype=np.int32)
+                x = np.asarray(call.x, np.int32 if self.is_first else np.float32)
+        return partial(self._step, call, x, slots, positions, threads if change_threads else None)
+
+    def _step(self, call: EngineCall, x: Ints | Rows, slots: Ints, positions: Ints, threads: int | None) -> StepResult:
+        """On the engine's thread."""
+        began_s = self._now()
+        if threads is not None:
+            self._engine.set_threads(threads)
+        if not self.is_last:
+            return StepResult(self._engine.forward(x, slots, positions), (), self._now() - began_s)
+        want = _wanted(call, len(x))
+        logits = self._engine.forward(x, slots, positions, want)
+        records = _sample(call, logits) if want.any() else (None,)
+        return StepResult(None, records, self._now() - began_s)
+
+    def _finished(self, call: EngineCall, future: "Future[StepResult]") -> None:
+        self._is_busy = False
+        error = future.exception()
+        if error is None:
+            rows = call.num_rows if isinstance(call, PrefillCall) else 1
+            for seat in call.seats:
+                seat.computed += rows
+                seat.waiting -= 1
+            self._target.deliver(self, call, future.result())
+        else:
+            self._failed(call, error)
+        self.pump()
+
+    def _failed(self, call: EngineCall, error: BaseException) -> None:
+        """Most errors leave the engine as it was before the call; a fault, or one nobody foresaw, does not."""
+        is_lost = isinstance(error, EngineFault) or not isinstance(error, ButterflyError)
+        seats = list(self.seats) if is_lost else [seat for seat in call.seats if seat.live]
+        log.error("step_failed", extra={"layers": str(self.ref.layers), "seats": len(seats)}, exc_info=error)
+        self._target.fail(seats, error)
+        if is_lost and not self._is_closed:
+            self._on_lost(self)
+
+    def _move(self, source: int, target: int) -> None:
+        self._engine.copy(source, target)
+        self._engine.drop(source)
+
+    def _moved(self, future: "Future[None]") -> None:
+        if error := future.exception():
+            log.error("slot_bookkeeping_failed", extra={"stage": str(self.ref.layers)}, exc_info=error)
+
+
+def _wanted(call: EngineCall, num_rows: int) -> Mask:
+    match call:
+        case DecodeCall():
+            return np.ones(num_rows, np.bool_)
+        case PrefillCall():
+            want = np.zeros(num_rows, np.bool_)
+            want[-1] = call.final
+            return want
+
+
+def _sample(call: EngineCall, logits: Rows) -> tuple[TokenRecord, ...]:
+    """The token of each seat. `logits`: float32 [seats, n_vocab]."""
+    positions = call.positions if isinstance(call, DecodeCall) else (call.first + call.num_rows - 1,)
+    records = []
+    for seat, position, row in zip(call.seats, positions, logits, strict=True):
+        tail = seat.tail
+        assert tail is not None, "seats of a last stage have a tail"  # noqa: S101
+        records.append(
+            choose_token(
+                row,
+                position=position,
+                params=tail.sampler,
+                prompt_ids=tail.prompt_ids,
+                generated_ids=tail.generated_ids,
+            )
+        )
+    return tuple(records)
