@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -32,10 +33,10 @@ def parse_json_object(content: bytes) -> dict[str, object]:
     return value
 
 
-def payload_hash(kind: str, body: dict[str, object]) -> str:
+def payload_hash(route: str, body: Mapping[str, object]) -> str:
     """Equal for equal requests, whatever the order of their keys."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    return hashlib.blake2b(kind.encode() + b"\n" + canonical, digest_size=16).hexdigest()
+    return hashlib.blake2b(route.encode() + b"\n" + canonical, digest_size=16).hexdigest()
 
 
 def _check(root: object) -> None:

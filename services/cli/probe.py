@@ -23,14 +23,18 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def outward_address() -> str:
-    """The address by which other machines most likely reach this one; loopback without a network."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chooser:
-        try:
-            chooser.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only chooses a route
-        except OSError:
-            return "127.0.0.1"
-        return str(chooser.getsockname()[0])
+def outward_address(towards: str = "192.0.2.1") -> str:
+    """The address of this machine that faces `towards`, by default the rest of the world; loopback without a network.
+
+    Nothing is sent: the kernel only chooses a route (192.0.2.1 is nobody's, RFC 5737).
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as chooser:
+            chooser.connect(address)
+            return str(chooser.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
 
 
 async def answers_ready(host: str, port: int) -> bool:

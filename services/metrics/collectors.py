@@ -2,16 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.metrics.domain.nodes import NodeRecords
-from services.metrics.domain.sketch import QuantileSketch
+from services.metrics.domain.nodes import NodeRecord, NodeRecords
+from services.metrics.domain.sketch import RELATIVE_ERROR, QuantileSketch
 from services.metrics.domain.windows import RateWindow, SketchWindow
-from shared.contracts.metrics import NodeHealth, Quantiles, SystemUtilization
+from shared.contracts.metrics import MetricsSnapshot, NodeHealth, Quantiles, Reception, SystemUtilization
 from shared.domain.errors import NodeNotFound
 from shared.events.catalogue import (
     BreakerChanged,
@@ -39,8 +39,8 @@ class MetricsCollector(ABC):
     """Takes every event and answers questions about their sum. All times are Unix seconds of this service."""
 
     @abstractmethod
-    def process_event(self, event: Event, *, source: str, at_s: float) -> None:
-        """Count one event that `source` told and that arrived at `at_s`."""
+    def process_event(self, event: Event, *, source: str, at_s: float, is_trusted: bool) -> None:
+        """Count one event that `source` told and that arrived at `at_s`; not trusted: a worker's claim."""
 
     @abstractmethod
     def task_latency(self, *, since_s: float, now_s: float) -> Quantiles:
@@ -54,18 +54,22 @@ class MetricsCollector(ABC):
         """Raises `NodeNotFound` for a node that no event named."""
 
     @abstractmethod
-    def totals(self, *, now_s: float) -> "Totals":
-        """The part of a snapshot that comes from events."""
+    def snapshot(self, reception: Reception, *, now_s: float) -> MetricsSnapshot: ...
+
+    @abstractmethod
+    def nodes(self) -> Mapping[str, NodeRecord]:
+        """Every node that events told of, by its id."""
 
     @abstractmethod
     def export_prometheus(self) -> bytes:
         """The roll-up under the specification's names, in the text exposition format."""
 
 
-class Totals:
+class _Totals:
     """Counts since the start and quantiles over the window."""
 
     def __init__(self, retention_s: int) -> None:
+        self.window_s = retention_s
         self.task_latency = SketchWindow(retention_s)
         self.partition_duration = SketchWindow(retention_s)
         self.stage_step = SketchWindow(retention_s)
@@ -80,14 +84,14 @@ class Totals:
 
 class InMemoryCollector(MetricsCollector):
     def __init__(self, *, retention_s: int) -> None:
-        self._totals = Totals(retention_s)
+        self._totals = _Totals(retention_s)
         self._nodes = NodeRecords(retention_s)
         self._tasks_rate, self._tokens_rate, self._bytes_rate = RateWindow(), RateWindow(), RateWindow()
         self._open_circuits: set[str] = set()
 
-    def process_event(self, event: Event, *, source: str, at_s: float) -> None:
+    def process_event(self, event: Event, *, source: str, at_s: float, is_trusted: bool) -> None:
         totals = self._totals
-        self._nodes.apply(event, at_s=at_s)
+        self._nodes.apply(event, at_s=at_s, is_trusted=is_trusted)
         match event:
             case TaskSubmitted():
                 totals.tasks["submitted"] += 1
@@ -137,8 +141,31 @@ class InMemoryCollector(MetricsCollector):
             step=quantiles(record.step.merged(now_s=now_s)),
         )
 
-    def totals(self, *, now_s: float) -> Totals:
-        return self._totals
+    def snapshot(self, reception: Reception, *, now_s: float) -> MetricsSnapshot:
+        totals = self._totals
+        return MetricsSnapshot(
+            time=now_s,
+            window_s=totals.window_s,
+            quantile_relative_error=RELATIVE_ERROR,
+            task_latency=quantiles(totals.task_latency.merged(now_s=now_s)),
+            partition_duration=quantiles(totals.partition_duration.merged(now_s=now_s)),
+            stage_step=quantiles(totals.stage_step.merged(now_s=now_s)),
+            recovery=quantiles(totals.recovery.merged(now_s=now_s)),
+            tasks_submitted=totals.tasks["submitted"],
+            tasks_completed=totals.tasks["completed"],
+            tasks_failed=totals.tasks["failed"],
+            tasks_cancelled=totals.tasks["cancelled"],
+            tokens_committed=totals.tokens_committed,
+            consensus_rounds_avg=(
+                totals.consensus_rounds / totals.consensus_reached if totals.consensus_reached else None
+            ),
+            bytes_transferred=dict(totals.bytes_by_link),
+            node_failures=totals.node_failures,
+            reception=reception,
+        )
+
+    def nodes(self) -> Mapping[str, NodeRecord]:
+        return self._nodes.all()
 
     def export_prometheus(self) -> bytes:
         registry = CollectorRegistry()
@@ -187,8 +214,8 @@ class PrometheusCollector(InMemoryCollector):
         self._registry = CollectorRegistry()
         self._series = LocalMetrics(self._registry)
 
-    def process_event(self, event: Event, *, source: str, at_s: float) -> None:
-        super().process_event(event, source=source, at_s=at_s)
+    def process_event(self, event: Event, *, source: str, at_s: float, is_trusted: bool) -> None:
+        super().process_event(event, source=source, at_s=at_s, is_trusted=is_trusted)
         if isinstance(event, self._ROLLED_UP):
             self._series.publish(event)
 
@@ -197,7 +224,7 @@ class PrometheusCollector(InMemoryCollector):
 
 
 class _Exported(Collector):
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: _Totals) -> None:
         self._totals = totals
 
     def collect(self) -> Iterable[Metric]:

@@ -21,6 +21,7 @@ from shared.contracts.messages import (
     StageReady,
     StageRef,
 )
+from shared.contracts.partitioner import StageFileInfo
 
 Ints = NDArray[np.int32]
 Rows = NDArray[np.float32]
@@ -36,13 +37,25 @@ class StageFile:
     size_bytes: int
 
 
+class StageSource(ABC):
+    """Where stage files come from."""
+
+    @abstractmethod
+    async def info(self, ref: StageRef) -> StageFileInfo:
+        """Size and digest of a stage's file. Raises `ModelNotFound`, `UnsupportedModel`, `Unavailable`."""
+
+    @abstractmethod
+    def download(self, ref: StageRef, *, start: int) -> AsyncIterator[bytes]:
+        """The file's bytes from `start` on. Raises `PeerUnavailable` when they stop coming."""
+
+
 class StageFiles(ABC):
     @abstractmethod
     async def fetch(self, ref: StageRef) -> StageFile:
         """The file of a stage, here and with the right digest. Calls may overlap.
 
-        Raises `Unavailable` (try again later), `ModelNotFound`, `BadModelFile` (the bytes are not what they should
-        be), `OutOfMemory` (no room on the disk).
+        Raises `Unavailable` (try again later), `ModelNotFound`, `UnsupportedModel`, `BadModelFile` (the bytes are not
+        what they should be).
         """
 
 

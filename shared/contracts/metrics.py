@@ -55,6 +55,22 @@ class Quantiles(BaseModel):
     p99_ms: float | None
 
 
+class Reception(BaseModel):
+    """How the events themselves fare."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    events_received: dict[str, int]
+    """Per type."""
+    events_refused: int
+    """Not in the catalogue, breaking its bounds, or told by one who may not."""
+    events_dropped: int
+    """Lost before they came here, as their sources count."""
+    subscribers: int
+    batch_age_s: float | None
+    """How long the oldest event of the latest batch had waited, by its source's clock; None before the first."""
+
+
 class MetricsSnapshot(BaseModel):
     """What the events since the start of the metrics service add up to. Events are lossy: so is this."""
 
@@ -79,13 +95,7 @@ class MetricsSnapshot(BaseModel):
     bytes_transferred: dict[str, int]
     """Per kind of link."""
     node_failures: int
-    events_received: dict[str, int]
-    """Per type."""
-    events_refused: int
-    """Not in the catalogue, breaking its bounds, or told by one who may not."""
-    events_dropped: int
-    """Lost before they came here, as their sources count."""
-    subscribers: int
+    reception: Reception
 
 
 class SystemUtilization(BaseModel):

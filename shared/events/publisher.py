@@ -88,6 +88,18 @@ class HttpPublisher(Publisher):
         while self._waiting:
             await self._send_batch()
 
+    def next_batch(self) -> EventBatch:
+        """Takes out what is sent next; empty when nothing waits."""
+        envelopes: list[EventEnvelope] = []
+        while self._waiting and len(envelopes) < MAX_BATCH_EVENTS:
+            at_s, event = self._waiting.popleft()
+            self._sent += 1
+            event_id = f"{self._boot_id}-{self._sent}"
+            envelopes.append(envelope_of(event, event_id=event_id, at_s=at_s, source=self._source))
+        return EventBatch(
+            source=self._source, address=self._address, dropped_total=self.dropped, events=tuple(envelopes)
+        )
+
     async def _announce(self) -> None:
         while True:
             self._wake.set()
@@ -103,28 +115,23 @@ class HttpPublisher(Publisher):
             await self.flush()
 
     async def _send_batch(self) -> None:
-        events = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH_EVENTS))]
-        batch = EventBatch(
-            source=self._source,
-            address=self._address,
-            dropped_total=self.dropped,
-            events=tuple(self._envelope(at_s, event) for at_s, event in events),
-        )
+        batch = self.next_batch()
         try:
             await self._client.post("/events", batch, Ack, timeout_s=SEND_TIMEOUT_S)
-        except ButterflyError:  # its reason shows at the peer's breaker and in the count of drops
-            self.dropped += len(events)
+        except ButterflyError:  # the reason shows at the peer's breaker and in the count of drops
+            self.dropped += len(batch.events)
 
-    def _envelope(self, at_s: float, event: Event) -> EventEnvelope:
-        self._sent += 1
-        return EventEnvelope(
-            id=f"{self._boot_id}-{self._sent}",
-            time=at_s,
-            type=type(event).__name__,
-            source=self._source,
-            subject=subject_of(event)[:MAX_TEXT],
-            data={name: _bounded(value) for name, value in dataclasses.asdict(event).items()},
-        )
+
+def envelope_of(event: Event, *, event_id: str, at_s: float, source: str) -> EventEnvelope:
+    """`event` as it travels. `at_s`: when it happened, Unix seconds."""
+    return EventEnvelope(
+        id=event_id,
+        time=at_s,
+        type=type(event).__name__,
+        source=source,
+        subject=subject_of(event)[:MAX_TEXT],
+        data={name: _bounded(value) for name, value in dataclasses.asdict(event).items()},
+    )
 
 
 def _bounded(value: EventValue) -> EventValue:

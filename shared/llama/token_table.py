@@ -4,15 +4,13 @@ The table is u32 count, then per id in order u16 length and that many bytes, lit
 are empty: they are no part of the text. The rules are those of llama.cpp's `llama_token_to_piece`.
 """
 
-import struct
 from collections.abc import Iterable
 from enum import IntEnum
 
-from shared.domain.errors import BadModelFile, ProtocolViolation, UnsupportedModel
+from shared.domain.errors import BadModelFile, UnsupportedModel
 from shared.llama.cutting import ModelFile
 
 _MAX_PIECE_BYTES = 65_535
-_MAX_TOKENS = 1 << 24
 
 
 class _TokenType(IntEnum):
@@ -46,10 +44,10 @@ def token_bytes(model: ModelFile) -> bytes:
     if len(types) != model.n_vocab:
         raise BadModelFile(f"{model.path.name}: {len(types)} token types for {model.n_vocab} tokens")
     texts = model.gguf.strings("tokenizer.ggml.tokens")
-    return encode_table(decode(text, token_type) for text, token_type in zip(texts, types, strict=True))
+    return _encoded(decode(text, token_type) for text, token_type in zip(texts, types, strict=True))
 
 
-def encode_table(pieces: Iterable[bytes]) -> bytes:
+def _encoded(pieces: Iterable[bytes]) -> bytes:
     body = bytearray(4)
     count = 0
     for piece in pieces:
@@ -59,23 +57,6 @@ def encode_table(pieces: Iterable[bytes]) -> bytes:
         count += 1
     body[:4] = count.to_bytes(4, "little")
     return bytes(body)
-
-
-def decode_table(data: bytes) -> tuple[bytes, ...]:
-    """Bytes per token id. Raises `ProtocolViolation` when `data` is no whole table."""
-    if len(data) < 4:
-        raise ProtocolViolation("a token table begins with its count")
-    (count,) = struct.unpack_from("<I", data)
-    if count > _MAX_TOKENS or count * 2 > len(data) - 4:
-        raise ProtocolViolation(f"a token table of {len(data)} bytes claims {count} tokens")
-    pieces, at = [], 4
-    for _ in range(count):
-        stop = at + 2 + int.from_bytes(data[at : at + 2], "little")
-        pieces.append(data[at + 2 : stop])
-        at = stop
-    if at != len(data):
-        raise ProtocolViolation(f"a token table of {len(data)} bytes should have {at}")
-    return tuple(pieces)
 
 
 def _byte_level(text: bytes, token_type: int) -> bytes:

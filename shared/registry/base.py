@@ -42,6 +42,18 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of a submitted task."""
+
+    task_id: TaskId
+    state: TaskState
+    created: bool
+    """False: an idempotency key led to a task that was there already."""
+    queue_size: int
+    """Tasks waiting, in all groups."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A task taken from the queue, and the fence its taker writes with."""
 
@@ -123,13 +135,13 @@ class TaskRegistry(ABC):
         max_queue_size: int,
         max_queued_per_owner: int,
         rank: int | None = None,
-    ) -> tuple[TaskId, TaskState, bool]:
-        """Store and queue a task: (id, state, created). Durable when it returns.
+    ) -> Submission:
+        """Store and queue a task. Durable when it returns.
 
         The queue is ordered by `rank` (0 to 100, higher first; None: the task's priority), then by arrival.
         `max_queue_size` bounds the queued tasks of all groups, `max_queued_per_owner` the owner's unfinished ones.
-        An idempotency key (scoped to the owner, kept 24 h) seen before gives the earlier task, `created` False; with
-        another payload hash it raises `IdempotencyKeyReused`. Raises `QueueFull`, `QuotaExceeded`.
+        An idempotency key (scoped to the owner, kept 24 h) seen before gives the earlier task; with another
+        payload hash it raises `IdempotencyKeyReused`. Raises `QueueFull`, `QuotaExceeded`.
         """
 
     @abstractmethod
@@ -163,7 +175,7 @@ class TaskRegistry(ABC):
         The writer gives its own fence: the scheduler `attempt`, the coordinator `epoch`.
 
         Raises `StaleAttempt`, `StaleEpoch`, `InvalidTransition`. Applying an event again that led to the present state
-        with the same fence is a no-op. `Requeue` from Coordinating raises the epoch: the session given up is fenced.
+        with the same fence is a no-op. `Requeue` raises the epoch of a task that had a session: that one is fenced.
         Terminal events write the `end` entry, free the lease and start the result's time to live.
         """
 

@@ -34,6 +34,7 @@ from shared.registry.base import (
     QueueView,
     Reconciled,
     StreamEntry,
+    Submission,
     TaskPage,
     TaskRecord,
     TaskRegistry,
@@ -87,7 +88,7 @@ class RedisTaskRegistry(TaskRegistry):
         max_queue_size: int,
         max_queued_per_owner: int,
         rank: int | None = None,
-    ) -> tuple[TaskId, TaskState, bool]:
+    ) -> Submission:
         code, *rest = await self._run(
             "submit",
             task.task_id,
@@ -107,7 +108,8 @@ class RedisTaskRegistry(TaskRegistry):
         )
         match code:
             case b"ok":
-                return TaskId(rest[0].decode()), TaskState(rest[1].decode()), bool(rest[2])
+                task_id, state, created, queue_size = rest
+                return Submission(TaskId(task_id.decode()), TaskState(state.decode()), bool(created), queue_size)
             case b"queue_full":
                 raise QueueFull(f"{max_queue_size} tasks are waiting already", retry_after_s=1.0)
             case b"quota_exceeded":

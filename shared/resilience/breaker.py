@@ -165,7 +165,7 @@ class CircuitBreakers:
 
     async def state(self, operation: str) -> BreakerState:
         breaker = await self._factory.get_breaker(operation)
-        return cast(BreakerState, breaker.context.state)
+        return breaker.context.state
 
     def reset(self) -> None:
         """The peer is a new one (another incarnation): forget what the old one did."""
@@ -189,7 +189,7 @@ class CircuitBreakers:
         return context
 
     async def _changed(self, event: ContextChanged, _: AsyncAbstractUnitOfWork) -> None:
-        tell(self._on_change, BreakerChange(self._peer, event.name, cast(BreakerState, event.state)))
+        tell(self._on_change, BreakerChange(self._peer, event.name, event.state))
 
     async def _tell_changes(self, factory: AsyncCircuitBreakerFactory, context: _Context) -> None:
         while context.messages:

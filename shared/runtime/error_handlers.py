@@ -42,7 +42,7 @@ def install_error_handlers(app: FastAPI, render: RenderError) -> None:
 
 
 def invalid_request(error: RequestValidationError, request: Request) -> ButterflyError:
-    """`InvalidJson`, `UnsupportedMediaType`, or `ValidationFailed` with the path and message of each field, without its value."""
+    """`InvalidJson`, `UnsupportedMediaType`, or `ValidationFailed` naming each field, but not its value."""
     details = error.errors()
     if any(detail["type"] == "json_invalid" for detail in details):
         return InvalidJson("the body is not valid JSON")
@@ -52,9 +52,7 @@ def invalid_request(error: RequestValidationError, request: Request) -> Butterfl
     fields = tuple(
         FieldError(path=_path(detail["loc"]), message=str(detail["msg"])) for detail in details[:MAX_FIELD_ERRORS]
     )
-    failed = ValidationFailed(
-        "; ".join(f"{field.path}: {field.message}" for field in fields[:3]), param=fields[0].path
-    )
+    failed = ValidationFailed("; ".join(f"{field.path}: {field.message}" for field in fields[:3]), param=fields[0].path)
     failed.errors = fields
     return failed
 

@@ -29,6 +29,7 @@ from shared.registry.base import (
     QueueView,
     Reconciled,
     StreamEntry,
+    Submission,
     TaskPage,
     TaskRecord,
     TaskRegistry,
@@ -82,15 +83,15 @@ class MemoryTaskRegistry(TaskRegistry):
         max_queue_size: int,
         max_queued_per_owner: int,
         rank: int | None = None,
-    ) -> tuple[TaskId, TaskState, bool]:
+    ) -> Submission:
         if task.task_id in self._entries:
-            return task.task_id, self._entries[task.task_id].record.state, True
+            return self._submission(task.task_id, created=True)
         if idempotency_key:
             earlier = self._idempotency.get((task.owner, idempotency_key))
             if earlier is not None:
                 if earlier[1] != payload_hash:
                     raise IdempotencyKeyReused("this idempotency key came with another request before")
-                return earlier[0], self._entries[earlier[0]].record.state, False
+                return self._submission(earlier[0], created=False)
         unfinished = [entry for entry in self._entries.values() if entry.unfinished]
         if sum(entry.record.state is TaskState.QUEUED for entry in unfinished) >= max_queue_size:
             raise QueueFull(f"{max_queue_size} tasks are waiting already", retry_after_s=1.0)
@@ -106,7 +107,7 @@ class MemoryTaskRegistry(TaskRegistry):
         self._tell_state(entry, TaskState.SUBMITTED)
         self._wake.set()
         await self._announce()
-        return task.task_id, TaskState.QUEUED, True
+        return self._submission(task.task_id, created=True)
 
     async def groups(self) -> tuple[ModelId, ...]:
         return tuple(sorted({entry.record.task.model_id for entry in self._queued()}))
@@ -179,7 +180,7 @@ class MemoryTaskRegistry(TaskRegistry):
         return epoch, entry.record, tuple(entry.tokens)
 
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
-        counts = []
+        counts: list[int | None] = []
         for commit in commits:
             entry = self._entries.get(commit.task_id)
             if entry is None or self._fenced(entry, commit.epoch):
@@ -338,6 +339,9 @@ class MemoryTaskRegistry(TaskRegistry):
     async def ping(self) -> None:
         return
 
+    def _submission(self, task_id: TaskId, *, created: bool) -> Submission:
+        return Submission(task_id, self._entries[task_id].record.state, created, len(self._queued()))
+
     def _fresh_record(self, task: InferenceTask) -> TaskRecord:
         now = self._now()
         return TaskRecord(
@@ -383,7 +387,7 @@ class MemoryTaskRegistry(TaskRegistry):
         self._tell_state(entry, before.state)
 
     def _requeue(self, entry: _Entry) -> None:
-        session_given_up = entry.record.state is TaskState.COORDINATING
+        session_given_up = entry.record.epoch > 0
         entry.record = replace(entry.record, epoch=Epoch(entry.record.epoch + session_given_up), plan_id=None)
         entry.lease_owner = ""
         self._move(entry, TaskEvent.REQUEUE)

@@ -8,10 +8,11 @@ from services.api.domain.answer_text import AnswerPart, AnswerToken
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.task import FinishReason, TaskKind, Verification
+from shared.domain.token_rule import RULE_VERSION
 
 Json = dict[str, object]
 
-SAMPLER_VERSION = "1"  # rises when equal seeds stop giving equal tokens
+PROFILE = "exact"  # the numerics that every engine here has: equal input gives equal bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,9 @@ class Usage:
         }
 
 
-def system_fingerprint(model_root: str, profile: str) -> str:
+def system_fingerprint(model_root: str) -> str:
     """Equal fingerprint, seed and parameters give equal tokens; the cut into stages changes nothing (exact profile)."""
-    digest = hashlib.blake2b("|".join((model_root, profile, SAMPLER_VERSION)).encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{model_root}|{PROFILE}|{RULE_VERSION}".encode(), digest_size=8)
     return f"bf_{digest.hexdigest()}"
 
 

@@ -8,6 +8,9 @@ from services.cli.domain.cluster import Kind, Seat, port_of
 CONTROL_SECRETS = frozenset({"REDIS_URL", "BUTTERFLY_REDIS__URL", "BUTTERFLY_SECURITY__SERVICE_TOKEN"})
 """Variables that no worker may see."""
 
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not bound to
+"""Addresses to listen on that are no addresses to call."""
+
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The control services compute nothing that deserves a thread per core."""
 

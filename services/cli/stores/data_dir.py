@@ -21,7 +21,6 @@ class Secrets(BaseModel):
 
     service_token: str
     join_token: str
-    cluster_secret: str
 
 
 class ProcessStatus(BaseModel):
@@ -41,6 +40,8 @@ class ClusterStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
+    host: str
+    """Where its processes are reached."""
     api_url: str
     partitioner_url: str
     model: str
@@ -56,6 +57,7 @@ class DataDir:
         self._secrets = self.path / "secrets.json"
         self._status = self.path / "status.json"
         self._lock = self.path / "up.lock"
+        self._alive = self.path / "up.alive"
 
     def worker(self, index: int) -> Path:
         return self.path / "workers" / str(index)
@@ -70,27 +72,26 @@ class DataDir:
 
     def lock(self) -> "FolderLock":
         """The right to run a cluster here. Raises `InvalidInput` when another process has it."""
-        return FolderLock(self._lock)
+        return FolderLock(self._lock, self._alive)
 
     def in_use(self) -> bool:
-        """Whether a `butterfly up` runs in this folder: it holds the lock for as long as it lives."""
-        if not self._lock.exists():
+        """Whether a `butterfly up` runs in this folder."""
+        if not self._alive.exists():
             return False
+        fd = os.open(self._alive, os.O_RDONLY)
         try:
-            with FolderLock(self._lock):
-                return False
-        except InvalidInput:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        finally:
+            os.close(fd)
+        return False
 
     def secrets(self) -> Secrets:
         """This folder's secrets, made when it has none."""
         known = self.known_secrets()
         if known is None:
-            known = Secrets(
-                service_token=secrets.token_urlsafe(32),
-                join_token=secrets.token_urlsafe(32),
-                cluster_secret=secrets.token_urlsafe(32),
-            )
+            known = Secrets(service_token=secrets.token_urlsafe(32), join_token=secrets.token_urlsafe(32))
             write_atomically(self._secrets, known.model_dump_json(indent=2), mode=0o600)
         return known
 
@@ -120,36 +121,30 @@ class DataDir:
         """What an earlier run left behind is not this run's status."""
         self._status.unlink(missing_ok=True)
 
-    def redis_kind(self, wanted: str) -> None:
-        """Claim the Redis folder for this kind of server: one kind cannot read what another has written.
-
-        Raises `InvalidInput` when it belongs to another kind.
-        """
-        mark = self.redis / "KIND"
-        if not mark.exists():
-            write_atomically(mark, wanted)
-        elif (found := mark.read_text().strip()) != wanted:
-            raise InvalidInput(
-                f"{self.redis} was written by {found}, and {wanted} was found on this machine: "
-                f"install {found}, or remove that folder (it holds the tasks), or set redis.url"
-            )
-
 
 class FolderLock:
-    """Held until `release` or the end of the process, however it ends."""
+    """Held until `release` or the end of the process, however it ends.
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    Two files: for the first only runs compete, so that a refusal is never wrong; the second is also tried, for an
+    instant, by those who ask whether somebody runs.
+    """
+
+    def __init__(self, lock: Path, alive: Path) -> None:
+        self._fds = [os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)]
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._fd)
+            self.release()
             raise InvalidInput(
-                f"another `butterfly up` runs in {path.parent}: stop it, or take another --data-dir"
+                f"another `butterfly up` runs in {lock.parent}: stop it, or take another --data-dir"
             ) from None
+        self._fds.append(os.open(alive, os.O_RDWR | os.O_CREAT, 0o600))
+        fcntl.flock(self._fds[1], fcntl.LOCK_EX)
 
     def release(self) -> None:
-        os.close(self._fd)
+        for fd in reversed(self._fds):
+            os.close(fd)
+        self._fds.clear()
 
     def __enter__(self) -> Self:
         return self

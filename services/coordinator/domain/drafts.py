@@ -43,4 +43,6 @@ def _check(record: TokenRecord, *, n_vocab: int, num_logprobs: int | None) -> No
     if not all(math.isfinite(number) for number in numbers):
         raise ProtocolViolation("a draft holds a logit that is not finite")
     if len(record.top_logprobs) > (num_logprobs or 0):
-        raise ProtocolViolation(f"a draft holds {len(record.top_logprobs)} alternatives, asked were {num_logprobs or 0}")
+        raise ProtocolViolation(
+            f"a draft holds {len(record.top_logprobs)} alternatives, asked were {num_logprobs or 0}"
+        )

@@ -61,7 +61,5 @@ def verdict(faults: Sequence[Fault]) -> GiveUp | None:
             f" ({crashes[-1].reason})",
         )
     if len(faults) > MAX_REASSIGNMENTS:
-        return GiveUp(
-            GENERATION_FAILED, f"reassigned {MAX_REASSIGNMENTS} times, and lost again: {faults[-1].reason}"
-        )
+        return GiveUp(GENERATION_FAILED, f"reassigned {MAX_REASSIGNMENTS} times, and lost again: {faults[-1].reason}")
     return None

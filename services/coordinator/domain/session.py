@@ -18,6 +18,9 @@ from shared.domain.plan import Partition, PartitionPlan
 from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask, TokenRecord
 
+NO_EPOCH = Epoch(0)
+"""Below every epoch that the registry gives."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -39,7 +42,7 @@ class Session:
         *,
         now_s: float,
         phase: SessionPhase = SessionPhase.ASSIGNING,
-        epoch: Epoch = Epoch(0),  # noqa: B008  a number
+        epoch: Epoch = NO_EPOCH,
         on_change: Callable[[], None],
         on_phase: Callable[[SessionPhase, SessionPhase], None],
     ) -> None:
@@ -63,7 +66,8 @@ class Session:
         self.cancelled = False
         self.expired = False
         self.progress_at_s = now_s
-        self.lost_at_s = now_s
+        self.lost_at_s = now_s if phase is SessionPhase.RECOVERING else None
+        """Since when it has been recovering; None once it goes on."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
         self._rows_seen: dict[NodeId, int] = {}
         self._on_change, self._on_phase = on_change, on_phase
@@ -204,7 +208,7 @@ class Session:
         if not self.is_running or self.ending is not None:
             return
         self.faults.append(Fault(kind, reason, len(self.records), suspect))
-        self.lost_at_s = now_s
+        self.lost_at_s = now_s if self.lost_at_s is None else self.lost_at_s
         self.move(SessionEvent.LOSE)
 
     def cancel(self) -> None:

@@ -56,9 +56,7 @@ class Committer:
             return
         self._settle(sessions, commits, results)
 
-    def _settle(
-        self, sessions: Sequence[Session], commits: Sequence[Commit], results: Sequence[int | None]
-    ) -> None:
+    def _settle(self, sessions: Sequence[Session], commits: Sequence[Commit], results: Sequence[int | None]) -> None:
         for session, commit, num_committed in zip(sessions, commits, results, strict=True):
             session.committed(commit.epoch, num_committed)
             if num_committed is not None and num_committed > commit.first_index:

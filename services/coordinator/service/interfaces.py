@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, RegisterNode, Registered
+from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, Registered, RegisterNode
 from shared.contracts.messages import (
     Ack,
     DraftTokens,
@@ -45,8 +45,9 @@ class SessionsInterface(ABC):
     async def open(self, wanted: OpenSession) -> None:
         """Begin to run a task by a plan; returns once the session has its epoch, it then goes on by itself.
 
-        The same task and attempt again: nothing more. Raises `NoCapacity` (before an epoch is taken), `InvalidPlanInput`,
-        `StaleAttempt`, `InvalidTransition`, `TaskNotFound`, `ServerDraining`, `RegistryUnavailable`, `PeerUnavailable`.
+        The same task and attempt again: nothing more. Raises `NoCapacity` (before an epoch is taken),
+        `InvalidPlanInput`, `StaleAttempt`, `InvalidTransition`, `TaskNotFound`, `ServerDraining`,
+        `RegistryUnavailable`, `PeerUnavailable` (the partitioner).
         """
 
     @abstractmethod

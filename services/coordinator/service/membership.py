@@ -17,7 +17,7 @@ from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import Worker, Workers
 from services.coordinator.service.interfaces import MembershipInterface
-from shared.contracts.coordinator import NodeList, NodeView, RegisterNode, Registered, SeatView
+from shared.contracts.coordinator import NodeList, NodeView, Registered, RegisterNode, SeatView
 from shared.contracts.messages import Heartbeat, Leave, StageReady, StageRef
 from shared.domain.errors import InvalidCredentials, NoCapacity, NodeNotFound, ProtocolViolation
 from shared.domain.ids import NodeId
@@ -296,7 +296,7 @@ class Membership(MembershipInterface):
         before, member.state = member.state, NodeState.LOST
         self._tell_state(member, before)
         self._tell_gone(member.node_id, FaultKind.GONE, reason)
-        self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
+        _ = self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
 
     async def _forget(self, node_id: NodeId) -> None:
         if node_id not in self._members:
@@ -304,9 +304,7 @@ class Membership(MembershipInterface):
 
     def _tell_state(self, member: Member, before: NodeState) -> None:
         log.info("node_state_changed", extra={"node_id": member.node_id, "from": before, "to": member.state})
-        self._events.publish(
-            NodeStateChanged(member.node_id, before, member.state, member.address.partition("://")[2])
-        )
+        self._events.publish(NodeStateChanged(member.node_id, before, member.state, member.address.partition("://")[2]))
 
     def _tell_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
         for watcher in self._watchers:

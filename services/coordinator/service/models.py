@@ -1,10 +1,15 @@
 """Facts about models, asked once: they are bound to the model's root digest and never change."""
 
+from typing import TypeVar
+
 from services.coordinator.domain.token_table import TokenTable
 from services.coordinator.ports import Partitioner
 from shared.domain.errors import InvalidPlanInput, ProtocolViolation
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_MODELS = 64  # a token table takes about 1 MB
 
@@ -39,7 +44,7 @@ class Models:
         return table
 
 
-def _keep[K, V](kept: dict[K, V], key: K, value: V) -> None:
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
     if key not in kept and len(kept) >= MAX_MODELS:
         del kept[next(iter(kept))]
     kept[key] = value

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from services.coordinator.domain.faults import GENERATION_FAILED, FaultKind, kind_of_refusal, verdict
-from services.coordinator.domain.session import Session, Subject
+from services.coordinator.domain.session import NO_EPOCH, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import Partitioner
-from services.coordinator.service.assigning import assignments, stage_ref
+from services.coordinator.service.assigning import assignments
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Member, Membership
 from shared.contracts.messages import SessionStart, SessionStop, WorkAssignment
@@ -20,11 +20,11 @@ from shared.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     Fenced,
-    InvalidPlanInput,
+    NoCapacity,
+    NoSlotSpace,
     NotFound,
     PeerUnavailable,
     RegistryUnavailable,
-    Unavailable,
 )
 from shared.domain.ids import Attempt, Epoch, NodeId
 from shared.domain.plan import PartitionPlan
@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REGISTRY_RETRY_S = 0.25
+SLOT_RETRY_S = 0.2
 MAX_ERROR_CHARACTERS = 500
+ADOPTED = "adopted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,15 @@ class Parts:
     """Of this run of the coordinator: later runs make new links."""
 
 
-class _Lost(Exception):  # noqa: N818  no error: the session goes on elsewhere
-    """A seat is lost; the session recovers."""
+class _Lost(Exception):
+    """No error: a seat is lost, the session recovers."""
 
 
-class _Over(Exception):  # noqa: N818  no error
-    """The task is not ours any more: cancelled, ended or taken over."""
+class _Over(Exception):
+    """No error: the task is not ours any more, but cancelled, ended or taken over."""
 
 
-class _Failed(Exception):  # noqa: N818
+class _Failed(Exception):
     """The task cannot be saved."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -89,8 +91,9 @@ class SessionRun:
         subject: Subject,
         *,
         phase: SessionPhase = SessionPhase.ASSIGNING,
-        epoch: Epoch,
+        epoch: Epoch = NO_EPOCH,
     ) -> None:
+        """An adopted session begins RECOVERING, with the epoch that the registry has."""
         self._parts = parts
         self._wake = asyncio.Event()
         self.session = Session(
@@ -126,7 +129,7 @@ class SessionRun:
         parts.events.publish(SessionOpened(session.task.task_id, epoch, len(seats)))
 
     async def run(self) -> None:
-        """Bring the session to its end. Cancelled (the coordinator stops): it stays in the registry for the next one."""
+        """Bring the session to its end. Cancelled, when the coordinator stops: it stays in the registry."""
         try:
             await self._to_the_end()
         except _Over:
@@ -199,12 +202,17 @@ class SessionRun:
         self._parts.members.loading(member.node_id, order.stage_ref)
         try:
             is_ready = await member.worker.assign(order)
+        except (NoCapacity, NoSlotSpace):
+            # A session that has just ended here still holds the slot there. Not for ever: this wait shows no progress.
+            await self._parts.clock.sleep(SLOT_RETRY_S)
+            if session.epoch == order.epoch and session.is_running:
+                await self._assign_seat(order)
         except ButterflyError as error:
             if session.epoch == order.epoch:
                 self._refused(member, error)
-            return
-        if is_ready and session.epoch == order.epoch and session.is_running:
-            session.seat_ready(member.node_id, order.epoch, order.stage, now_s=self._parts.clock.now_s())
+        else:
+            if is_ready and session.epoch == order.epoch and session.is_running:
+                session.seat_ready(member.node_id, order.epoch, order.stage, now_s=self._parts.clock.now_s())
 
     def _refused(self, member: Member, error: ButterflyError) -> None:
         self.session.excluded.add((member.node_id, member.boot_id))
@@ -301,7 +309,7 @@ class SessionRun:
                 await self._persist(lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
             except ContextLengthExceeded as error:
                 raise _Failed(error.code, error.message) from None
-            except (Unavailable, InvalidPlanInput) as error:
+            except ButterflyError as error:
                 log.info("no_new_plan", extra={"task_id": session.task.task_id, "reason": error.message})
                 continue
             return True
@@ -396,17 +404,9 @@ class SessionRun:
 
     def _tell_recovered(self) -> None:
         session = self.session
-        if session.faults:
-            duration_ms = (self._parts.clock.now_s() - session.lost_at_s) * 1000
-            reason = session.faults[-1].kind
-            self._parts.events.publish(
-                SessionReassigned(session.task.task_id, session.epoch, reason, duration_ms)
-            )
-
-
-def refs_of(session: Session) -> tuple[tuple[int, str, int, int], ...]:
-    """(stage, model root, start, end) of the session's seats."""
-    if session.plan is None:
-        return ()
-    refs = [(seat.stage, stage_ref(session.plan, seat)) for seat in session.seats]
-    return tuple((stage, ref.model_root, ref.layers.start, ref.layers.end) for stage, ref in refs)
+        if session.lost_at_s is None:
+            return
+        duration_ms = (self._parts.clock.now_s() - session.lost_at_s) * 1000
+        session.lost_at_s = None
+        reason = session.faults[-1].kind if session.faults else ADOPTED
+        self._parts.events.publish(SessionReassigned(session.task.task_id, session.epoch, reason, duration_ms))

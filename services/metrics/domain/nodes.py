@@ -31,8 +31,13 @@ class NodeRecords:
     def all(self) -> dict[str, NodeRecord]:
         return dict(self._nodes)
 
-    def apply(self, event: Event, *, at_s: float) -> None:
-        """Take note of an event about a node; others change nothing."""
+    def apply(self, event: Event, *, at_s: float, is_trusted: bool) -> None:
+        """Take note of an event about a node; others change nothing.
+
+        A claim (not trusted) adds to a known node only: made-up ids must not push real nodes out.
+        """
+        if not is_trusted and getattr(event, "node_id", None) not in self._nodes:
+            return
         match event:
             case NodeJoined(node_id=node_id, address=address):
                 record = self._record(node_id, at_s)

@@ -26,9 +26,7 @@ class Announcements:
         return sorted(key for key, seen_s in self._seen.items() if now_s - seen_s <= ANNOUNCED_FOR_S)
 
 
-def scrape_targets(
-    services: Iterable[tuple[str, str]], nodes: Iterable[tuple[str, NodeRecord]]
-) -> list[ScrapeTarget]:
+def scrape_targets(services: Iterable[tuple[str, str]], nodes: Iterable[tuple[str, NodeRecord]]) -> list[ScrapeTarget]:
     """One entry per process; an address that a service announced is not listed again for a node."""
     targets = {address: ScrapeTarget(targets=(address,), labels={"service": name}) for name, address in services}
     for node_id, record in nodes:

@@ -1,8 +1,9 @@
 """How much of a model a node can hold, and how long it takes for a step: the arithmetic under every strategy.
 
 The embedding is counted with the first layer and the head with the last one, so a stage is a run of layers and nothing
-else. Decoding reads every weight of a stage once per step, save the embedding, of which it reads one row: so the time
-of a stage is the bytes of its layers (and head) over the node's speed.
+else. The time of a stage is the FLOPs of its layers (and head) over the node's speed; looking up the embedding costs
+nothing. Bytes would be the other measure, but weights of other types take other times per byte: SmolLM2's head (Q8_0)
+takes as long as 5 to 9 of its layers (Q4_1), is 7 layers by FLOPs and 14 by bytes.
 """
 
 from bisect import bisect_right
@@ -21,21 +22,24 @@ class ModelSums:
     num_layers: int
     weight_bytes: tuple[int, ...]
     kv_bytes_per_token: tuple[int, ...]
-    step_bytes: tuple[int, ...]
-    """What one decode step reads."""
+    step_flops: tuple[int, ...]
+    """Work of one token."""
+    layer_bytes: tuple[int, ...]
+    """Weights of each layer alone: no running sum, and without embedding and head."""
 
 
 def sums_of(model: ModelInfo) -> ModelSums:
     weights = [layer.weight_bytes for layer in model.layers]
-    steps = list(weights)
+    steps = [layer.flops_per_token for layer in model.layers]
     weights[0] += model.embedding_bytes
     weights[-1] += model.head_bytes
-    steps[-1] += model.head_bytes
+    steps[-1] += 2 * model.n_embd * model.n_vocab
     return ModelSums(
         num_layers=model.num_layers,
         weight_bytes=_running(weights),
         kv_bytes_per_token=_running([layer.kv_bytes_per_token for layer in model.layers]),
-        step_bytes=_running(steps),
+        step_flops=_running(steps),
+        layer_bytes=tuple(layer.weight_bytes for layer in model.layers),
     )
 
 
@@ -74,7 +78,7 @@ def rooms_of(sums: ModelSums, nodes: Sequence[NodeCapability]) -> tuple[SeatRoom
         if rows not in by_rows:
             pairs = zip(sums.weight_bytes, sums.kv_bytes_per_token, strict=True)
             by_rows[rows] = tuple(weight + kv * rows for weight, kv in pairs)
-        rooms.append(SeatRoom(node, by_rows[rows], sums.step_bytes))
+        rooms.append(SeatRoom(node, by_rows[rows], sums.step_flops))
     return tuple(rooms)
 
 

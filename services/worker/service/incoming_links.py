@@ -33,6 +33,9 @@ class IncomingLinks:
         self._senders: dict[str, NodeId] = {}
         """Link token -> the node that may use it."""
         self._strangers: dict[str, list[asyncio.Future[NodeId]]] = {}
+        self._limits: set[asyncio.Timeout] = set()
+        """Of the links open now."""
+        self._is_closing = False
 
     @property
     def peers(self) -> Sequence[NodeId]:
@@ -58,7 +61,7 @@ class IncomingLinks:
                 if await self._read(peer, chunks, limit):
                     reason = None
         except TimeoutError:
-            reason = f"silent for {SILENCE_S:.0f} s"
+            reason = None if self._is_closing else f"silent for {SILENCE_S:.0f} s"
         except ProtocolViolation as error:
             reason = error.message
             raise
@@ -68,17 +71,30 @@ class IncomingLinks:
                 if reason is not None:
                     self._lost(peer, reason)
 
+    def close(self) -> None:
+        """End every link: this worker stops."""
+        self._is_closing = True
+        now_s = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now_s)
+
     async def _read(self, peer: NodeId, chunks: AsyncIterator[bytes], limit: asyncio.Timeout) -> bool:
         """True when the peer ended the link with an end frame."""
         loop = asyncio.get_running_loop()
         reader = FrameReader()
-        async for chunk in chunks:
-            limit.reschedule(loop.time() + SILENCE_S)
-            frames = reader.feed(chunk)
-            self._take(peer, frames)
-            if any(frame.kind is FrameKind.END for frame in frames):
-                return True
-        return False
+        self._limits.add(limit)
+        try:
+            async for chunk in chunks:
+                if self._is_closing:
+                    return True
+                limit.reschedule(loop.time() + SILENCE_S)
+                frames = reader.feed(chunk)
+                self._take(peer, frames)
+                if any(frame.kind is FrameKind.END for frame in frames):
+                    return True
+            return False
+        finally:
+            self._limits.discard(limit)
 
     async def _sender(self, token: str) -> NodeId:
         known = self._senders.get(token)

@@ -109,7 +109,7 @@ class OutgoingLinks:
             link.end()
         link = self._links[peer.node_id] = OutgoingLink(peer)
         link.send(_KEEP_ALIVE)
-        self._tasks.start(self._carry(link), name=f"link to {peer.node_id}")
+        _ = self._tasks.start(self._carry(link), name=f"link to {peer.node_id}")
 
     def send(self, node_id: NodeId, data: bytes) -> None:
         """Put a frame on the link to `node_id`. Without a link it is dropped: the fault was reported before."""

@@ -6,11 +6,11 @@ of one stage does both without a link. Every part of it acts on the event loop a
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from services.worker.domain.batching import MAX_CHUNK_ROWS, DecodeCall, Hidden, PrefillCall
+from services.worker.domain.batching import MAX_CHUNK_ROWS, Hidden, PrefillCall
 from services.worker.domain.seat import Seat, SeatKey
 from services.worker.ports import Report
 from services.worker.service.runner import Deliver, EngineCall, StageRunner, StepResult
@@ -212,13 +212,13 @@ class Ring(Deliver):
             self._drafts.add(seat, position, record)
 
     def _tell_step(self, runner: StageRunner, call: EngineCall, compute_s: float) -> None:
-        role = "prefill" if isinstance(call, PrefillCall) else "decode"
-        now_s = self._now()
-        if now_s - runner.step_told_at_s.get(role, -STEP_SAMPLE_S) < STEP_SAMPLE_S:
-            return
-        runner.step_told_at_s[role] = now_s
+        is_prefill = isinstance(call, PrefillCall)
         rows = call.num_rows if isinstance(call, PrefillCall) else len(call.seats)
-        self._events.publish(StepTimed(self._node_id, call.seats[0].key.stage, rows, compute_s * 1000, role))
+        now_s = self._now()
+        if now_s - runner.step_told_at_s.get(is_prefill, -STEP_SAMPLE_S) >= STEP_SAMPLE_S:
+            runner.step_told_at_s[is_prefill] = now_s
+            role: Literal["prefill", "decode"] = "prefill" if is_prefill else "decode"
+            self._events.publish(StepTimed(self._node_id, call.seats[0].key.stage, rows, compute_s * 1000, role))
 
 
 def _way(seat: Seat) -> Way:

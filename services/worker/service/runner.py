@@ -22,6 +22,7 @@ from shared.domain.token_rule import choose_token
 log = logging.getLogger(__name__)
 
 EngineCall = DecodeCall | PrefillCall
+Inputs = Ints | Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +60,26 @@ class StageRunner:
         *,
         n_slots: int,
         memory_bytes: int,
+        load_ms: float,
         thread: EngineThread,
         target: Deliver,
         on_lost: Callable[["StageRunner"], None],
         now: Callable[[], float],
     ) -> None:
-        """`on_lost` hears that the engine is broken, once all seats are freed."""
+        """`on_lost` hears that the engine broke: the runner is closed and its seats are freed."""
         self.ref = ref
         self.loaded = loaded
         self.n_slots = n_slots
         self.memory_bytes = memory_bytes
         """Weights and KV cache."""
+        self.load_ms = load_ms
         self.is_first = ref.layers.start == 0
         self.is_last = ref.layers.end == ref.num_layers
         self.feeder = Feeder()
         self.intake = Intake()
         self.used_at_s = now()
-        self.step_told_at_s: dict[str, float] = {}
-        """When a step of each kind was last told as an event."""
+        self.step_told_at_s: dict[bool, float] = {}
+        """When a step was last told as an event, of prefill (True) and of decode."""
         self._turns = Turns(self.feeder if self.is_first else self.intake)
         self._engine = loaded.engine
         self._seats: dict[int, Seat] = {}
@@ -122,13 +125,15 @@ class StageRunner:
         self.feeder.forget(seat)
         self.intake.forget(seat)
         del self._seats[seat.slot]
+        self.used_at_s = self._now()
+        if self._is_closed:
+            return
         self._thread.submit(partial(self._engine.drop, seat.slot), self._moved)
         while move := compaction_move(self._seats):
             source, target = move
             self._seats[target] = moved = self._seats.pop(source)
             moved.slot = target
             self._thread.submit(partial(self._move, source, target), self._moved)
-        self.used_at_s = self._now()
         self.pump()
 
     def pump(self) -> None:
@@ -142,27 +147,26 @@ class StageRunner:
         self._thread.submit(self._prepare(call), partial(self._finished, call))
 
     def close(self) -> None:
-        """No more calls; the engine is closed after the one that runs."""
-        self._is_closed = True
-        self._thread.submit(self._engine.close, self._moved)
+        """No more calls; the engine is closed after the one that runs. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._thread.submit(self._engine.close, self._moved)
 
     def _prepare(self, call: EngineCall) -> Callable[[], StepResult]:
         """Everything the engine's thread needs, taken now: what it runs later must not look at changing state."""
         seats = call.seats
         threads = max(seat.threads for seat in seats)
         change_threads, self._threads = threads != self._threads, threads
-        match call:
-            case DecodeCall():
-                slots = np.array([seat.slot for seat in seats], np.int32)
-                positions = np.array(call.positions, np.int32)
-                x = np.array(call.x, np.int32 if self.is_first else np.float32)
-            case PrefillCall():
-                slots = np.full(call.num_rows, call.seat.slot, np.int32)
-                positions = np.arange(call.first, call.first + call.num_rows, dtype=np.int32)
-                x = np.asarray(call.x, np.int32 if self.is_first else np.float32)
+        x: Inputs = np.asarray(call.x, np.int32) if self.is_first else np.asarray(call.x, np.float32)
+        if isinstance(call, DecodeCall):
+            slots = np.array([seat.slot for seat in seats], np.int32)
+            positions = np.array(call.positions, np.int32)
+        else:
+            slots = np.full(call.num_rows, call.seat.slot, np.int32)
+            positions = np.arange(call.first, call.first + call.num_rows, dtype=np.int32)
         return partial(self._step, call, x, slots, positions, threads if change_threads else None)
 
-    def _step(self, call: EngineCall, x: Ints | Rows, slots: Ints, positions: Ints, threads: int | None) -> StepResult:
+    def _step(self, call: EngineCall, x: Inputs, slots: Ints, positions: Ints, threads: int | None) -> StepResult:
         """On the engine's thread."""
         began_s = self._now()
         if threads is not None:
@@ -192,8 +196,10 @@ class StageRunner:
         is_lost = isinstance(error, EngineFault) or not isinstance(error, ButterflyError)
         seats = list(self.seats) if is_lost else [seat for seat in call.seats if seat.live]
         log.error("step_failed", extra={"layers": str(self.ref.layers), "seats": len(seats)}, exc_info=error)
+        if is_lost:
+            self.close()
         self._target.fail(seats, error)
-        if is_lost and not self._is_closed:
+        if is_lost:
             self._on_lost(self)
 
     def _move(self, source: int, target: int) -> None:
@@ -206,13 +212,11 @@ class StageRunner:
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:
-    match call:
-        case DecodeCall():
-            return np.ones(num_rows, np.bool_)
-        case PrefillCall():
-            want = np.zeros(num_rows, np.bool_)
-            want[-1] = call.final
-            return want
+    want = np.ones(num_rows, np.bool_)
+    if isinstance(call, PrefillCall):
+        want[:-1] = False
+        want[-1] = call.final
+    return want
 
 
 def _sample(call: EngineCall, logits: Rows) -> tuple[TokenRecord, ...]:

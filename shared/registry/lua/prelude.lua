@@ -83,7 +83,7 @@ end
 
 local function requeue(task, last)
   local from = task.state
-  if from == 'coordinating' then raise(task, 'epoch') end  -- the session given up must not write any more
+  if task.epoch ~= '0' then raise(task, 'epoch') end  -- the session given up must not write any more
   save(task, 'queued', last, 'lease_owner', '', 'plan_id', '')
   redis.call('ZREM', K.leases, task.id)
   enter_queue(task)

@@ -1,10 +1,11 @@
 -- ARGV: id, owner, idempotency key or '', payload hash, attachment in ms or 0, max queued, max unfinished of the owner,
 --       rank, model, deadline in ms from now, result ttl in s, task without prompt (JSON), prompt ids (binary), their number
+-- Returns ok, id, state, whether created, queued tasks; or why not.
 local id, owner, idempotency, payload_hash, attach_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local model = ARGV[9]
 
 local known = redis.call('HGET', K.task .. id, 'state')
-if known then return {'ok', id, known, 1} end  -- this very call, sent again
+if known then return {'ok', id, known, 1, redis.call('ZCARD', K.queued)} end  -- this very call, sent again
 
 if idempotency ~= '' then
   local kept = redis.call('GET', idempotency)
@@ -12,10 +13,11 @@ if idempotency ~= '' then
     local earlier, hash = string.match(kept, '^(%S+) (.*)$')
     if hash ~= payload_hash then return {'idempotency_key_reused'} end
     local state = redis.call('HGET', K.task .. earlier, 'state')
-    if state then return {'ok', earlier, state, 0} end
+    if state then return {'ok', earlier, state, 0, redis.call('ZCARD', K.queued)} end
   end
 end
-if redis.call('ZCARD', K.queued) >= tonumber(ARGV[6]) then return {'queue_full'} end
+local queued = redis.call('ZCARD', K.queued)
+if queued >= tonumber(ARGV[6]) then return {'queue_full'} end
 if redis.call('SCARD', K.open .. owner) >= tonumber(ARGV[7]) then return {'quota_exceeded'} end
 
 local now = now_ms()
@@ -35,4 +37,4 @@ if idempotency ~= '' then redis.call('SET', idempotency, id .. ' ' .. payload_ha
 enter_queue(task)
 tell_state(task, 'submitted', 'queued')
 nudge()
-return {'ok', id, 'queued', 1}
+return {'ok', id, 'queued', 1, queued + 1}

@@ -15,7 +15,9 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", lifespan="on", access_log=False, log_config=None, timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, http="httptools", lifespan="on", access_log=False, log_config=None, timeout_graceful_shutdown=1
+        )
     )
     running = asyncio.create_task(server._serve(sockets=[listener]))  # `serve` would take over the signals of pytest
     try:

@@ -39,7 +39,9 @@ def joined(vocabulary: Vocabulary, ids: list[int]) -> str:
     return text.removeprefix(" ") if vocabulary.adds_space_prefix else text
 
 
-@pytest.mark.parametrize("text", ["", " ", "Hello, world!\n", "  two  spaces", "Grüße, 世界 🦋", "def f(x):\n\treturn x", "<|x|>"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "Hello, world!\n", "  two  spaces", "Grüße, 世界 🦋", "def f(x):\n\treturn x", "<|x|>"]
+)
 def test_text_comes_back_from_its_ids(demo: Vocabulary, text: str) -> None:
     assert joined(demo, demo.tokenize(text, add_special=False, parse_special=False)) == text
 

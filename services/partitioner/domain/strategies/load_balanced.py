@@ -9,7 +9,6 @@ take within the limit, which is right for equal layers and close to it otherwise
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from itertools import groupby
 
 from services.partitioner.domain.placement import SeatRoom
@@ -21,6 +20,8 @@ _EXACT_WORK = 40_000
 _CLOSE = 1e-7
 """Limits nearer than this (relative) are the same: far below what a speed is known to."""
 _MAX_TRIALS = 64
+_MORE_ROOMS = 8
+"""Rooms looked at beyond those that rank best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +170,15 @@ class _Ranked(_Trial):
 
     def within(self, limit_s: float) -> _Seating | None:
         counts = [self._layers_within(index, limit_s) for index in range(len(self._rooms))]
-        best = nsmallest(self._num_stages, range(len(counts)), key=lambda index: (-counts[index], index))
-        order = self._arranged(sorted(best), limit_s)
+        ranking = sorted(range(len(counts)), key=lambda index: (-int(counts[index]), -counts[index], index))
+        order = self._arranged(sorted(ranking[: self._num_stages]), limit_s)
+        return self._seated(order, limit_s) or self._seated(self._by_reach(ranking, order[-1], limit_s), limit_s)
+
+    def _seated(self, order: Sequence[int], limit_s: float) -> _Seating | None:
+        """Each room in turn takes all it can, leaving a layer for each that follows."""
         ends, start = [], 0
         for stage, index in enumerate(order):
-            left = self._num_stages - 1 - stage
-            end = min(self._rooms[index].reach(start, limit_s), self._num_layers - left)
+            end = min(self._rooms[index].reach(start, limit_s), self._num_layers - (len(order) - 1 - stage))
             if end <= start:
                 return None
             ends.append(end)
@@ -182,6 +186,17 @@ class _Ranked(_Trial):
         if start < self._num_layers:
             return None
         return _Seating(tuple(ends), tuple(self._rooms[index] for index in order))
+
+    def _by_reach(self, ranking: Sequence[int], last: int, limit_s: float) -> list[int]:
+        """For uneven layers and tight memory: at each place the room that gets farthest from there."""
+        unused = [index for index in ranking[: self._num_stages + _MORE_ROOMS] if index != last]
+        order: list[int] = []
+        start = 0
+        for _ in range(self._num_stages - 1):
+            reaches = [self._rooms[index].reach(start, limit_s) for index in unused]
+            start = min(max(reaches), self._num_layers - 1)
+            order.append(unused.pop(reaches.index(max(reaches))))
+        return [*order, last]
 
     def _layers_within(self, index: int, limit_s: float, *, memory: float = 0, steps: float = 0) -> float:
         """How many average layers a node takes beside so many other bytes."""

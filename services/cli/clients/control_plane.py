@@ -1,0 +1,48 @@
+"""The few questions the operator's command asks of coordinator and partitioner."""
+
+from collections.abc import Callable
+
+from shared.contracts.coordinator import NodeList, NodeView
+from shared.contracts.partitioner import ModelList
+from shared.domain.errors import ModelNotFound
+from shared.resilience.hooks import PeerHooks
+from shared.resilience.http_client import PeerClient
+
+_RESCAN_LIMIT_S = 60.0
+"""A new model is read once as a whole for its digests."""
+
+
+class Coordinator:
+    def __init__(self, url: str, *, service_token: str, now: Callable[[], float]) -> None:
+        self._peer = _peer("the coordinator", url, service_token, now)
+
+    async def nodes(self) -> tuple[NodeView, ...]:
+        return (await self._peer.get("/nodes", NodeList)).nodes
+
+    async def aclose(self) -> None:
+        await self._peer.aclose()
+
+
+class Partitioner:
+    def __init__(self, url: str, *, service_token: str, now: Callable[[], float]) -> None:
+        self._peer = _peer("the partitioner", url, service_token, now)
+
+    async def num_layers(self, model: str) -> int:
+        """Raises `ModelNotFound`, with the partitioner's reason when it refused the file."""
+        listed = await self._peer.get("/models", ModelList)
+        for info in listed.models:
+            if info.model_id == model:
+                return info.num_layers
+        refused = next((file.reason for file in listed.refused if file.file.startswith(f"{model}.")), "it is not there")
+        raise ModelNotFound(f"the partitioner does not serve {model}: {refused}")
+
+    async def rescan(self) -> ModelList:
+        """Let it read the models folder again."""
+        return await self._peer.post("/models/rescan", None, ModelList, timeout_s=_RESCAN_LIMIT_S, idempotent=True)
+
+    async def aclose(self) -> None:
+        await self._peer.aclose()
+
+
+def _peer(name: str, url: str, service_token: str, now: Callable[[], float]) -> PeerClient:
+    return PeerClient(name=name, base_url=url, service_token=service_token, hooks=PeerHooks(), now=now)

@@ -1,0 +1,119 @@
+"""Joins the coordinator's parts: the only file that knows which concrete ones."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from services.coordinator.clients.http_partitioner import HttpPartitioner
+from services.coordinator.clients.http_workers import HttpWorkers
+from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.routes import PUBLIC_PATHS, build_router
+from services.coordinator.service.committer import Committer
+from services.coordinator.service.membership import Membership, Terms
+from services.coordinator.service.messages import Messages
+from services.coordinator.service.models import Models
+from services.coordinator.service.placements import Placements
+from services.coordinator.service.session_run import Parts
+from services.coordinator.service.sessions import Sessions
+from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
+from shared.runtime.app import make_app
+from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.config import Config, ConfigError, is_loopback
+from shared.runtime.tasks import BackgroundTasks
+from shared.runtime.telemetry import Telemetry
+
+MESSAGE_BYTES = 4 * 1024 * 1024  # the most drafts that fit one message, with alternatives
+NODE_BYTES = 64 * 1024
+HEARTBEATS_TO_SETTLE = 2  # after which every living worker has registered with a new coordinator
+
+
+def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
+    clock = clock or SystemClock()
+    coordination = config.coordination
+    telemetry = Telemetry(source="coordinator", address=coordination.bind_address, config=config, clock=clock)
+    registry = _registry(config)
+    tasks = BackgroundTasks(clock)
+    draining = asyncio.Event()
+    partitioner_client = telemetry.peers.get("partitioner", config.services.partitioner_url)
+    partitioner = HttpPartitioner(partitioner_client)
+    slots = SlotLedger()
+    members = Membership(
+        terms=_terms(config),
+        workers=HttpWorkers(telemetry.peers),
+        slots=slots,
+        events=telemetry.events,
+        clock=clock,
+        tasks=tasks,
+        new_token=lambda: secrets.token_urlsafe(32),
+    )
+    committer = Committer(registry=registry, events=telemetry.events, clock=clock)
+    parts = Parts(
+        registry=registry,
+        members=members,
+        partitioner=partitioner,
+        committer=committer,
+        slots=slots,
+        events=telemetry.events,
+        clock=clock,
+        link_secret=secrets.token_bytes(32),
+    )
+    sessions = Sessions(
+        parts,
+        models=Models(partitioner),
+        tasks=tasks,
+        draining=draining,
+        phase_timeout_s=coordination.phase_timeout_ms / 1000,
+        settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
+    )
+    members.watch(sessions)
+    messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with telemetry.running():
+            tasks.loop("commit", committer.run_once)
+            tasks.loop("watch", sessions.watch_once)
+            tasks.loop("adopt", sessions.adopt_once)
+            try:
+                yield
+            finally:
+                # Running sessions stay in the registry: the next coordinator adopts them under a new epoch.
+                await tasks.stop(grace_s=2.0)
+                await registry.aclose()
+
+    return make_app(
+        "coordinator",
+        routers=[build_router(members, sessions, Placements(members), messages)],
+        lifespan=lifespan,
+        readiness={"registry": registry.ping, "partitioner": partitioner_client.check},
+        service_token=config.security.service_token.get_secret_value(),
+        public_paths=PUBLIC_PATHS,
+        body_limits={"/messages": MESSAGE_BYTES, "/nodes": NODE_BYTES},
+        clock=clock,
+        registry=telemetry.registry,
+        draining=draining,
+    )
+
+
+def _registry(config: Config) -> RedisTaskRegistry:
+    if config.redis.url is None:
+        raise ConfigError(
+            "redis.url is not set: the coordinator needs the task registry, such as redis://127.0.0.1:6379"
+        )
+    return connect_registry(
+        config.redis.url.get_secret_value(), allow_weak_durability=config.redis.allow_weak_durability
+    )
+
+
+def _terms(config: Config) -> Terms:
+    return Terms(
+        join_token=config.security.join_token.get_secret_value(),
+        admits_all=is_loopback(config.coordination.bind_address),
+        heartbeat_ms=config.coordination.heartbeat_ms,
+        lease_ms=config.coordination.lease_ms,
+        partitioner_url=config.services.partitioner_url,
+        metrics_url=config.services.metrics_url,
+    )

@@ -1,0 +1,90 @@
+"""HTTP of the coordinator: parse, call, answer.
+
+Workers reach `POST /nodes` (join token) and `POST /messages` (node token); all else needs the service token.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
+
+from services.coordinator.service.interfaces import (
+    MembershipInterface,
+    MessagesInterface,
+    PlacementsInterface,
+    SessionsInterface,
+)
+from shared.contracts.base import Empty
+from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, Registered, RegisterNode
+from shared.contracts.messages import Ack, ToCoordinator
+from shared.domain.errors import InvalidCredentials
+from shared.domain.ids import NodeId, TaskId
+
+PUBLIC_PATHS = ("/nodes", "/messages")
+BEARER = "bearer "
+
+
+def bearer_of(request: Request) -> str:
+    """The bearer token, or "" when there is none."""
+    given = request.headers.get("Authorization", "")
+    return given[len(BEARER) :].strip() if given.lower().startswith(BEARER) else ""
+
+
+def require_trust(request: Request) -> None:
+    """For routes below a public path that are not public themselves."""
+    if not request.state.is_trusted:
+        raise InvalidCredentials("this path needs the service token")
+
+
+def build_router(
+    members: MembershipInterface,
+    sessions: SessionsInterface,
+    placements: PlacementsInterface,
+    messages: MessagesInterface,
+) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/nodes")
+    async def register(body: RegisterNode, request: Request) -> Registered:
+        return await members.register(bearer_of(request), body)
+
+    @router.get("/nodes")
+    async def list_nodes(request: Request) -> NodeList:
+        require_trust(request)
+        return members.nodes()
+
+    @router.post("/nodes/{node_id}/drain")
+    async def drain(node_id: str, request: Request) -> Empty:
+        require_trust(request)
+        members.drain(NodeId(node_id))
+        return Empty()
+
+    @router.post("/nodes/{node_id}/resume")
+    async def resume(node_id: str, request: Request) -> Empty:
+        require_trust(request)
+        members.resume(NodeId(node_id))
+        return Empty()
+
+    @router.post("/messages")
+    async def message(body: Annotated[ToCoordinator, Body()], request: Request) -> Ack:
+        return await messages.handle(bearer_of(request), body)
+
+    @router.post("/sessions", status_code=202)
+    async def open_session(body: OpenSession) -> Empty:
+        await sessions.open(body)
+        return Empty()
+
+    @router.post("/sessions/{task_id}/cancel")
+    async def cancel(task_id: str) -> Empty:
+        sessions.cancel(TaskId(task_id))
+        return Empty()
+
+    @router.post("/placements", status_code=202)
+    async def place(body: Place) -> Empty:
+        await placements.place(body)
+        return Empty()
+
+    @router.get("/state")
+    async def state() -> CoordinatorState:
+        return sessions.state()
+
+    return router

@@ -1,0 +1,146 @@
+"""What workers say. A worker speaks for itself and for the seats it holds; whatever it says is a claim."""
+
+import logging
+from typing import Any
+
+from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.service.committer import Committer
+from services.coordinator.service.interfaces import FromWorker, MessagesInterface
+from services.coordinator.service.membership import Member, Membership
+from services.coordinator.service.sessions import Sessions
+from shared.contracts.messages import (
+    Ack,
+    Draft,
+    DraftTokens,
+    Heartbeat,
+    Leave,
+    LinkFault,
+    SeatReady,
+    SessionFault,
+    SessionStop,
+    StageReady,
+)
+from shared.domain.errors import ButterflyError, ProtocolViolation, StaleEpoch
+from shared.domain.message_router import MessageRouter
+from shared.runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+MAX_REASON = 500
+ACK = Ack()
+
+
+class Messages(MessagesInterface):
+    def __init__(self, *, members: Membership, sessions: Sessions, committer: Committer, clock: Clock) -> None:
+        self._members = members
+        self._sessions = sessions
+        self._committer = committer
+        self._clock = clock
+        # Any: each handler takes exactly the type under which it stands here.
+        self._router: MessageRouter[Member, Any, Ack] = MessageRouter(
+            {
+                Heartbeat: self._heartbeat,
+                Leave: self._leave,
+                StageReady: self._stage_ready,
+                SeatReady: self._seat_ready,
+                DraftTokens: self._draft_tokens,
+                SessionFault: self._session_fault,
+                LinkFault: self._link_fault,
+            }
+        )
+
+    async def handle(self, node_token: str, message: FromWorker) -> Ack:
+        return await self._router.route(self._members.authenticate(node_token), message)
+
+    async def _heartbeat(self, sender: Member, message: Heartbeat) -> Ack:
+        self._members.heartbeat(sender, message)
+        self._sessions.positions(sender, message.sessions)
+        return ACK
+
+    async def _leave(self, sender: Member, message: Leave) -> Ack:
+        self._members.leave(sender, message)
+        return ACK
+
+    async def _stage_ready(self, sender: Member, message: StageReady) -> Ack:
+        self._members.stage_ready(sender, message)
+        if message.error_code is None:
+            self._sessions.stage_ready(sender, message.stage_ref)
+        else:
+            reason = f"{message.error_code}: {message.error}"[:MAX_REASON]
+            self._sessions.stage_failed(sender, message.stage_ref, reason)
+        return ACK
+
+    async def _seat_ready(self, sender: Member, message: SeatReady) -> Ack:
+        _check_lane(message.lane, message.choice)
+        session = self._sessions.get(message.task_id)
+        if message.error_code is None:
+            session.seat_ready(sender.node_id, message.epoch, message.stage, now_s=self._clock.now_s())
+            return ACK
+        session.check_sender(sender.node_id, message.epoch, message.stage)
+        session.excluded.add((sender.node_id, sender.boot_id))
+        session.lose(
+            kind_of_refusal(message.error_code),
+            f"{message.error_code}: {message.error}"[:MAX_REASON],
+            suspect=sender.node_id,
+            now_s=self._clock.now_s(),
+        )
+        return ACK
+
+    async def _draft_tokens(self, sender: Member, message: DraftTokens) -> Ack:
+        """One bad draft spoils no other. Stale ones are normal (an answer ended, a task was cancelled): their worker is
+        told to stop them; only a message of nothing but stale drafts is refused as a whole."""
+        accepted = 0
+        refusals: list[ButterflyError] = []
+        for draft in message.drafts:
+            try:
+                self._draft(sender, draft)
+                accepted += 1
+            except ButterflyError as error:
+                refusals.append(error)
+                if isinstance(error, StaleEpoch):
+                    stop = SessionStop(task_id=draft.task_id, epoch=draft.epoch, reason="stale")
+                    self._sessions.stop_stale(sender, stop)
+        wrong = [refusal for refusal in refusals if not isinstance(refusal, StaleEpoch)]
+        if wrong:
+            raise wrong[0]
+        if refusals and not accepted:
+            raise refusals[0]
+        return ACK
+
+    def _draft(self, sender: Member, draft: Draft) -> None:
+        _check_lane(draft.lane, draft.choice)
+        session = self._sessions.get(draft.task_id)
+        now_s = self._clock.now_s()
+        try:
+            fresh = session.draft(sender.node_id, draft.epoch, draft.first_position, draft.records, now_s=now_s)
+        except ProtocolViolation as error:
+            if session.epoch == draft.epoch:
+                log.warning("draft_refused", extra={"node_id": sender.node_id, "error": error.message})
+                session.excluded.add((sender.node_id, sender.boot_id))
+                session.lose(FaultKind.RULES, error.message, suspect=sender.node_id, now_s=now_s)
+            raise
+        if fresh:
+            self._sessions.progressed(sender.node_id)
+            self._committer.add(session)
+
+    async def _session_fault(self, sender: Member, message: SessionFault) -> Ack:
+        _check_lane(message.lane, message.choice)
+        session = self._sessions.get(message.task_id)
+        session.check_sender(sender.node_id, message.epoch, message.stage)
+        session.lose(
+            kind_of_refusal(message.error_code),
+            f"{message.error_code}: {message.error}"[:MAX_REASON],
+            suspect=sender.node_id,
+            now_s=self._clock.now_s(),
+        )
+        return ACK
+
+    async def _link_fault(self, sender: Member, message: LinkFault) -> Ack:
+        log.info("link_fault", extra={"node_id": sender.node_id, "peer": message.peer, "reason": message.reason})
+        self._sessions.link_broken(sender.node_id, message.peer, outgoing=message.outgoing, reason=message.reason)
+        return ACK
+
+
+def _check_lane(lane: int, choice: int) -> None:
+    if lane != 0 or choice != 0:
+        raise ProtocolViolation(f"there is no lane {lane} of choice {choice}")

@@ -1,0 +1,41 @@
+"""Loads stages ahead of the first task."""
+
+import asyncio
+
+from services.coordinator.service.assigning import stage_ref
+from services.coordinator.service.interfaces import PlacementsInterface
+from services.coordinator.service.membership import Member, Membership
+from shared.contracts.coordinator import Place
+from shared.contracts.messages import LoadStage, StageReady
+from shared.domain.errors import ButterflyError, NoCapacity
+
+
+class Placements(PlacementsInterface):
+    def __init__(self, members: Membership) -> None:
+        self._members = members
+
+    async def place(self, wanted: Place) -> None:
+        plan = wanted.plan
+        seated: list[tuple[Member, LoadStage]] = []
+        for partition in plan.lanes[0].partitions:
+            member = self._members.find(partition.node_id)
+            if member is None:
+                raise NoCapacity(f"node {partition.node_id} is not here", retry_after_s=1.0)
+            seated.append((member, LoadStage(stage_ref=stage_ref(plan, partition))))
+        results = await asyncio.gather(*(self._load(member, order) for member, order in seated))
+        for error in results:
+            if error is not None:
+                raise error
+
+    async def _load(self, member: Member, order: LoadStage) -> ButterflyError | None:
+        self._members.loading(member.node_id, order.stage_ref)
+        try:
+            is_loaded = await member.worker.load(order)
+        except ButterflyError as error:
+            self._members.stage_ready(
+                member, StageReady(stage_ref=order.stage_ref, error_code=error.code, error=error.message)
+            )
+            return error
+        if is_loaded:
+            self._members.stage_ready(member, StageReady(stage_ref=order.stage_ref))
+        return None

@@ -1,0 +1,301 @@
+"""Which sessions there are: opening, cancelling, adopting, watching over them.
+
+One coordinator process is assumed: every running task without a session here is an orphan of an earlier run of this
+process and is adopted. (Several replicas need a lease per session, which a later change brings.)
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.liveness import is_stalled
+from services.coordinator.domain.session import Session, Subject
+from services.coordinator.service.interfaces import SessionsInterface
+from services.coordinator.service.membership import Member
+from services.coordinator.service.models import Models
+from services.coordinator.service.session_run import Parts, SessionRun
+from shared.contracts.coordinator import CoordinatorState, OpenSession
+from shared.contracts.messages import SessionPosition, SessionStop, StageRef
+from shared.domain.errors import ButterflyError, ContextLengthExceeded, NoCapacity, ServerDraining, StaleEpoch
+from shared.domain.ids import Attempt, Epoch, NodeId, TaskId
+from shared.domain.plan import check_plan
+from shared.domain.session import SessionPhase
+from shared.domain.task_state import TaskState
+from shared.registry.base import TaskRecord
+from shared.runtime.tasks import BackgroundTasks
+
+log = logging.getLogger(__name__)
+
+WATCH_EVERY_S = 0.25
+RETRY_PLAN_EVERY_S = 1.0  # for what no event tells: the partitioner is back, a slow node has more room
+ADOPT_EVERY_S = 2.0
+ADOPT_AT_ONCE = 100
+ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING})
+LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
+OVERSLEPT_S = 0.25
+STOPS_PER_HEARTBEAT = 16  # a worker cannot make the coordinator post without bounds
+
+
+class Sessions(SessionsInterface):
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        models: Models,
+        tasks: BackgroundTasks,
+        draining: asyncio.Event,
+        phase_timeout_s: float,
+        settle_s: float,
+    ) -> None:
+        """`settle_s`: after the start, how long workers get to register before orphans are adopted."""
+        self._parts = parts
+        self._models = models
+        self._tasks = tasks
+        self._draining = draining
+        self._phase_timeout_s = phase_timeout_s
+        self._settle_s = settle_s
+        self._runs: dict[TaskId, SessionRun] = {}
+        self._node_progress_s: dict[NodeId, float] = {}
+        self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
+        self._began_s = parts.clock.now_s()
+        self._poked_s = self._began_s
+
+    # --- for the scheduler
+
+    async def open(self, wanted: OpenSession) -> None:
+        if self._draining.is_set():
+            raise ServerDraining("this coordinator stops", retry_after_s=1.0)
+        model = await self._models.info(wanted.plan.model_id, root=wanted.plan.model_root)
+        subject = await self._subject(await self._parts.registry.record(wanted.task_id))
+        # From here to the entry in `_runs` nothing waits, so that two deliveries cannot both get through.
+        known = self._runs.get(wanted.task_id)
+        if known is not None and known.session.subject.attempt >= wanted.attempt and not known.session.has_ended:
+            return
+        nodes = {member.node_id: member.capability for member in self._parts.members.ready()}
+        for partition in wanted.plan.lanes[0].partitions:
+            if partition.node_id not in nodes:
+                raise NoCapacity(f"node {partition.node_id} is not ready for seats", retry_after_s=1.0)
+        check_plan(wanted.plan.lanes[:1], nodes, model)
+        run = SessionRun(self._parts, subject)
+        if known is not None:
+            known.session.cancel()  # of an earlier attempt, or ended and about to go
+        self._runs[wanted.task_id] = run
+        try:
+            await run.open(wanted.plan, attempt=wanted.attempt)
+        except ContextLengthExceeded as error:
+            await run.fail_unopened(error)
+            self._drop(run)
+        except BaseException:
+            self._drop(run)
+            raise
+        else:
+            self._go(run)
+
+    def cancel(self, task_id: TaskId) -> None:
+        run = self._runs.get(task_id)
+        if run is not None:
+            run.session.cancel()
+
+    def state(self) -> CoordinatorState:
+        return CoordinatorState(sessions=len(self._runs), nodes=self._parts.members.counts())
+
+    # --- for messages
+
+    def get(self, task_id: TaskId) -> Session:
+        """Raises `StaleEpoch` for tasks without a session."""
+        run = self._runs.get(task_id)
+        if run is None:
+            raise StaleEpoch(f"task {task_id} has no session")
+        return run.session
+
+    def progressed(self, node_id: NodeId) -> None:
+        """A node got further with any session."""
+        self._node_progress_s[node_id] = self._parts.clock.now_s()
+
+    def positions(self, member: Member, positions: Sequence[SessionPosition]) -> None:
+        """How far a node says it is. What it still holds of sessions that are over, it is told to forget."""
+        now_s = self._parts.clock.now_s()
+        stops = 0
+        for position in positions:
+            run = self._runs.get(position.task_id)
+            if run is not None and run.session.epoch <= position.epoch and not run.session.has_ended:
+                if run.session.position(member.node_id, position.epoch, position.rows, now_s=now_s):
+                    self.progressed(member.node_id)
+            elif stops < STOPS_PER_HEARTBEAT:
+                stops += 1
+                self.stop_stale(member, SessionStop(task_id=position.task_id, epoch=position.epoch, reason="stale"))
+
+    def stop_stale(self, member: Member, stop: SessionStop) -> None:
+        """Tell a worker to forget a session that is over. Once is enough: it is repeated while the worker goes on."""
+        _ = self._tasks.start(self._stop_stale(member, stop), name=f"stop-{stop.task_id}")
+
+    def stage_ready(self, member: Member, ref: StageRef) -> None:
+        """A stage that seats may wait for is loaded."""
+        for run, stage in self._awaiting(member, ref):
+            _ = self._tasks.start(run.assign_again(stage), name=f"assign-{run.session.task.task_id}")
+
+    def stage_failed(self, member: Member, ref: StageRef, reason: str) -> None:
+        """A node cannot hold a stage: no session waits for it any longer, and none of those asks it again."""
+        for run, _ in self._awaiting(member, ref):
+            run.session.excluded.add((member.node_id, member.boot_id))
+            run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
+
+    def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> None:
+        """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused."""
+        earlier, later = (sender, peer) if outgoing else (peer, sender)
+        for run in list(self._runs.values()):
+            nodes = [seat.node_id for seat in run.session.seats]
+            if any((a, b) == (earlier, later) for a, b in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True)):
+                run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+
+    # --- as a watcher of the membership
+
+    def node_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
+        self._node_progress_s.pop(node_id, None)
+        for run in list(self._runs.values()):
+            session = run.session
+            if session.stages_of(node_id):
+                # Only a node that was computing may have died of it.
+                was_computing = session.phase in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}
+                seen_as = kind if was_computing else FaultKind.GONE
+                session.lose(seen_as, reason, suspect=node_id, now_s=self._parts.clock.now_s())
+
+    def nodes_changed(self) -> None:
+        for run in list(self._runs.values()):
+            if run.session.phase is SessionPhase.RECOVERING:
+                run.session.poke()
+
+    # --- loops
+
+    async def watch_once(self) -> None:
+        """Leases, deadlines, stalls; to be called in a loop."""
+        clock = self._parts.clock
+        began_s = clock.now_s()
+        await clock.sleep(WATCH_EVERY_S)
+        late_s = clock.now_s() - began_s - WATCH_EVERY_S
+        overslept_s = late_s if late_s > OVERSLEPT_S else 0.0
+        self._parts.members.sweep(overslept_s=overslept_s)
+        now_s = clock.now_s()
+        for run in list(self._runs.values()):
+            self._watch(run.session, now_s, overslept_s)
+        if now_s - self._poked_s >= RETRY_PLAN_EVERY_S:
+            self._poked_s = now_s
+            self.nodes_changed()
+
+    async def adopt_once(self) -> None:
+        """Take over running tasks that have no session; to be called in a loop.
+
+        Not before the workers had time to register after a start: a plan made for the first of them would be a bad one.
+        """
+        clock = self._parts.clock
+        settled_in_s = self._began_s + self._settle_s - clock.now_s()
+        if settled_in_s > 0:
+            await clock.sleep(settled_in_s)
+        if not self._draining.is_set():
+            for task_id in await self._orphans():
+                await self._adopt(task_id)
+        await clock.sleep(ADOPT_EVERY_S)
+
+    # ---
+
+    def _watch(self, session: Session, now_s: float, overslept_s: float) -> None:
+        if now_s >= session.subject.deadline_at_s:
+            session.expire()
+            return
+        session.progress_at_s += overslept_s
+        if not session.is_running:
+            return
+        nodes_progress_s = max((self._node_progress_s.get(seat.node_id, 0.0) for seat in session.seats), default=0.0)
+        timeout_s = LOAD_TIMEOUT_S if session.phase is SessionPhase.LOADING else self._phase_timeout_s
+        if is_stalled(
+            silent_s=now_s - session.progress_at_s, nodes_silent_s=now_s - nodes_progress_s, timeout_s=timeout_s
+        ):
+            session.lose(FaultKind.STALL, f"no progress for {timeout_s:g} s while {session.phase}", now_s=now_s)
+
+    async def _orphans(self) -> tuple[TaskId, ...]:
+        """Running tasks without a session here, at most `ADOPT_AT_ONCE`.
+
+        One that is being coordinated may be on its way from the scheduler: it counts when it looks the same twice.
+        """
+        found: list[TaskId] = []
+        waiting: dict[TaskId, tuple[Attempt, Epoch]] = {}
+        cursor: str | None = None
+        while len(found) < ADOPT_AT_ONCE:
+            page = await self._parts.registry.list_tasks(
+                owner=None, states=ADOPTABLE, model_id=None, limit=ADOPT_AT_ONCE, cursor=cursor
+            )
+            for record in page.records:
+                task_id, fences = record.task.task_id, (record.attempt, record.epoch)
+                if task_id in self._runs:
+                    continue
+                if record.state is TaskState.COMPUTING or self._seen_orphans.get(task_id) == fences:
+                    found.append(task_id)
+                elif record.epoch > 0:  # without an epoch it is still the scheduler's alone
+                    waiting[task_id] = fences
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        self._seen_orphans = waiting
+        return tuple(found)
+
+    async def _adopt(self, task_id: TaskId) -> None:
+        try:
+            record = await self._parts.registry.record(task_id)
+            subject = await self._subject(record)
+        except ButterflyError as error:
+            log.warning("not_adopted", extra={"task_id": task_id, "code": error.code})
+            return
+        if task_id in self._runs or record.state not in ADOPTABLE:
+            return  # opened by the scheduler, or ended, meanwhile
+        log.info("session_adopted", extra={"task_id": task_id, "epoch": record.epoch})
+        run = SessionRun(self._parts, subject, phase=SessionPhase.RECOVERING, epoch=record.epoch)
+        self._runs[task_id] = run
+        self._go(run)
+
+    async def _subject(self, record: TaskRecord) -> Subject:
+        """Raises `ModelNotFound`, `PeerUnavailable`."""
+        model = await self._models.info(record.task.model_id)
+        table = await self._models.table(model) if record.task.stop.strings else None
+        # The registry tells its own wall clock; both machines are the operator's and keep time.
+        offset_s = self._parts.clock.now_s() - self._parts.clock.wall_s()
+        return Subject(
+            task=record.task,
+            model=model,
+            table=table,
+            attempt=record.attempt,
+            deadline_at_s=record.deadline_s + offset_s,
+            created_at_s=record.created_s + offset_s,
+        )
+
+    def _go(self, run: SessionRun) -> None:
+        _ = self._tasks.start(self._run(run), name=f"session-{run.session.task.task_id}")
+
+    async def _run(self, run: SessionRun) -> None:
+        try:
+            await run.run()
+        finally:
+            self._drop(run)
+
+    def _drop(self, run: SessionRun) -> None:
+        task_id = run.session.task.task_id
+        if self._runs.get(task_id) is run:
+            del self._runs[task_id]
+        if self._parts.slots.release(run.session):
+            self.nodes_changed()  # a slot is free for a session that waits for one
+
+    def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[SessionRun, int]]:
+        """Seats of this node that wait for this stage."""
+        return [
+            (run, seat.stage)
+            for run in self._runs.values()
+            if run.session.is_running and run.session.plan and run.session.plan.model_root == ref.model_root
+            for seat in run.session.seats
+            if seat.node_id == member.node_id and seat.layers == ref.layers and seat.stage in run.session.awaited
+        ]
+
+    async def _stop_stale(self, member: Member, stop: SessionStop) -> None:
+        try:
+            await member.worker.stop(stop)
+        except ButterflyError as error:
+            log.info("stale_session_not_stopped", extra={"node_id": member.node_id, "code": error.code})

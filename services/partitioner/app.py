@@ -1,0 +1,63 @@
+"""Joins the partitioner's parts: the only file that knows which concrete ones."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from services.partitioner.domain.planning import DEFAULT_STAGES
+from services.partitioner.domain.strategies import StrategyRegistry
+from services.partitioner.domain.strategies.load_balanced import LoadBalanced
+from services.partitioner.domain.strategies.uniform import Uniform
+from services.partitioner.routes import PUBLIC_PATHS, build_models_router, build_plans_router, build_stages_router
+from services.partitioner.service.catalogue import CatalogueService
+from services.partitioner.service.plans import PartitionService
+from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
+from services.partitioner.stores.model_folder import ModelFolder
+from shared.runtime.app import make_app
+from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.config import Config
+from shared.runtime.tasks import BackgroundTasks
+from shared.runtime.telemetry import Telemetry
+
+STOP_GRACE_S = 1.0
+
+
+def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
+    clock = clock or SystemClock()
+    partition = config.partition
+    telemetry = Telemetry(source="partitioner", address=partition.bind_address, config=config, clock=clock)
+    tasks = BackgroundTasks(clock)
+    catalogue = CatalogueService(store=ModelFolder(partition.models_dir), now=clock.now_s)
+    plans = PartitionService(
+        strategies=StrategyRegistry([Uniform(), LoadBalanced()]),
+        cache=MemoryPlanCache(capacity=partition.cache_size, recompute_threshold=partition.recompute_threshold),
+        events=telemetry.events,
+        preferred_stages=partition.num_stages or DEFAULT_STAGES,
+        now=clock.now_s,
+    )
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with telemetry.running():
+            await catalogue.rescan()
+            tasks.loop("complete_models", catalogue.complete_pending)
+            try:
+                yield
+            finally:
+                await tasks.stop(STOP_GRACE_S)
+
+    return make_app(
+        "partitioner",
+        routers=[
+            build_models_router(catalogue),
+            build_stages_router(catalogue),
+            build_plans_router(plans, catalogue, default_strategy=partition.default_strategy),
+        ],
+        lifespan=lifespan,
+        readiness={"models": catalogue.check_ready},
+        service_token=config.security.service_token.get_secret_value(),
+        public_paths=PUBLIC_PATHS,
+        clock=clock,
+        registry=telemetry.registry,
+    )

@@ -1,0 +1,83 @@
+"""Answers which node holds which layers, and remembers the answer."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from weakref import WeakValueDictionary
+
+from services.partitioner.domain.plan_key import plan_key
+from services.partitioner.domain.planning import check_input, make_plan
+from services.partitioner.domain.quality import PlanQuality, estimate_quality
+from services.partitioner.domain.strategies import StrategyRegistry
+from services.partitioner.ports import PlanCache
+from shared.domain.ids import ModelId, NodeId
+from shared.domain.layers import ModelInfo
+from shared.domain.plan import NodeCapability, PartitionPlan, PlanInput
+from shared.events.catalogue import PartitionCacheHit, PartitionCacheMiss, PartitionComputed
+from shared.events.publisher import Publisher
+
+
+class PartitionInterface(ABC):
+    @abstractmethod
+    async def compute_plan(self, wanted: PlanInput) -> tuple[PartitionPlan, bool]:
+        """The plan, and whether it was kept from before.
+
+        Lanes hold every layer exactly once, within the nodes' memory. The same question gets the same plan, and so
+        does one in which speeds differ by less than the configured threshold. Calls may overlap; equal ones compute
+        once. Raises `NoCapacity` (the scheduler requeues the task), `InvalidPlanInput`, `UnsupportedModel`,
+        `VerificationUnavailable`.
+        """
+
+    @abstractmethod
+    def rate(self, plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> PlanQuality:
+        """How good a plan is. Raises `InvalidPlanInput` when it is none for this model and these nodes."""
+
+    @abstractmethod
+    def forget(self, model_id: ModelId | None) -> int:
+        """Drop what is remembered of one model, or all for None; returns how many plans there were."""
+
+
+class PartitionService(PartitionInterface):
+    def __init__(
+        self,
+        *,
+        strategies: StrategyRegistry,
+        cache: PlanCache,
+        events: Publisher,
+        preferred_stages: int,
+        now: Callable[[], float],
+    ) -> None:
+        self._strategies, self._cache, self._events = strategies, cache, events
+        self._preferred_stages, self._now = preferred_stages, now
+        self._computing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def compute_plan(self, wanted: PlanInput) -> tuple[PartitionPlan, bool]:
+        strategy = self._strategies.get(wanted.strategy)
+        check_input(wanted)
+        key = plan_key(wanted)
+        lock = self._computing.get(key)
+        if lock is None:
+            lock = self._computing[key] = asyncio.Lock()
+        async with lock:  # a caller that gives up leaves the work to the next one
+            kept = self._cache.get(wanted)
+            if kept is not None:
+                self._events.publish(PartitionCacheHit())
+                return kept, True
+            self._events.publish(PartitionCacheMiss())
+            began_s = self._now()
+            plan = await asyncio.to_thread(make_plan, wanted, strategy, preferred_stages=self._preferred_stages)
+            self._cache.put(wanted, plan)
+        self._events.publish(
+            PartitionComputed(
+                num_partitions=sum(len(lane.partitions) for lane in plan.lanes),
+                duration_ms=(self._now() - began_s) * 1000,
+                strategy=wanted.strategy,
+            )
+        )
+        return plan, False
+
+    def rate(self, plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> PlanQuality:
+        return estimate_quality(plan, model, nodes)
+
+    def forget(self, model_id: ModelId | None) -> int:
+        return self._cache.forget(model_id)

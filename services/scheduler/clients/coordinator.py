@@ -1,0 +1,38 @@
+"""The coordinator over HTTP."""
+
+from urllib.parse import quote
+
+from services.scheduler.domain.capacity import ReadyNode
+from services.scheduler.ports import Coordinator
+from shared.contracts.base import Empty
+from shared.contracts.coordinator import NodeList, OpenSession, Place
+from shared.domain.ids import TaskId
+from shared.domain.plan import PartitionPlan
+from shared.domain.session import NodeState
+from shared.resilience.http_client import PeerClient
+
+CANCEL_TIMEOUT_S = 1.0  # the registry has fenced the session already: telling frees its slots sooner
+PLACE_TIMEOUT_S = 10.0  # every worker is told
+
+
+class HttpCoordinator(Coordinator):
+    def __init__(self, client: PeerClient) -> None:
+        self._client = client
+
+    async def ready_nodes(self) -> tuple[ReadyNode, ...]:
+        nodes = (await self._client.get("/nodes", NodeList)).nodes
+        ready = (node for node in nodes if node.state is NodeState.READY)
+        return tuple(
+            ReadyNode(capability=node.capability, boot_id=node.boot_id, slots_used=node.slots_used)
+            for node in sorted(ready, key=lambda node: node.node_id)
+        )
+
+    async def open_session(self, wanted: OpenSession) -> None:
+        await self._client.post("/sessions", wanted, Empty, idempotent=True)
+
+    async def cancel_session(self, task_id: TaskId) -> None:
+        path = f"/sessions/{quote(task_id, safe='')}/cancel"
+        await self._client.post(path, None, Empty, timeout_s=CANCEL_TIMEOUT_S)
+
+    async def place(self, plan: PartitionPlan) -> None:
+        await self._client.post("/placements", Place(plan=plan), Empty, timeout_s=PLACE_TIMEOUT_S, idempotent=True)

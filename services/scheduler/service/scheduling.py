@@ -1,0 +1,136 @@
+"""Takes tasks in and lets them go again."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from services.scheduler.domain.dispatch import QueueRules
+from services.scheduler.ports import Coordinator, Partitioner
+from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
+from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity, VerificationUnavailable
+from shared.domain.ids import ModelId, TaskId
+from shared.domain.task import Verification
+from shared.events.catalogue import TaskCancelled, TaskEnqueued, TaskSubmitted
+from shared.events.publisher import Publisher
+from shared.registry.base import ATTACHMENT_TTL_S, TaskRecord, TaskRegistry
+from shared.runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
+
+
+class SchedulingInterface(ABC):
+    """Every call may raise `RegistryUnavailable`; calls may overlap and may arrive twice."""
+
+    @abstractmethod
+    async def submit_task(self, wanted: SubmitTask) -> Submitted:
+        """Queue a task; durable when it returns.
+
+        Raises `ModelNotFound`, `VerificationUnavailable`, `QueueFull`, `QuotaExceeded`, `IdempotencyKeyReused`,
+        `PeerUnavailable`, and with `require_capacity` `NoCapacity`.
+        """
+
+    @abstractmethod
+    async def cancel_task(self, task_id: TaskId) -> CancelReply:
+        """Stop a task that has not ended, down to the workers. Raises `TaskNotFound`."""
+
+    @abstractmethod
+    async def renew_attachments(self, task_ids: Sequence[TaskId]) -> None:
+        """The clients of these tasks still wait; without this an attached task is cancelled."""
+
+    @abstractmethod
+    async def queue_state(self) -> QueueState:
+        """What waits and what runs."""
+
+
+class SchedulingService(SchedulingInterface):
+    def __init__(
+        self,
+        *,
+        registry: TaskRegistry,
+        partitioner: Partitioner,
+        coordinator: Coordinator,
+        events: Publisher,
+        clock: Clock,
+        rules: QueueRules,
+    ) -> None:
+        self._registry = registry
+        self._partitioner = partitioner
+        self._coordinator = coordinator
+        self._events = events
+        self._clock = clock
+        self._rules = rules
+        self._models: frozenset[ModelId] = frozenset()
+        self._models_until_s = 0.0
+
+    async def submit_task(self, wanted: SubmitTask) -> Submitted:
+        task = wanted.task
+        if task.verification is not Verification.NONE:
+            raise VerificationUnavailable(
+                f"verification {task.verification} is not available: this build verifies nothing yet, ask for none",
+                param="verification",
+            )
+        await self._check_model(task.model_id)
+        if wanted.require_capacity:
+            await self._check_capacity(task.model_id)
+        submission = await self._registry.submit(
+            task,
+            idempotency_key=wanted.idempotency_key,
+            payload_hash=wanted.payload_hash,
+            attached=wanted.attached,
+            max_queue_size=self._rules.max_queue_size,
+            max_queued_per_owner=self._rules.max_queued_per_owner,
+            rank=self._rules.rank(task),
+        )
+        if submission.created:
+            self._events.publish(TaskSubmitted(task_id=task.task_id, priority=task.priority))
+            self._events.publish(TaskEnqueued(task_id=task.task_id, queue_size=submission.queue_size))
+        return Submitted(task_id=submission.task_id, state=submission.state, created=submission.created)
+
+    async def cancel_task(self, task_id: TaskId) -> CancelReply:
+        state, accepted = await self._registry.cancel(task_id)
+        if accepted:
+            record = await self._registry.record(task_id)
+            self._events.publish(TaskCancelled(task_id=task_id, latency_ms=latency_ms(record)))
+            await stop_session(self._coordinator, task_id)
+        return CancelReply(task_id=task_id, state=state, accepted=accepted)
+
+    async def renew_attachments(self, task_ids: Sequence[TaskId]) -> None:
+        await self._registry.attach(task_ids, ttl_s=ATTACHMENT_TTL_S)
+
+    async def queue_state(self) -> QueueState:
+        view = await self._registry.queue()
+        return QueueState(
+            depth=view.depth,
+            oldest_age_s=view.oldest_age_s,
+            by_priority=dict(view.by_priority),
+            running=view.running,
+        )
+
+    async def _check_model(self, model_id: ModelId) -> None:
+        now_s = self._clock.now_s()
+        if model_id not in self._models or now_s >= self._models_until_s:
+            self._models = await self._partitioner.model_ids()
+            self._models_until_s = now_s + MODELS_KEPT_S
+        if model_id not in self._models:
+            raise ModelNotFound(f"there is no model {model_id}")
+
+    async def _check_capacity(self, model_id: ModelId) -> None:
+        nodes = await self._coordinator.ready_nodes()
+        if not nodes:
+            raise NoCapacity("no node is ready", retry_after_s=1.0)
+        await self._partitioner.plan(model_id, [node.capability for node in nodes])
+
+
+def latency_ms(record: TaskRecord) -> float | None:
+    """From submission to the end; None while there is no end."""
+    return None if record.finished_s is None else (record.finished_s - record.created_s) * 1000
+
+
+async def stop_session(coordinator: Coordinator, task_id: TaskId) -> None:
+    """Best effort: the registry has ended the task, so its session cannot write any more and ends by itself."""
+    try:
+        await coordinator.cancel_session(task_id)
+    except ButterflyError as error:
+        log.warning("session_not_told", extra={"task_id": task_id, "code": error.code})

@@ -1,0 +1,245 @@
+"""Joins the worker's parts: the only file that knows which concrete ones."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from services.worker.clients.coordinator import HttpCoordinator
+from services.worker.clients.link import HttpLinkCarrier
+from services.worker.clients.metrics import MetricsUplink
+from services.worker.clients.partitioner import PartitionerStages
+from services.worker.engine.loader import LlamaLoader
+from services.worker.engine.self_test import FileSelfTestCache
+from services.worker.ports import EngineLoader
+from services.worker.routes import build_router
+from services.worker.service.drafts import DraftSender
+from services.worker.service.engine_thread import EngineThread
+from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.membership import Membership
+from services.worker.service.outbox import Outbox
+from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.ring import Ring
+from services.worker.service.seating import Seating
+from services.worker.service.sessions import SessionService
+from services.worker.service.stages import StagePool
+from services.worker.service.state import StateReader
+from services.worker.stores.machine import available_memory_bytes, host_fingerprint, usable_cores
+from services.worker.stores.node_identity import load_node_id
+from services.worker.stores.stage_files import CachedStageFiles
+from shared.contracts.coordinator import Registered, RegisterNode
+from shared.contracts.messages import Ack, Drain, LoadStage, SessionStart, SessionStop, WorkAssignment
+from shared.domain.errors import MissingLibrary
+from shared.domain.message_router import MessageRouter
+from shared.domain.plan import NodeCapability
+from shared.events.local_metrics import LocalMetrics
+from shared.events.peer_hooks import peer_hooks
+from shared.events.publisher import FanOutPublisher, HttpPublisher
+from shared.llama.library import load_library
+from shared.resilience.breaker import BreakerPolicy
+from shared.resilience.http_client import PeerClient, PeerClients
+from shared.resilience.retry import RetryPolicy
+from shared.runtime.app import make_app
+from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.config import Config, ConfigError
+from shared.runtime.tasks import BackgroundTasks
+
+MEBIBYTE = 1024 * 1024
+STOP_GRACE_S = 2.0
+COORDINATOR_BREAKER = BreakerPolicy(open_s=1.0)  # a lease is short: a coordinator that is back must hear of it
+PUBLIC_PATHS = ("/messages", "/links", "/state")
+
+
+def create_app(config: Config) -> FastAPI:
+    """Raises `ConfigError` where this machine lacks what a worker needs."""
+    clock = SystemClock()
+    cores = config.worker.threads or usable_cores()
+    try:
+        library = load_library()
+    except MissingLibrary as error:
+        raise ConfigError(error.message) from error
+    files_dir = config.worker.data_dir / "stages"
+    files_dir.mkdir(parents=True, exist_ok=True)
+    loader = LlamaLoader(library, self_tests=FileSelfTestCache(files_dir), n_threads=cores, now=clock.now_s)
+    return assemble(config, loader=loader, numerics_class=library.build_class, clock=clock)
+
+
+def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock: Clock) -> FastAPI:
+    """The worker's app around a loader of engines."""
+    network, settings = config.network, config.worker
+    node_id = load_node_id(settings.data_dir)
+    boot_id = secrets.token_hex(8)
+    address = network.advertise_address or network.listen_address
+    tasks = BackgroundTasks(clock)
+    draining = asyncio.Event()
+    registry = CollectorRegistry()
+    uplink = MetricsUplink(
+        lambda client: HttpPublisher(
+            client,
+            source=node_id,
+            boot_id=boot_id,
+            address=address,
+            capacity=config.metrics.channel_capacity,
+            wall_s=clock.wall_s,
+            sleep=clock.sleep,
+        ),
+        tasks=tasks,
+        clock=clock,
+    )
+    events = FanOutPublisher((LocalMetrics(registry), uplink))
+    hooks = peer_hooks(events, source=node_id, now=clock.now_s)
+    retry = RetryPolicy(attempts=network.retry_attempts, base_s=network.retry_backoff_ms / 1000)
+    peers = PeerClients(hooks=hooks, now=clock.now_s, max_connections=network.max_connections, retry=retry)
+    coordinator_peer = PeerClient(
+        name="coordinator",
+        base_url=network.peer_addresses[0] if network.peer_addresses else config.services.coordinator_url,
+        hooks=hooks,
+        now=clock.now_s,
+        retry=retry,
+        breaker=COORDINATOR_BREAKER,
+    )
+    coordinator = HttpCoordinator(coordinator_peer, join_token=config.security.join_token.get_secret_value())
+    source = PartitionerStages(peers)
+
+    seating = Seating()
+    outbox = Outbox(coordinator=coordinator, clock=clock)
+    drafts = DraftSender(coordinator=coordinator, tasks=tasks, clock=clock)
+    outgoing = OutgoingLinks(
+        node_id=node_id,
+        carrier=HttpLinkCarrier(peers),
+        seating=seating,
+        report=outbox.report,
+        tasks=tasks,
+        clock=clock,
+        events=events,
+    )
+    ring = Ring(
+        node_id=node_id,
+        seating=seating,
+        send=outgoing.send,
+        drafts=drafts,
+        report=outbox.report,
+        events=events,
+        now=clock.now_s,
+    )
+    incoming = IncomingLinks(take=ring.take, seating=seating, report=outbox.report)
+    thread = EngineThread()
+    memory_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
+    stages = StagePool(
+        node_id=node_id,
+        files=CachedStageFiles(settings.data_dir / "stages", source),
+        loader=loader,
+        thread=thread,
+        target=ring,
+        memory_bytes=memory_bytes,
+        n_slots=settings.slots,
+        ctx_per_slot=settings.context_tokens,
+        tasks=tasks,
+        clock=clock,
+        events=events,
+    )
+    sessions = SessionService(
+        seating=seating,
+        stages=stages,
+        outgoing=outgoing,
+        incoming=incoming,
+        report=outbox.report,
+        tasks=tasks,
+        context_tokens=settings.context_tokens,
+    )
+    cores = settings.threads or usable_cores()
+    capability = NodeCapability(
+        node_id=node_id,
+        memory_bytes=memory_bytes,
+        # Not measured: cores stand for speed, so equal machines get equal shares.
+        speed=float(cores),
+        slots=settings.slots,
+        context_tokens=settings.context_tokens,
+        host=host_fingerprint(),
+        cores=cores,
+        numerics_class=numerics_class,
+        labels=(("name", settings.name),) if settings.name else (),
+    )
+
+    def on_joined(joined: Registered) -> None:
+        source.use(joined.partitioner_url)
+        uplink.connect(joined.metrics_url)
+
+    membership = Membership(
+        coordinator=coordinator,
+        request=RegisterNode(capability=capability, address=f"http://{address}", boot_id=boot_id),
+        stages=stages,
+        seating=seating,
+        sessions=sessions,
+        on_joined=on_joined,
+        clock=clock,
+        rng=random.Random(),  # noqa: S311  jitter, not secrets
+    )
+    # Any: each handler takes exactly the type under which it stands here.
+    commands: MessageRouter[None, Any, Ack] = MessageRouter(
+        {
+            LoadStage: lambda _, message: sessions.load_stage(message),
+            WorkAssignment: lambda _, message: sessions.assign(message),
+            SessionStart: lambda _, message: sessions.start(message),
+            SessionStop: lambda _, message: sessions.stop(message),
+            Drain: lambda _, message: sessions.drain(message),
+        }
+    )
+
+    async def stop_when_told() -> None:
+        """Links end themselves: the server waits for them before the lifespan ends."""
+        await draining.wait()
+        await membership.leave()
+        outgoing.close()
+        incoming.close()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        tasks.loop("membership", membership.live)
+        tasks.loop("reports", outbox.deliver)
+        tasks.loop("drafts", drafts.send)
+        tasks.loop("links", outgoing.keep_alive)
+        _ = tasks.start(stop_when_told(), name="stop when told")
+        try:
+            yield
+        finally:
+            stages.close()
+            await tasks.stop(STOP_GRACE_S)
+            await asyncio.to_thread(thread.close)
+            await uplink.aclose()
+            await peers.aclose()
+            await coordinator_peer.aclose()
+
+    return make_app(
+        "worker",
+        routers=[
+            build_router(
+                commands=commands,
+                is_coordinator=membership.is_coordinator,
+                links=incoming,
+                state=StateReader(
+                    node_id=node_id,
+                    stages=stages,
+                    seating=seating,
+                    outgoing=outgoing,
+                    incoming=incoming,
+                    drafts=drafts,
+                    outbox=outbox,
+                    ring=ring,
+                ),
+            )
+        ],
+        lifespan=lifespan,
+        readiness={"registered": membership.check},
+        public_paths=PUBLIC_PATHS,
+        body_limits={"/links": None},
+        stream_paths=("/links",),
+        clock=clock,
+        registry=registry,
+        draining=draining,
+    )

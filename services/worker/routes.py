@@ -1,0 +1,54 @@
+"""HTTP of the worker: messages from the coordinator, links from the stages before, its state."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.state import StateReader, WorkerState
+from shared.contracts.messages import Ack, Drain, LoadStage, SessionStart, SessionStop, ToWorker, WorkAssignment
+from shared.domain.errors import InvalidCredentials
+from shared.domain.message_router import MessageRouter
+
+Command = LoadStage | WorkAssignment | SessionStart | SessionStop | Drain
+Commands = MessageRouter[None, Command, Ack]
+
+
+def build_router(
+    *, commands: Commands, is_coordinator: Callable[[str], Awaitable[bool]], links: IncomingLinks, state: StateReader
+) -> APIRouter:
+    """`is_coordinator` tells whether a bearer token is the coordinator's."""
+    router = APIRouter()
+
+    @router.post("/messages")
+    async def take_message(body: ToWorker, request: Request) -> Ack:
+        if not await is_coordinator(_bearer(request)):
+            raise InvalidCredentials("only the coordinator of this worker's cluster commands it")
+        return await commands.route(None, body)
+
+    @router.get("/state")
+    async def read_state() -> WorkerState:
+        return state.read()
+
+    async def take_link(request: Request) -> Response:
+        await links.receive(_bearer(request), _until_broken(request))
+        return Response(status_code=204)
+
+    router.add_route("/links", take_link, methods=["POST"])
+    return router
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""
+
+
+async def _until_broken(request: Request) -> AsyncIterator[bytes]:
+    """The body's chunks; a connection that breaks ends them."""
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        return

@@ -1,0 +1,126 @@
+"""This worker as a member of the cluster: joins, says that it lives, joins again when forgotten, leaves."""
+
+import asyncio
+import hmac
+import logging
+import random
+from collections.abc import Callable
+
+from services.worker.ports import Coordinator
+from services.worker.service.seating import Seating
+from services.worker.service.sessions import SessionService
+from services.worker.service.stages import StagePool
+from shared.contracts.coordinator import Registered, RegisterNode
+from shared.contracts.messages import Heartbeat, Leave, SessionPosition
+from shared.domain.errors import ButterflyError, InvalidCredentials, NodeNotFound, PeerUnavailable
+from shared.runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.2
+LONGEST_RETRY_S = 5.0
+MAX_POSITIONS = 4_096
+
+
+class Membership:
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        request: RegisterNode,
+        stages: StagePool,
+        seating: Seating,
+        sessions: SessionService,
+        on_joined: Callable[[Registered], None],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """`on_joined` hears the cluster's tokens and addresses, at every registration. `rng`: for jitter."""
+        self._coordinator = coordinator
+        self._request = request
+        self._stages = stages
+        self._seating = seating
+        self._sessions = sessions
+        self._on_joined = on_joined
+        self._clock = clock
+        self._rng = rng
+        self._joined: Registered | None = None
+        self._not_joining = asyncio.Event()
+        self._not_joining.set()
+        self._timer_lag_ms = 0.0
+
+    async def is_coordinator(self, token: str) -> bool:
+        """Whether this is what the coordinator shows when it commands this worker.
+
+        The coordinator may command before its answer to the registration is here: then that is waited for.
+        """
+        if not self._holds(token):
+            await self._not_joining.wait()
+        return self._holds(token)
+
+    async def check(self) -> None:
+        """For readiness: raises `PeerUnavailable` until the coordinator knows this worker."""
+        if self._joined is None:
+            raise PeerUnavailable("not registered with the coordinator")
+
+    async def live(self) -> None:
+        """One turn of the loop: join if need be, wait for the next beat, send it."""
+        joined = self._joined or await self._join()
+        await self._wait(joined.heartbeat_ms / 1000)
+        try:
+            await self._coordinator.tell(self._beat())
+        except (NodeNotFound, InvalidCredentials):
+            log.warning("forgotten_by_coordinator")
+            self._joined = None
+        except ButterflyError as error:  # the next beat tries again; the lease is several beats long
+            log.warning("heartbeat_failed", extra={"code": error.code})
+
+    async def leave(self) -> None:
+        """Say that this worker stops, so that nobody waits for its lease."""
+        if self._joined is None:
+            return
+        try:
+            await self._coordinator.tell(Leave(boot_id=self._request.boot_id))
+        except ButterflyError as error:
+            log.warning("leave_failed", extra={"code": error.code})
+
+    def _holds(self, token: str) -> bool:
+        joined = self._joined
+        return joined is not None and hmac.compare_digest(joined.coordinator_token.encode(), token.encode())
+
+    async def _join(self) -> Registered:
+        wait_s = FIRST_RETRY_S
+        while True:
+            self._not_joining.clear()
+            try:
+                joined = self._joined = await self._coordinator.register(self._request)
+            except ButterflyError as error:
+                log.warning("not_registered", extra={"code": error.code, "reason": error.message})
+            else:
+                log.info("registered", extra={"node_id": self._request.capability.node_id})
+                self._on_joined(joined)
+                return joined
+            finally:
+                self._not_joining.set()
+            await self._clock.sleep(wait_s * self._rng.uniform(0.5, 1.0))
+            wait_s = min(LONGEST_RETRY_S, wait_s * 2)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, and note how much longer it took: a worker short of time says so."""
+        began_s = self._clock.now_s()
+        await self._clock.sleep(seconds)
+        self._timer_lag_ms = max(0.0, (self._clock.now_s() - began_s - seconds) * 1000)
+
+    def _beat(self) -> Heartbeat:
+        positions = [
+            SessionPosition(task_id=one.seat.key.task_id, epoch=one.seat.epoch, rows=one.seat.computed)
+            for one in self._seating
+        ]
+        return Heartbeat(
+            boot_id=self._request.boot_id,
+            stages=tuple(runner.ref for runner in self._stages.runners),
+            slots_used=len(self._seating),
+            sessions=tuple(positions[:MAX_POSITIONS]),
+            timer_lag_ms=self._timer_lag_ms,
+            draining=self._sessions.is_draining,
+        )

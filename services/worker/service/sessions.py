@@ -1,0 +1,250 @@
+"""Seats are assigned, started and stopped here, as the coordinator says."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from services.worker.domain.flow import chunk_credit
+from services.worker.domain.seat import Feed, FlowKey, Seat, SeatKey, Tail
+from services.worker.ports import Report
+from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.runner import StageRunner
+from services.worker.service.seating import Seating
+from services.worker.service.stages import StagePool
+from shared.contracts.messages import (
+    Ack,
+    Drain,
+    LoadStage,
+    SeatReady,
+    SessionStart,
+    SessionStop,
+    StageReady,
+    WorkAssignment,
+)
+from shared.domain.errors import (
+    ButterflyError,
+    ContextLengthExceeded,
+    InvalidInput,
+    NoCapacity,
+    ServerDraining,
+    StaleEpoch,
+    TaskNotFound,
+)
+from shared.domain.ids import Epoch
+from shared.domain.token_rule import check_sampler
+from shared.runtime.tasks import BackgroundTasks
+
+log = logging.getLogger(__name__)
+
+
+class SessionInterface(ABC):
+    """Every call may arrive twice and late: an older epoch never undoes a newer one."""
+
+    @abstractmethod
+    async def load_stage(self, message: LoadStage) -> Ack:
+        """Hold a stage ready. `ready` tells whether it is; else `StageReady` follows."""
+
+    @abstractmethod
+    async def assign(self, message: WorkAssignment) -> Ack:
+        """Take a seat in place of any older one of this task, lane and stage, and open the link to the next.
+
+        `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. Raises `StaleEpoch`,
+        `NoCapacity` (no free slot), `ContextLengthExceeded`, `InvalidInput`, `ServerDraining`.
+        """
+
+    @abstractmethod
+    async def start(self, message: SessionStart) -> Ack:
+        """Stage 0: begin. Raises `TaskNotFound` for a seat that is not here, `StaleEpoch`."""
+
+    @abstractmethod
+    async def stop(self, message: SessionStop) -> Ack:
+        """Free the task's seats of this and older epochs; none is no error."""
+
+    @abstractmethod
+    async def drain(self, message: Drain) -> Ack:
+        """Take no new seats; those taken go on."""
+
+
+class SessionService(SessionInterface):
+    def __init__(
+        self,
+        *,
+        seating: Seating,
+        stages: StagePool,
+        outgoing: OutgoingLinks,
+        incoming: IncomingLinks,
+        report: Callable[[Report], None],
+        tasks: BackgroundTasks,
+        context_tokens: int,
+    ) -> None:
+        self._seating = seating
+        self._stages = stages
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._report = report
+        self._tasks = tasks
+        self._context_tokens = context_tokens
+        self._pending: dict[SeatKey, WorkAssignment] = {}
+        """Seats whose stage is being loaded."""
+        self.is_draining = False
+
+    async def load_stage(self, message: LoadStage) -> Ack:
+        if self._stages.get(message.stage_ref) is not None:
+            return Ack(ready=True)
+        _ = self._tasks.start(self._load(message), name=f"hold {message.stage_ref.layers} ready")
+        return Ack(ready=False)
+
+    async def assign(self, message: WorkAssignment) -> Ack:
+        if self.is_draining:
+            raise ServerDraining("this worker takes no new seats")
+        key = _seat_key(message)
+        known = self._seating.at(key)
+        if known is not None and known.seat.epoch == message.epoch:
+            return Ack(ready=True)
+        self._check_epoch(key, message.epoch)
+        self._check_size(message)
+        if message.previous is not None:
+            self._incoming.expect(message.previous)
+        if message.next is not None:
+            self._outgoing.open(message.next)
+        if known is not None:
+            self._seating.free(known.seat)
+        runner = self._stages.get(message.stage_ref)
+        if runner is not None:
+            self._pending.pop(key, None)
+            self._sit_down(message, runner)
+            return Ack(ready=True)
+        if self._pending.get(key) != message:
+            self._pending[key] = message
+            _ = self._tasks.start(self._load_and_sit_down(key, message), name=f"seat {message.task_id}")
+        return Ack(ready=False)
+
+    async def start(self, message: SessionStart) -> Ack:
+        key = SeatKey(message.task_id, message.lane, 0)
+        self._check_epoch(key, message.epoch)
+        seated = self._seating.find(key, message.epoch)
+        if seated is None or seated.seat.feed is None:
+            raise TaskNotFound("this worker holds no first seat of the session")
+        seated.seat.feed.running = True
+        seated.runner.pump()
+        return Ack()
+
+    async def stop(self, message: SessionStop) -> Ack:
+        for key, pending in list(self._pending.items()):
+            if key.task_id == message.task_id and pending.epoch <= message.epoch:
+                del self._pending[key]
+        for seated in self._seating.of_task(message.task_id, up_to=message.epoch):
+            self._seating.free(seated.seat)
+        return Ack()
+
+    async def drain(self, message: Drain) -> Ack:
+        log.info("draining", extra={"reason": message.reason[:200]})
+        self.is_draining = True
+        return Ack()
+
+    async def _load(self, message: LoadStage) -> None:
+        try:
+            runner = await self._stages.load(message.stage_ref)
+        except ButterflyError as error:
+            log.warning("stage_not_loaded", extra={"layers": str(message.stage_ref.layers), "code": error.code})
+            self._report(StageReady(stage_ref=message.stage_ref, error_code=error.code, error=error.message[:500]))
+            return
+        loaded = runner.loaded
+        self._report(
+            StageReady(
+                stage_ref=message.stage_ref,
+                load_ms=runner.load_ms,
+                self_test_digest=loaded.self_test_digest,
+                profile=loaded.profile,
+                numerics_class=loaded.numerics_class,
+            )
+        )
+
+    async def _load_and_sit_down(self, key: SeatKey, message: WorkAssignment) -> None:
+        error: ButterflyError | None = None
+        try:
+            runner = await self._stages.load(message.stage_ref)
+            if self._pending.get(key) is not message:
+                return  # stopped or replaced meanwhile
+            del self._pending[key]
+            self._sit_down(message, runner)
+        except ButterflyError as raised:
+            error = raised
+            if self._pending.get(key) is message:
+                del self._pending[key]
+        self._report(
+            SeatReady(
+                task_id=message.task_id,
+                choice=message.choice,
+                epoch=message.epoch,
+                lane=message.lane,
+                stage=message.stage,
+                error_code=None if error is None else error.code,
+                error="" if error is None else error.message[:500],
+            )
+        )
+
+    def _sit_down(self, message: WorkAssignment, runner: StageRunner) -> None:
+        n_vocab = runner.loaded.n_vocab
+        if runner.is_last and n_vocab is not None:
+            check_sampler(message.sampler, n_vocab)
+        slot = runner.free_slot()
+        if slot is None:
+            raise NoCapacity(f"all {runner.n_slots} slots of layers {message.stage_ref.layers} are taken")
+        seat = Seat(
+            key=_seat_key(message),
+            epoch=message.epoch,
+            flow=FlowKey(message.plan_id, message.lane),
+            max_rows=message.max_rows,
+            max_waiting=chunk_credit(message.num_stages),
+            threads=message.threads,
+            previous=None if message.previous is None else message.previous.node_id,
+            next=None if message.next is None else message.next.node_id,
+            slot=slot,
+            feed=Feed(list(message.prefix_ids), len(message.prefix_ids)) if runner.is_first else None,
+            tail=_tail(message) if runner.is_last else None,
+        )
+        self._seating.add(seat, runner)
+        if seat.feed is not None:
+            runner.feeder.add(
+                seat, seat.feed, num_stages=message.num_stages, max_batches=message.decode_batches_in_flight
+            )
+
+    def _check_epoch(self, key: SeatKey, epoch: Epoch) -> None:
+        known = self._seating.at(key)
+        newest = max(
+            known.seat.epoch if known is not None else 0, self._pending[key].epoch if key in self._pending else 0
+        )
+        if epoch < newest:
+            raise StaleEpoch(f"epoch {epoch} of a session that has reached {newest}")
+
+    def _check_size(self, message: WorkAssignment) -> None:
+        """What would break later is refused now."""
+        if message.max_rows > self._context_tokens:
+            raise ContextLengthExceeded(f"{message.max_rows} rows, and a slot holds {self._context_tokens}")
+        if message.decode_batches_in_flight < 1 or message.threads < 1 or message.max_tokens < 1:
+            raise InvalidInput("decode_batches_in_flight, threads and max_tokens must be 1 or more")
+        is_end = message.stage_ref.layers.start == 0 or message.stage_ref.layers.end == message.stage_ref.num_layers
+        if not is_end:
+            return
+        if not 0 < message.num_prompt <= len(message.prefix_ids):
+            raise InvalidInput("the first and the last stage need the prompt in prefix_ids")
+        # The last token generated is never run.
+        if len(message.prefix_ids) + message.max_tokens - 1 > message.max_rows:
+            raise InvalidInput("max_rows is less than prefix_ids and max_tokens need")
+
+
+def _seat_key(message: WorkAssignment) -> SeatKey:
+    return SeatKey(message.task_id, message.lane, message.stage)
+
+
+def _tail(message: WorkAssignment) -> Tail:
+    return Tail(
+        prompt_ids=message.prefix_ids[: message.num_prompt],
+        generated_ids=list(message.prefix_ids[message.num_prompt :]),
+        num_prefix=len(message.prefix_ids),
+        sampler=message.sampler,
+        end_ids=frozenset(message.end_ids),
+        tokens_left=message.max_tokens,
+    )

@@ -1,0 +1,147 @@
+"""The stages this worker holds: fetched, checked and loaded when asked for, kept for later sessions."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from services.worker.ports import EngineLoader, LoadedEngine, StageFile, StageFiles
+from services.worker.service.engine_thread import EngineThread
+from services.worker.service.runner import Deliver, StageRunner
+from shared.contracts.messages import StageRef
+from shared.domain.errors import OutOfMemory
+from shared.domain.ids import NodeId
+from shared.events.catalogue import StageLoaded
+from shared.events.publisher import Publisher
+from shared.runtime.clock import Clock
+from shared.runtime.tasks import BackgroundTasks
+
+log = logging.getLogger(__name__)
+
+
+class StageKey(NamedTuple):
+    model_root: str
+    start: int
+    end: int
+
+
+class StagePool:
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        files: StageFiles,
+        loader: EngineLoader,
+        thread: EngineThread,
+        target: Deliver,
+        memory_bytes: int,
+        n_slots: int,
+        ctx_per_slot: int,
+        tasks: BackgroundTasks,
+        clock: Clock,
+        events: Publisher,
+    ) -> None:
+        """`memory_bytes`: what weights and KV caches of all stages together may take."""
+        self._node_id = node_id
+        self._files = files
+        self._loader = loader
+        self._thread = thread
+        self._target = target
+        self._memory_bytes = memory_bytes
+        self._n_slots = n_slots
+        self._ctx_per_slot = ctx_per_slot
+        self._tasks = tasks
+        self._clock = clock
+        self._events = events
+        self._loaded: dict[StageKey, StageRunner] = {}
+        self._loading: dict[StageKey, asyncio.Task[StageRunner]] = {}
+        self._load_lock = asyncio.Lock()
+
+    @property
+    def runners(self) -> Iterable[StageRunner]:
+        return self._loaded.values()
+
+    def get(self, ref: StageRef) -> StageRunner | None:
+        """The stage, if it is loaded."""
+        return self._loaded.get(_key(ref))
+
+    async def load(self, ref: StageRef) -> StageRunner:
+        """The stage, loaded if need be; callers that overlap wait for the same load.
+
+        Raises what `StageFiles.fetch` and `EngineLoader.load` raise, and `OutOfMemory` when it does not fit beside
+        the stages in use.
+        """
+        runner = self.get(ref)
+        if runner is not None:
+            return runner
+        key = _key(ref)
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = self._tasks.start(self._load(ref), name=f"load {ref.model_id} {ref.layers}")
+            task.add_done_callback(lambda _: self._loading.pop(key, None))
+        return await asyncio.shield(task)
+
+    def close(self) -> None:
+        for runner in self._loaded.values():
+            runner.close()
+        self._loaded.clear()
+
+    async def _load(self, ref: StageRef) -> StageRunner:
+        began_s = self._clock.now_s()
+        file = await self._files.fetch(ref)
+        async with self._load_lock:
+            self._make_room(file.size_bytes, ref)
+            loaded = await asyncio.to_thread(self._open, ref, file)
+            memory_bytes = file.size_bytes + self._n_slots * self._ctx_per_slot * loaded.kv_bytes_per_row
+            try:
+                self._make_room(memory_bytes, ref)
+            except OutOfMemory:
+                loaded.engine.close()
+                raise
+            took_ms = (self._clock.now_s() - began_s) * 1000
+            runner = self._loaded[_key(ref)] = StageRunner(
+                ref,
+                loaded,
+                n_slots=self._n_slots,
+                memory_bytes=memory_bytes,
+                load_ms=took_ms,
+                thread=self._thread,
+                target=self._target,
+                on_lost=self._replace,
+                now=self._clock.now_s,
+            )
+        layers = ref.layers
+        self._events.publish(
+            StageLoaded(self._node_id, ref.model_id, layers.start, layers.end, file.size_bytes, took_ms)
+        )
+        log.info("stage_loaded", extra={"model": ref.model_id, "layers": str(layers), "ms": round(took_ms)})
+        return runner
+
+    def _open(self, ref: StageRef, file: StageFile) -> LoadedEngine:
+        return self._loader.load(ref, file, n_slots=self._n_slots, ctx_per_slot=self._ctx_per_slot)
+
+    def _make_room(self, needed_bytes: int, ref: StageRef) -> None:
+        """Drop stages nobody uses, the one unused longest first, until `needed_bytes` are free."""
+        idle = sorted((runner for runner in self.runners if runner.is_idle), key=lambda runner: runner.used_at_s)
+        while (free_bytes := self._memory_bytes - self._held_bytes()) < needed_bytes:
+            if not idle:
+                raise OutOfMemory(
+                    f"layers {ref.layers} of {ref.model_id} need {needed_bytes} bytes, {max(0, free_bytes)} are free"
+                )
+            dropped = idle.pop(0)
+            del self._loaded[_key(dropped.ref)]
+            dropped.close()
+            log.info("stage_dropped", extra={"model": dropped.ref.model_id, "layers": str(dropped.ref.layers)})
+
+    def _held_bytes(self) -> int:
+        return sum(runner.memory_bytes for runner in self.runners)
+
+    def _replace(self, runner: StageRunner) -> None:
+        """Its engine broke: load the stage again, so that the next assignment finds it ready."""
+        if self._loaded.get(_key(runner.ref)) is runner:
+            del self._loaded[_key(runner.ref)]
+            _ = self._tasks.start(self.load(runner.ref), name=f"reload {runner.ref.layers}")
+
+
+def _key(ref: StageRef) -> StageKey:
+    return StageKey(ref.model_root, ref.layers.start, ref.layers.end)

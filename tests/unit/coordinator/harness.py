@@ -1,0 +1,226 @@
+"""The coordinator without HTTP: real use cases on fake workers, a registry in memory and a clock that tests move."""
+
+import asyncio
+from collections.abc import Sequence
+
+from services.coordinator.domain.session import Session
+from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.service.committer import Committer
+from services.coordinator.service.membership import Membership, Terms
+from services.coordinator.service.messages import Messages
+from services.coordinator.service.models import Models
+from services.coordinator.service.placements import Placements
+from services.coordinator.service.session_run import Parts
+from services.coordinator.service.sessions import Sessions
+from shared.contracts.coordinator import OpenSession, RegisterNode
+from shared.contracts.messages import Ack, Draft, DraftTokens, Heartbeat, SessionPosition, StageRef
+from shared.domain.ids import Attempt, NodeId
+from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.task import InferenceTask
+from shared.domain.task_state import TaskState
+from shared.registry.base import TaskRecord
+from shared.runtime.tasks import BackgroundTasks
+from tests.fakes.clock import FakeClock
+from tests.fakes.events import RecordingPublisher
+from tests.fakes.partitioner import FakePartitioner, even_plan
+from tests.fakes.task_registry import MemoryTaskRegistry
+from tests.fakes.tasks import make_tokens
+from tests.fakes.workers import FakeWorkers
+
+NODES = ("n1", "n2", "n3")
+BEAT_S = 0.5
+
+
+def capability(node_id: str, **changes: object) -> NodeCapability:
+    values: dict[str, object] = {
+        "node_id": NodeId(node_id),
+        "memory_bytes": 1 << 30,
+        "speed": 1e9,
+        "slots": 2,
+        "context_tokens": 64,
+        "host": f"host-{node_id}",
+        "cores": 4,
+    }
+    return NodeCapability(**(values | changes))  # type: ignore[arg-type]  # a test names fields that exist
+
+
+class Coordinator:
+    """One run of the coordinator. `registry`, `clock` and `workers` may be those of an earlier run."""
+
+    def __init__(
+        self,
+        *,
+        clock: FakeClock | None = None,
+        registry: MemoryTaskRegistry | None = None,
+        workers: FakeWorkers | None = None,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.registry = registry or MemoryTaskRegistry(now=self.clock.wall_s)
+        self.workers = workers or FakeWorkers()
+        self.events = RecordingPublisher()
+        self.partitioner = FakePartitioner()
+        self.tasks = BackgroundTasks(self.clock)
+        self.draining = asyncio.Event()
+        self.tokens: dict[str, str] = {}
+        self.silent: set[str] = set()
+        """Nodes that send no heartbeats."""
+        self.positions: dict[str, tuple[SessionPosition, ...]] = {}
+        self.loaded: dict[str, tuple[StageRef, ...]] = {}
+        self._secrets = iter(range(1_000_000))
+        slots = SlotLedger()
+        self.members = Membership(
+            terms=Terms(
+                join_token="join",
+                admits_all=False,
+                heartbeat_ms=500,
+                lease_ms=2_000,
+                partitioner_url="http://partitioner",
+                metrics_url="http://metrics",
+            ),
+            workers=self.workers,
+            slots=slots,
+            events=self.events,
+            clock=self.clock,
+            tasks=self.tasks,
+            new_token=lambda: f"secret-{next(self._secrets)}",
+        )
+        self.committer = Committer(registry=self.registry, events=self.events, clock=self.clock)
+        parts = Parts(
+            registry=self.registry,
+            members=self.members,
+            partitioner=self.partitioner,
+            committer=self.committer,
+            slots=slots,
+            events=self.events,
+            clock=self.clock,
+            link_secret=b"cluster",
+        )
+        self.sessions = Sessions(
+            parts,
+            models=Models(self.partitioner),
+            tasks=self.tasks,
+            draining=self.draining,
+            phase_timeout_s=5.0,
+            settle_s=1.0,
+        )
+        self.members.watch(self.sessions)
+        self.messages = Messages(
+            members=self.members, sessions=self.sessions, committer=self.committer, clock=self.clock
+        )
+        self.placements = Placements(self.members)
+
+    async def start(self, nodes: Sequence[str] = NODES) -> "Coordinator":
+        self.tasks.loop("commit", self.committer.run_once)
+        self.tasks.loop("watch", self.sessions.watch_once)
+        self.tasks.loop("adopt", self.sessions.adopt_once)
+        for node in nodes:
+            await self.join(node)
+        await self.settle()
+        return self
+
+    async def stop(self) -> None:
+        await self.tasks.stop(grace_s=1.0)
+
+    async def join(self, node_id: str, *, boot_id: str = "boot-1", **changes: object) -> None:
+        answer = await self.members.register(
+            "join",
+            RegisterNode(
+                capability=capability(node_id, **changes), address=f"http://{node_id}:8090", boot_id=boot_id
+            ),
+        )
+        self.tokens[node_id] = answer.node_token
+        self.silent.discard(node_id)
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await self.clock.settle()
+
+    async def advance(self, seconds: float) -> None:
+        """Move time; nodes that are not silent send their heartbeats meanwhile."""
+        left = seconds
+        while left > 0:
+            step = min(left, BEAT_S / 2)
+            await self.clock.advance(step)
+            left -= step
+            for node_id in self.tokens.keys() - self.silent:
+                await self.beat(node_id)
+            await self.settle()
+
+    async def beat(self, node_id: str) -> None:
+        worker = self.workers[node_id]
+        beat = Heartbeat(
+            boot_id=worker.boot_id,
+            sessions=self.positions.get(node_id, ()),
+            stages=self.loaded.get(node_id, ()),
+        )
+        await self.messages.handle(self.tokens[node_id], beat)
+
+    async def lose(self, node_id: str) -> None:
+        """The node's process is gone without a word."""
+        self.workers[node_id].is_away = True
+        self.silent.add(node_id)
+
+    # --- the scheduler's side
+
+    async def coordinate(self, task: InferenceTask, plan: PartitionPlan) -> Attempt:
+        """Bring a task to the state in which the scheduler calls the coordinator."""
+        await self.registry.submit(
+            task,
+            idempotency_key=None,
+            payload_hash="",
+            attached=False,
+            max_queue_size=1_000,
+            max_queued_per_owner=1_000,
+        )
+        claims = await self.registry.claim(task.model_id, 1, owner="s", lease_s=600, plan_id=plan.plan_id)
+        assert claims[0].task_id == task.task_id
+        return claims[0].attempt
+
+    async def open(self, task: InferenceTask, nodes: Sequence[str] = NODES) -> Session:
+        plan = even_plan(nodes)
+        attempt = await self.coordinate(task, plan)
+        await self.sessions.open(OpenSession(task_id=task.task_id, attempt=attempt, plan=plan))
+        await self.settle()
+        return self.session(task)
+
+    def session(self, task: InferenceTask) -> Session:
+        return self.sessions.get(task.task_id)
+
+    def has_session(self, task: InferenceTask) -> bool:
+        return task.task_id in self.sessions._runs
+
+    # --- the last stage's side
+
+    def drafts(
+        self, task: InferenceTask, *token_ids: int, first: int | None = None, epoch: int | None = None
+    ) -> DraftTokens:
+        """The next tokens, or those from generated token `first` on."""
+        session = self.session(task)
+        first = len(session.records) if first is None else first
+        draft = Draft(
+            task_id=task.task_id,
+            epoch=session.epoch if epoch is None else epoch,  # type: ignore[arg-type]  # an int is fine in a test
+            first_position=len(task.prompt_ids) + first,
+            records=make_tokens(*token_ids),
+        )
+        return DraftTokens(drafts=(draft,))
+
+    async def draft(self, task: InferenceTask, *token_ids: int) -> Ack:
+        """The last stage sends the next tokens."""
+        last = self.session(task).seats[-1].node_id
+        answer = await self.messages.handle(self.tokens[last], self.drafts(task, *token_ids))
+        await self.settle()
+        return answer
+
+    # --- what came out
+
+    async def record(self, task: InferenceTask) -> TaskRecord:
+        return await self.registry.record(task.task_id)
+
+    async def state(self, task: InferenceTask) -> TaskState:
+        return (await self.record(task)).state
+
+    async def token_ids(self, task: InferenceTask) -> list[int]:
+        return [record.token_id for record in await self.registry.tokens(task.task_id)]
+
+
