@@ -3,8 +3,13 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
+DATA_DIR := .butterfly
+MODEL := $(DATA_DIR)/models/smollm2-135m.gguf
+WORKERS ?= 4
+STAGES ?= 3
+BASE_PORT ?= 8080
 
-.PHONY: setup
+.PHONY: setup model run test lint types bench e2e clean
 
 setup: $(VENV)/.installed
 
@@ -16,3 +21,33 @@ $(VENV)/bin/uv:
 $(VENV)/.installed: pyproject.toml uv.lock | $(VENV)/bin/uv
 	$(BIN)/uv sync --frozen --quiet --inexact
 	touch $@
+
+model: $(MODEL)
+
+$(MODEL): | $(VENV)/.installed
+	$(BIN)/butterfly models pull smollm2-135m --data-dir $(DATA_DIR)
+
+run: setup
+	exec $(BIN)/butterfly up --workers $(WORKERS) --stages $(STAGES) --base-port $(BASE_PORT) --data-dir $(DATA_DIR)
+
+test: setup model
+	$(BIN)/pytest -q -ra --durations=10 tests/unit tests/contract tests/integration tests/e2e
+
+e2e: setup model
+	$(BIN)/pytest -q -ra --durations=10 tests/e2e
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup model
+	$(BIN)/python -m bench.throughput
+
+# The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
@@ -202,7 +201,6 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
         registry=outside.series,
         draining=draining,
     )
-    _add_health_aliases(app)
     if config.api.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=config.api.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -243,10 +241,3 @@ async def _warm(config: Config, outside: Surroundings) -> None:
             await outside.vocabularies.of(await outside.catalogue.model(ModelId(model_id)))
         except ButterflyError as error:
             log.warning("vocabulary_not_warmed", extra={"model": model_id, "error": error.message})
-
-
-def _add_health_aliases(app: FastAPI) -> None:
-    """The names that other servers use."""
-    endpoints = {route.path: route.endpoint for route in app.routes if isinstance(route, APIRoute)}
-    for alias, path in (("/health", "/readyz"), ("/healthz", "/livez")):
-        app.add_api_route(alias, endpoints[path], methods=["GET", "HEAD"], include_in_schema=False)

@@ -109,9 +109,11 @@ def _probes(app: FastAPI, name: str, boot: str, ready: Readiness) -> APIRouter:
         report = ready.report(is_draining=app.state.draining.is_set())
         return JSONResponse(report.as_json(), 200 if report.is_ready else 503)
 
-    router.add_api_route("/livez", livez, methods=methods)
     router.add_api_route("/startupz", startupz, methods=methods)
-    router.add_api_route("/readyz", readyz, methods=methods)
+    for path in ("/livez", "/healthz"):  # the second of each is the name that other servers use
+        router.add_api_route(path, livez, methods=methods)
+    for path in ("/readyz", "/health"):
+        router.add_api_route(path, readyz, methods=methods)
     return router
 
 

@@ -46,6 +46,8 @@ def invalid_request(error: RequestValidationError, request: Request) -> Butterfl
     details = error.errors()
     if any(detail["type"] == "json_invalid" for detail in details):
         return InvalidJson("the body is not valid JSON")
+    if details[0]["loc"] == ("body",) and details[0]["type"] == "missing":
+        return InvalidJson("the body is empty")
     content_type = request.headers.get("content-type", "")
     if details[0]["loc"] == ("body",) and request.method != "GET" and "json" not in content_type:
         return UnsupportedMediaType("the content type should be application/json")
@@ -74,6 +76,8 @@ def from_http_exception(error: HTTPException, request: Request) -> ButterflyErro
             return BodyTooLarge("the body is too large")
         case 415:
             return UnsupportedMediaType("the content type should be application/json")
+        case 400:  # FastAPI's word for a body that is not UTF-8 or is nested too deep
+            return InvalidJson("the body cannot be read as JSON")
         case status if status < 500:
             return InvalidInput("the request cannot be understood")
         case _:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MAX_DEADLINE_MS = 10 * 86_400_000
-PROBE_PATHS = ("/livez", "/readyz", "/startupz", "/metrics")
+PROBE_PATHS = ("/livez", "/healthz", "/readyz", "/health", "/startupz", "/metrics")
 
 
 def is_below(path: str, prefixes: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.api.ports import Scheduler
-from shared.contracts.scheduler import CancelReply, QueueState, Submitted, SubmitTask
+from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason, TokenRecord

@@ -86,7 +86,8 @@ class Dispatcher:
         groups = await self._registry.groups()
         self._waiting = {model_id: reason for model_id, reason in self._waiting.items() if model_id in groups}
         now_s = self._clock.now_s()
-        groups = tuple(group for group in groups if self._paused_until_s.pop(group, now_s) <= now_s)
+        self._paused_until_s = {group: until_s for group, until_s in self._paused_until_s.items() if until_s > now_s}
+        groups = tuple(group for group in groups if group not in self._paused_until_s)
         if not groups:
             return False
         try:

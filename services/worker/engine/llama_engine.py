@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.worker.engine.base import Engine, EngineSettings, Ids, Mask, Rows, StageInfo, StageSpec
 from services.worker.engine.llama_stage import LlamaModel, LlamaSlots, SlotsSpec
+from services.worker.engine.memory import available_memory_bytes
 from services.worker.engine.self_test import (
     N_ROWS,
     N_SLOTS,
@@ -18,7 +19,7 @@ from services.worker.engine.self_test import (
     fixed_rows,
     run_self_test,
 )
-from shared.domain.errors import BadBlob, BadSlot, EngineFault, UnsupportedModel, WrongClass
+from shared.domain.errors import BadBlob, BadSlot, EngineFault, OutOfMemory, UnsupportedModel, WrongClass
 from shared.domain.token_rule import RULE_VERSION
 from shared.llama.library import Library
 
@@ -35,12 +36,14 @@ class LlamaEngine(Engine):
         now: Callable[[], float],
         self_test_cache: SelfTestCache | None,
         cpu_name: str,
+        available_bytes: Callable[[], int | None] = available_memory_bytes,
     ) -> None:
         """`now`: monotonic seconds. `cpu_name` keeps a cached self-test from being believed on another machine."""
         self._library = library
         self._now = now
         self._cache = self_test_cache
         self._cpu_name = cpu_name
+        self._available_bytes = available_bytes
         self._model: LlamaModel | None = None
         self._slots: LlamaSlots | None = None
         self._identity = ("", "")
@@ -116,6 +119,7 @@ class LlamaEngine(Engine):
             n_threads=spec.n_threads,
             settings=spec.settings or model.default_settings(),
         )
+        self._check_room(model, slots_spec)
         numerics = numerics_class(self._library, slots_spec.settings)
         found = self._self_test(model, slots_spec, f"{spec.stage_digest} {numerics} {self._cpu_name}")
         self._slots = LlamaSlots(model, slots_spec)
@@ -130,6 +134,14 @@ class LlamaEngine(Engine):
             kv_bytes_per_row=model.kv_bytes_per_row(slots_spec.settings),
             load_s=self._now() - started_s,
         )
+
+    def _check_room(self, model: LlamaModel, spec: SlotsSpec) -> None:
+        needed = model.kv_bytes_per_row(spec.settings) * spec.n_slots * spec.ctx_per_slot
+        left = self._available_bytes()
+        if left is not None and needed > left:
+            raise OutOfMemory(
+                f"{spec.n_slots} slots of {spec.ctx_per_slot} rows need {needed} bytes of KV cache, {left} are left"
+            )
 
     def _self_test(self, model: LlamaModel, spec: SlotsSpec, key: str) -> SelfTestResult:
         """Runs in slots of its own, because the stage may have too few, or too short ones."""

@@ -13,6 +13,7 @@ from shared.domain.errors import (
     BadSlot,
     EngineFault,
     NoSlotSpace,
+    OutOfMemory,
     UnsupportedModel,
     WrongClass,
 )
@@ -255,6 +256,11 @@ def test_a_file_that_is_no_model_is_refused_with_the_librarys_reason(tmp_path: P
 def test_more_slots_than_the_library_has_are_refused(tiny_model: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no context of 300 slots"):
         make_engine().load(whole_spec(tiny_model, n_slots=300))
+
+
+def test_a_kv_cache_beyond_the_memory_is_refused_before_it_is_asked_for(tiny_model: Path) -> None:
+    with pytest.raises(OutOfMemory, match="200 slots of 4000000 rows need"):
+        make_engine().load(whole_spec(tiny_model, n_slots=200, ctx_per_slot=4_000_000))
 
 
 def test_the_fallback_settings_are_another_class_and_not_exact(tiny_model: Path) -> None:

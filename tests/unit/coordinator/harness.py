@@ -31,14 +31,14 @@ NODES = ("n1", "n2", "n3")
 BEAT_S = 0.5
 
 
-def capability(node_id: str, **changes: object) -> NodeCapability:
+def capability(name: str, **changes: object) -> NodeCapability:
     values: dict[str, object] = {
-        "node_id": NodeId(node_id),
+        "node_id": NodeId(name),
         "memory_bytes": 1 << 30,
         "speed": 1e9,
         "slots": 2,
         "context_tokens": 64,
-        "host": f"host-{node_id}",
+        "host": f"host-{name}",
         "cores": 4,
     }
     return NodeCapability(**(values | changes))  # type: ignore[arg-type]  # a test names fields that exist
@@ -124,9 +124,7 @@ class Coordinator:
     async def join(self, node_id: str, *, boot_id: str = "boot-1", **changes: object) -> None:
         answer = await self.members.register(
             "join",
-            RegisterNode(
-                capability=capability(node_id, **changes), address=f"http://{node_id}:8090", boot_id=boot_id
-            ),
+            RegisterNode(capability=capability(node_id, **changes), address=f"http://{node_id}:8090", boot_id=boot_id),
         )
         self.tokens[node_id] = answer.node_token
         self.silent.discard(node_id)
@@ -222,5 +220,3 @@ class Coordinator:
 
     async def token_ids(self, task: InferenceTask) -> list[int]:
         return [record.token_id for record in await self.registry.tokens(task.task_id)]
-
-

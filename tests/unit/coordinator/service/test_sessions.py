@@ -99,9 +99,7 @@ async def test_a_loaded_stage_is_asked_for_its_seat_again(coordinator: Coordinat
     worker.is_cold = True
     session = await coordinator.open(make_task())
     worker.is_cold = False
-    await coordinator.messages.handle(
-        coordinator.tokens["n2"], StageReady(stage_ref=worker.assignments()[0].stage_ref)
-    )
+    await coordinator.messages.handle(coordinator.tokens["n2"], StageReady(stage_ref=worker.assignments()[0].stage_ref))
     await coordinator.settle()
     assert len(worker.assignments()) == 2
     assert session.phase is SessionPhase.PREFILLING

@@ -1,0 +1,174 @@
+"""The small rules: pacing, liveness, admission, faults, slots, link tokens."""
+
+import math
+
+import pytest
+
+from services.coordinator.domain.admission import check_capability
+from services.coordinator.domain.faults import (
+    GENERATION_FAILED,
+    MAX_REASSIGNMENTS,
+    Fault,
+    FaultKind,
+    kind_of_refusal,
+    verdict,
+)
+from services.coordinator.domain.link_token import link_token
+from services.coordinator.domain.liveness import is_stalled, node_state
+from services.coordinator.domain.pacing import Pacing, pace
+from services.coordinator.domain.slots import SlotLedger
+from shared.domain.errors import InvalidInput, NoCapacity
+from shared.domain.ids import NodeId
+from shared.domain.plan import Partition
+from shared.domain.session import NodeState
+from tests.fakes.partitioner import even_plan
+from tests.unit.coordinator.harness import capability
+
+
+class TestPacing:
+    def test_on_one_host_one_batch_uses_all_its_cores(self) -> None:
+        nodes = [capability(f"n{i}", host="a", cores=2) for i in range(3)]
+        assert pace(nodes) == Pacing(1, (2, 2, 2))
+
+    def test_on_several_hosts_every_stage_works_at_once_on_its_share_of_cores(self) -> None:
+        nodes = [capability("n1", host="a"), capability("n2", host="a"), capability("n3", host="b")]
+        assert pace(nodes) == Pacing(3, (2, 2, 4))
+
+    def test_a_seat_has_at_least_one_core(self) -> None:
+        nodes = [capability(f"n{i}", host="a", cores=1) for i in range(2)] + [capability("n3", host="b", cores=1)]
+        assert pace(nodes).threads == (1, 1, 1)
+
+    def test_nodes_that_name_no_host_share_none(self) -> None:
+        assert pace([capability("n1", host=""), capability("n2", host="")]) == Pacing(2, (4, 4))
+
+    def test_a_single_stage_has_one_batch_in_flight(self) -> None:
+        assert pace([capability("n1", host="")]) == Pacing(1, (4,))
+
+
+class TestLiveness:
+    @pytest.mark.parametrize(
+        ("silent_s", "draining", "unreachable", "expected"),
+        [
+            (0.0, False, False, NodeState.READY),
+            (1.0, False, False, NodeState.READY),
+            (1.1, False, False, NodeState.SUSPECT),
+            (0.0, False, True, NodeState.SUSPECT),
+            (1.1, True, False, NodeState.DRAINING),
+            (2.1, True, False, NodeState.LOST),
+            (2.1, False, False, NodeState.LOST),
+        ],
+    )
+    def test_state_by_silence(self, silent_s: float, draining: bool, unreachable: bool, expected: NodeState) -> None:
+        state = node_state(silent_s=silent_s, lease_s=2.0, draining=draining, unreachable=unreachable)
+        assert state is expected
+
+    def test_a_quiet_session_on_quiet_nodes_is_stalled(self) -> None:
+        assert is_stalled(silent_s=5.1, nodes_silent_s=5.1, timeout_s=5.0)
+        assert not is_stalled(silent_s=4.9, nodes_silent_s=100, timeout_s=5.0)
+
+    def test_a_quiet_session_on_busy_nodes_is_given_longer_but_not_for_ever(self) -> None:
+        assert not is_stalled(silent_s=59, nodes_silent_s=0.1, timeout_s=5.0)
+        assert is_stalled(silent_s=61, nodes_silent_s=0.1, timeout_s=5.0)
+
+
+class TestAdmission:
+    def test_an_ordinary_node_is_admitted(self) -> None:
+        check_capability(capability("Node-1.local:8090_x"))
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("node_id", ""),
+            ("node_id", "a|b"),
+            ("node_id", "x" * 129),
+            ("memory_bytes", 0),
+            ("memory_bytes", 1 << 60),
+            ("speed", 0.0),
+            ("speed", math.nan),
+            ("speed", math.inf),
+            ("speed", -1.0),
+            ("slots", 0),
+            ("slots", 10_000),
+            ("context_tokens", 0),
+            ("cores", 0),
+            ("cores", 100_000),
+        ],
+    )
+    def test_nonsense_is_refused_by_its_name(self, field: str, value: object) -> None:
+        with pytest.raises(InvalidInput) as refused:
+            check_capability(capability("n1", **{field: value}))
+        assert refused.value.param == f"capability.{field}"
+
+    def test_endless_labels_are_refused(self) -> None:
+        with pytest.raises(InvalidInput):
+            check_capability(capability("n1", labels=(("zone", "x" * 1_000),)))
+        with pytest.raises(InvalidInput):
+            check_capability(capability("n1", labels=tuple((str(i), "x") for i in range(100))))
+
+
+class TestFaults:
+    def test_one_loss_of_each_kind_is_survived(self) -> None:
+        assert verdict([Fault(kind, "why", position) for position, kind in enumerate(FaultKind)][:5]) is None
+
+    def test_two_crashes_at_different_positions_are_survived(self) -> None:
+        assert verdict([Fault(FaultKind.CRASH, "why", 4), Fault(FaultKind.CRASH, "why", 5)]) is None
+
+    def test_two_crashes_at_one_position_are_poison_even_with_a_loss_between(self) -> None:
+        faults = [
+            Fault(FaultKind.CRASH, "why", 4),
+            Fault(FaultKind.GONE, "why", 4),
+            Fault(FaultKind.CRASH, "why", 4),
+        ]
+        given_up = verdict(faults)
+        assert given_up is not None
+        assert given_up.code == GENERATION_FAILED
+        assert "poison" in given_up.message
+
+    def test_lost_nodes_at_one_position_are_no_poison(self) -> None:
+        assert verdict([Fault(FaultKind.GONE, "why", 4)] * MAX_REASSIGNMENTS) is None
+
+    def test_reassignments_are_bounded(self) -> None:
+        assert verdict([Fault(FaultKind.GONE, "why", 4)] * (MAX_REASSIGNMENTS + 1)) is not None
+
+    @pytest.mark.parametrize(
+        ("code", "kind"),
+        [("engine_fault", FaultKind.CRASH), ("out_of_memory", FaultKind.LOAD), ("made up", FaultKind.LOAD)],
+    )
+    def test_only_an_engine_that_failed_has_crashed(self, code: str, kind: FaultKind) -> None:
+        assert kind_of_refusal(code) is kind
+
+
+class TestSlots:
+    nodes = {NodeId(name): capability(name, slots=2) for name in ("n1", "n2")}  # noqa: RUF012  read only
+    seats: tuple[Partition, ...] = even_plan(["n1", "n2"]).lanes[0].partitions
+
+    def test_slots_are_counted_per_stage_of_a_node(self) -> None:
+        ledger = SlotLedger()
+        for holder in ("a", "b"):
+            ledger.reserve(holder, "root", self.seats, self.nodes)
+        with pytest.raises(NoCapacity):
+            ledger.reserve("c", "root", self.seats, self.nodes)
+        ledger.reserve("c", "another model", self.seats, self.nodes)
+        assert ledger.used(NodeId("n1")) == 2
+
+    def test_a_refused_holder_holds_nothing(self) -> None:
+        ledger = SlotLedger()
+        with pytest.raises(NoCapacity):
+            ledger.reserve("a", "root", self.seats, {NodeId("n1"): self.nodes[NodeId("n1")]})
+        assert ledger.used(NodeId("n1")) == 0
+
+    def test_a_new_reservation_replaces_the_old_one(self) -> None:
+        ledger = SlotLedger()
+        for _ in range(5):
+            ledger.reserve("a", "root", self.seats, self.nodes)
+        assert ledger.used(NodeId("n1")) == 1
+        assert ledger.release("a")
+        assert not ledger.release("a")
+        assert ledger.used(NodeId("n1")) == 0
+
+
+def test_a_link_token_depends_on_both_ends_their_order_and_the_secret() -> None:
+    a, b = NodeId("a"), NodeId("b")
+    tokens = {link_token(b"s", a, b), link_token(b"s", b, a), link_token(b"t", a, b), link_token(b"s", a, a)}
+    assert len(tokens) == 4
+    assert link_token(b"s", a, b) == link_token(b"s", a, b)

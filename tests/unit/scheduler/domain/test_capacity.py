@@ -1,0 +1,27 @@
+"""How many sessions fit."""
+
+from services.scheduler.domain.capacity import claimable, free_slots, reserve
+from shared.domain.ids import ModelId, NodeId
+from tests.fakes.scheduler_peers import make_node, make_plan
+
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+
+
+def test_the_fullest_seat_decides() -> None:
+    free = free_slots([make_node("a", slots=8, used=2), make_node("b", slots=4, used=1), make_node("c", slots=9)])
+    assert free == {A: 6, B: 3, C: 9}
+    assert claimable(make_plan(ModelId("m"), A, B), free) == 3
+    assert claimable(make_plan(ModelId("m"), A, C), free) == 6
+
+
+def test_a_node_with_two_seats_gives_two_slots_to_each_session() -> None:
+    assert claimable(make_plan(ModelId("m"), A, B, A), {A: 5, B: 9}) == 2
+
+
+def test_a_seat_on_a_node_that_is_gone_or_overfull_takes_none() -> None:
+    assert claimable(make_plan(ModelId("m"), A, B), {A: 5}) == 0
+    assert free_slots([make_node("a", slots=2, used=3)]) == {A: 0}
+
+
+def test_sessions_reserve_a_slot_at_each_seat() -> None:
+    assert reserve(make_plan(ModelId("m"), A, B, A), 2, {A: 5, B: 9, C: 1}) == {A: 1, B: 7, C: 1}

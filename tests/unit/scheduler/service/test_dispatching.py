@@ -1,0 +1,190 @@
+"""From the queue to a session."""
+
+import asyncio
+
+import pytest
+
+from shared.domain.errors import (
+    ButterflyError,
+    ContextLengthExceeded,
+    NoCapacity,
+    PeerUnavailable,
+    RegistryUnavailable,
+    StaleAttempt,
+)
+from shared.domain.ids import ModelId, TaskId
+from shared.domain.task_state import TaskState
+from shared.events.catalogue import TaskDispatched, TaskDispatching, TaskFailed
+from tests.fakes.scheduler_peers import make_node
+from tests.fakes.tasks import MODEL, make_task
+from tests.unit.scheduler.service.conftest import Cluster
+
+
+async def test_queued_tasks_get_sessions_by_a_plan_over_the_ready_nodes(cluster: Cluster) -> None:
+    tasks = [make_task() for _ in range(9)]  # more than two batches
+    await cluster.submit(*tasks)
+    await cluster.dispatcher.run_once()
+    assert [each.task_id for each in cluster.coordinator.opened] == [task.task_id for task in tasks]
+    (plan_id,) = {each.plan.plan_id for each in cluster.coordinator.opened}
+    record = await cluster.registry.record(tasks[0].task_id)
+    assert (record.state, record.plan_id, record.attempt) == (TaskState.COMPUTING, plan_id, 1)
+    assert [event.task_id for event in cluster.events.of(TaskDispatching)] == [task.task_id for task in tasks]
+    assert len(cluster.events.of(TaskDispatched)) == len(tasks)
+    assert cluster.follower.followed == {task.task_id for task in tasks}
+
+
+async def test_no_more_is_claimed_than_has_slots(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a", slots=8), make_node("b", slots=8, used=6)]
+    tasks = [make_task() for _ in range(3)]
+    await cluster.submit(*tasks)
+    await cluster.dispatcher.run_once()
+    assert len(cluster.coordinator.opened) == 2
+    assert await cluster.state(tasks[2].task_id) is TaskState.QUEUED
+    cluster.coordinator.nodes = [make_node("a", slots=8), make_node("b", slots=8, used=8)]
+    await cluster.registry.cancel(tasks[0].task_id)  # nudges
+    await cluster.dispatcher.run_once()
+    assert cluster.dispatcher.waiting == {MODEL: "every slot is taken"}
+    assert (await cluster.registry.record(tasks[2].task_id)).attempt == 0
+
+
+async def test_models_share_the_slots_of_one_round(cluster: Cluster) -> None:
+    cluster.partitioner.models.add(ModelId("other"))
+    cluster.coordinator.nodes = [make_node("a", slots=3)]
+    await cluster.submit(*(make_task(model_id=model) for model in (MODEL, MODEL, ModelId("other"), ModelId("other"))))
+    await cluster.dispatcher.run_once()
+    assert len(cluster.coordinator.opened) == 3
+
+
+@pytest.mark.parametrize(
+    "refusal", [NoCapacity("no slot"), PeerUnavailable("the coordinator does not answer"), ButterflyError("oops")]
+)
+async def test_a_refused_task_goes_back_to_its_place_and_is_tried_again_after_a_pause(
+    cluster: Cluster, refusal: ButterflyError
+) -> None:
+    first, second = make_task(), make_task()
+    await cluster.submit(first, second)
+    cluster.coordinator.refuse = lambda task_id: refusal if task_id == first.task_id else None
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(first.task_id) is TaskState.QUEUED
+    assert await cluster.state(second.task_id) is TaskState.COMPUTING
+    assert cluster.follower.followed == {second.task_id}
+    assert cluster.dispatcher.waiting == {MODEL: refusal.message}
+
+    cluster.coordinator.refuse = lambda _: None
+    await cluster.submit(make_task())
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(first.task_id) is TaskState.QUEUED  # still paused: no hot loop
+    await cluster.clock.advance(1.0)
+    await cluster.submit(make_task())
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(first.task_id) is TaskState.COMPUTING
+    assert cluster.dispatcher.waiting == {}
+
+
+async def test_a_task_is_not_failed_for_lack_of_capacity_before_its_deadline(cluster: Cluster) -> None:
+    task = make_task(deadline_s=60.0)
+    await cluster.submit(task)
+    cluster.coordinator.refuse = lambda _: NoCapacity("no slot")
+    for _ in range(20):
+        await cluster.submit(make_task(model_id=MODEL))  # a nudge
+        await cluster.dispatcher.run_once()
+        await cluster.clock.advance(1.0)
+        await cluster.reconciler.reconcile()
+    assert await cluster.state(task.task_id) is TaskState.QUEUED
+    assert (await cluster.registry.record(task.task_id)).attempt >= 10
+
+
+@pytest.mark.parametrize("cause", ["no nodes", "no plan", "no coordinator", "no partitioner"])
+async def test_tasks_that_cannot_be_planned_stay_queued_with_the_reason(cluster: Cluster, cause: str) -> None:
+    task = make_task(deadline_s=30.0)
+    await cluster.submit(task)
+    match cause:
+        case "no nodes":
+            cluster.coordinator.nodes.clear()
+        case "no plan":
+            cluster.partitioner.min_nodes = 3
+        case "no coordinator":
+            cluster.coordinator.error = PeerUnavailable("the coordinator does not answer")
+        case _:
+            cluster.partitioner.error = PeerUnavailable("the partitioner does not answer")
+    await cluster.dispatcher.run_once()
+    record = await cluster.registry.record(task.task_id)
+    assert (record.state, record.attempt) == (TaskState.QUEUED, 0)
+    reason = cluster.dispatcher.waiting[MODEL]
+    await cluster.clock.advance(31.0)
+    await cluster.reconciler.reconcile()
+    record = await cluster.registry.record(task.task_id)
+    assert (record.state, record.error_code) == (TaskState.FAILED, "deadline_exceeded")
+    assert record.error.endswith(reason)
+    assert cluster.events.of(TaskFailed) == [TaskFailed(task.task_id, "deadline_exceeded", pytest.approx(31_000))]
+
+
+async def test_a_task_that_can_never_run_fails_at_once(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    cluster.coordinator.refuse = lambda _: ContextLengthExceeded("too long for every node")
+    await cluster.dispatcher.run_once()
+    record = await cluster.registry.record(task.task_id)
+    assert (record.state, record.error_code) == (TaskState.FAILED, "context_length_exceeded")
+    assert [event.error for event in cluster.events.of(TaskFailed)] == ["context_length_exceeded"]
+    assert cluster.follower.followed == frozenset()
+
+
+async def test_a_task_cancelled_while_it_is_dispatched_stays_cancelled(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    cancelling: list[asyncio.Task[object]] = []
+
+    def cancel_meanwhile(task_id: TaskId) -> ButterflyError:
+        cancelling.append(asyncio.ensure_future(cluster.registry.cancel(task_id)))
+        return StaleAttempt("it has gone on")
+
+    cluster.coordinator.refuse = cancel_meanwhile
+    await cluster.dispatcher.run_once()
+    await asyncio.gather(*cancelling)
+    assert await cluster.state(task.task_id) is TaskState.CANCELLED
+
+
+async def test_a_session_whose_answer_was_lost_is_followed_on(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    open_session = cluster.coordinator.open_session
+
+    async def answer_lost(wanted: object) -> None:
+        await open_session(wanted)  # type: ignore[arg-type]
+        raise PeerUnavailable("the coordinator did not answer in time")
+
+    cluster.coordinator.open_session = answer_lost  # type: ignore[method-assign]
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(task.task_id) is TaskState.COMPUTING
+    assert cluster.follower.followed == {task.task_id}
+
+
+async def test_a_draining_scheduler_claims_nothing_more(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    await cluster.dispatcher.drain()
+    running = asyncio.ensure_future(cluster.dispatcher.run_once())
+    await cluster.clock.advance(5.0)
+    await running
+    assert await cluster.state(task.task_id) is TaskState.QUEUED
+    assert await cluster.registry.wait_for_work(0.0) or (await cluster.registry.queue()).depth == 1
+
+
+async def test_a_task_that_could_not_be_given_back_comes_back_when_its_lease_lapses(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    advance = cluster.registry.advance
+
+    async def away(*_: object, **__: object) -> TaskState:
+        raise RegistryUnavailable("the task registry does not answer")
+
+    cluster.coordinator.refuse = lambda _: NoCapacity("no slot")
+    cluster.registry.advance = away  # type: ignore[method-assign]
+    await cluster.dispatcher.run_once()
+    cluster.registry.advance = advance  # type: ignore[method-assign]
+    assert cluster.follower.followed == frozenset()
+    await cluster.clock.advance(11.0)
+    await cluster.reconciler.reconcile()
+    assert await cluster.state(task.task_id) is TaskState.QUEUED
+    assert cluster.reconciler.mended["requeued"] == 1

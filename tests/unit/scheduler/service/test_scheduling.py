@@ -1,0 +1,96 @@
+"""Taking tasks in and letting them go."""
+
+import pytest
+
+from shared.contracts.scheduler import QueueState, SubmitTask
+from shared.domain.errors import ModelNotFound, NoCapacity, PeerUnavailable, VerificationUnavailable
+from shared.domain.ids import ModelId
+from shared.domain.task import Verification
+from shared.domain.task_state import TaskState
+from shared.events.catalogue import TaskCancelled, TaskEnqueued, TaskSubmitted
+from tests.fakes.tasks import make_task
+from tests.unit.scheduler.service.conftest import Cluster
+
+
+async def test_a_submitted_task_is_queued_and_told(cluster: Cluster) -> None:
+    first, second = make_task(priority=3), make_task()
+    reply = await cluster.scheduling.submit_task(SubmitTask(task=first))
+    assert (reply.task_id, reply.state, reply.created) == (first.task_id, TaskState.QUEUED, True)
+    await cluster.submit(second)
+    assert cluster.events.of(TaskSubmitted) == [TaskSubmitted(first.task_id, 3), TaskSubmitted(second.task_id, 0)]
+    assert [event.queue_size for event in cluster.events.of(TaskEnqueued)] == [1, 2]
+    assert await cluster.scheduling.queue_state() == QueueState(
+        depth=2, oldest_age_s=0.0, by_priority={3: 1, 0: 1}, running=0
+    )
+
+
+async def test_a_repeated_submission_is_not_told_again(cluster: Cluster) -> None:
+    wanted = SubmitTask(task=make_task(), idempotency_key="k", payload_hash="h")
+    await cluster.scheduling.submit_task(wanted)
+    again = await cluster.scheduling.submit_task(SubmitTask(task=make_task(), idempotency_key="k", payload_hash="h"))
+    assert (again.task_id, again.created) == (wanted.task.task_id, False)
+    assert len(cluster.events.of(TaskSubmitted)) == 1
+
+
+async def test_an_unknown_model_is_refused_until_the_catalogue_has_it(cluster: Cluster) -> None:
+    task = make_task(model_id=ModelId("new"))
+    with pytest.raises(ModelNotFound):
+        await cluster.submit(task)
+    cluster.partitioner.models.add(ModelId("new"))
+    await cluster.submit(task)
+
+
+async def test_the_catalogue_is_asked_rarely(cluster: Cluster) -> None:
+    await cluster.submit(*(make_task() for _ in range(5)))
+    assert cluster.partitioner.asked_for_models == 1
+
+
+async def test_verification_is_refused_by_this_build(cluster: Cluster) -> None:
+    with pytest.raises(VerificationUnavailable) as refused:
+        await cluster.submit(make_task(verification=Verification.AUDIT))
+    assert refused.value.param == "verification"
+
+
+async def test_with_required_capacity_a_task_without_a_plan_is_refused(cluster: Cluster) -> None:
+    wanted = SubmitTask(task=make_task(), require_capacity=True)
+    cluster.partitioner.min_nodes = 3
+    with pytest.raises(NoCapacity):
+        await cluster.scheduling.submit_task(wanted)
+    cluster.coordinator.nodes.clear()
+    with pytest.raises(NoCapacity, match="no node is ready"):
+        await cluster.scheduling.submit_task(wanted)
+    assert (await cluster.registry.queue()).depth == 0
+
+
+async def test_cancelling_a_running_task_reaches_the_coordinator(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    await cluster.dispatcher.run_once()
+    await cluster.clock.advance(2.0)
+    reply = await cluster.scheduling.cancel_task(task.task_id)
+    assert (reply.state, reply.accepted) == (TaskState.CANCELLED, True)
+    assert cluster.coordinator.cancelled == [task.task_id]
+    (told,) = cluster.events.of(TaskCancelled)
+    assert told.latency_ms == pytest.approx(2_000)
+    assert not (await cluster.scheduling.cancel_task(task.task_id)).accepted
+    assert len(cluster.coordinator.cancelled) == 1
+
+
+async def test_a_coordinator_that_is_away_does_not_keep_a_task_from_being_cancelled(cluster: Cluster) -> None:
+    task = make_task()
+    await cluster.submit(task)
+    cluster.coordinator.error = PeerUnavailable("the coordinator does not answer")
+    assert (await cluster.scheduling.cancel_task(task.task_id)).accepted
+
+
+async def test_an_attached_task_ends_without_renewal(cluster: Cluster) -> None:
+    kept, lost = make_task(), make_task()
+    for task in (kept, lost):
+        await cluster.scheduling.submit_task(SubmitTask(task=task, attached=True))
+    await cluster.clock.advance(10.0)
+    await cluster.scheduling.renew_attachments([kept.task_id])
+    await cluster.clock.advance(10.0)
+    await cluster.reconciler.reconcile()
+    assert await cluster.state(kept.task_id) is TaskState.QUEUED
+    assert await cluster.state(lost.task_id) is TaskState.CANCELLED
+    assert [event.task_id for event in cluster.events.of(TaskCancelled)] == [lost.task_id]
