@@ -31,8 +31,8 @@ def add_model(
 ) -> Added:
     """Fetch, check and name it. If anything is raised, the folder is as before.
 
-    Raises `InvalidInput` and `PeerUnavailable` when it cannot be had, `BadModelFile` and `UnsupportedModel` when it must
-    not join.
+    Raises `InvalidInput` and `PeerUnavailable` when it cannot be had, `BadModelFile` and `UnsupportedModel` when it is
+    refused.
     """
     wanted = name_from(source) if name is None else checked(name)
     target = folder.path_of(wanted)

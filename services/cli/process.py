@@ -3,15 +3,12 @@
 import asyncio
 import os
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
-from services.cli.domain.output import terminal_line
 from services.cli.stores.rotating_log import RotatingLog
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-_KEPT_LINES = 12
 _LAST_WORDS_S = 1.0
 """What it wrote before it ended is read; a grandchild that keeps the pipe open does not hold us up."""
 _MAX_LINE_BYTES = 1024 * 1024
@@ -25,7 +22,6 @@ class Child:
         self.name = name
         self._process = process
         self._log = log
-        self.last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
 
     @classmethod
     async def start(
@@ -44,26 +40,22 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    async def run_to_its_end(self, show: Callable[[str], None], *, logs_json: bool) -> int:
-        """Write its output to its log, `show` what an operator should see, return its return code."""
+    async def run_to_its_end(self, hear: Callable[[str], None]) -> int:
+        """Write its output to its log, let the caller `hear` each line, return its return code."""
         async with asyncio.TaskGroup() as group:
-            drain = group.create_task(self._drain(show, logs_json=logs_json))
+            drain = group.create_task(self._drain(hear))
             code = await self._process.wait()
             await asyncio.wait({drain}, timeout=_LAST_WORDS_S)
             drain.cancel()
         self._log.close()
         return code
 
-    async def _drain(self, show: Callable[[str], None], *, logs_json: bool) -> None:
+    async def _drain(self, hear: Callable[[str], None]) -> None:
         if self._process.stdout is None:
             raise AssertionError("started with a pipe")
         async for line in _lines(self._process.stdout):
             self._log.write(line)
-            text = line.decode(errors="replace")
-            self.last_lines.append(text.rstrip())
-            shown = terminal_line(self.name, text, logs_json=logs_json)
-            if shown is not None:
-                show(shown)
+            hear(line.decode(errors="replace"))
 
     def terminate(self) -> None:
         if self._process.returncode is None:

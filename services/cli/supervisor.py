@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from services.cli.domain.cluster import Kind, Seat, stop_waves, waves
+from services.cli.domain.output import terminal_line
 from services.cli.domain.restart import RestartHistory, after_exit, exit_code_of
 from services.cli.process import Child
 from services.cli.stores.data_dir import ProcessStatus
@@ -95,7 +96,7 @@ class Supervisor:
         """Stop in order; asked a second time, stop at once. May be called from a signal handler of the loop."""
         if self._stopping.is_set():
             self._hurry.set()
-        self._stopping.set()
+        self._begin_to_stop()
 
     @property
     def is_stopping(self) -> bool:
@@ -118,11 +119,16 @@ class Supervisor:
             except ButterflyError as error:
                 failure = error
             finally:
-                self._stopping.set()
+                self._begin_to_stop()
                 await self._stop()
         if failure := failure or self._start_failure:
             raise failure
         return self._first_failure or 0
+
+    def _begin_to_stop(self) -> None:
+        self._stopping.set()
+        for process in self._processes.values():
+            process.settled.set()  # nobody waits for a start any more
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
         for wave in waves(list(self._processes)):
@@ -172,7 +178,7 @@ class Supervisor:
         self._enter(process, State.STARTING)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch_readiness(process))
-            code = await process.child.run_to_its_end(self._show, logs_json=spec.logs_json)
+            code = await process.child.run_to_its_end(lambda line: self._hear(process, line))
             watch.cancel()
         return code
 
@@ -187,16 +193,17 @@ class Supervisor:
             self._enter(process, State.READY)
         process.settled.set()
 
+    def _hear(self, process: _Process, line: str) -> None:
+        spec = process.spec
+        shown = terminal_line(process.name, line, logs_json=spec.logs_json, is_stopping=self.is_stopping)
+        if shown is not None:
+            self._show(shown)
+
     def _fail_start(self, process: _Process, what: str, exit_code: int) -> None:
         if self._start_failure is None:
-            said = process.child.last_lines if process.child else ()
-            tail = "".join(f"\n  {line}" for line in said)
-            self._start_failure = StartFailed(
-                f"{process.name} {what} (log: {self._logs / process.name}.log){tail}", exit_code=exit_code
-            )
-        self._stopping.set()
-        for other in self._processes.values():
-            other.settled.set()
+            message = f"{process.name} {what} (log: {self._logs / process.name}.log)"
+            self._start_failure = StartFailed(message, exit_code=exit_code)
+        self._begin_to_stop()
 
     def _give_up(self, process: _Process, code: int) -> None:
         self._say(

@@ -84,9 +84,9 @@ class HttpPublisher(Publisher):
             group.create_task(self._send_all())
 
     async def flush(self) -> None:
-        """Send what waits, one try: the last act of a service that stops."""
-        while self._waiting:
-            await self._send_batch()
+        """Send what waits until a batch is refused: also the last act of a service that stops."""
+        while self._waiting and await self._send_batch():
+            pass
 
     def next_batch(self) -> EventBatch:
         """Takes out what is sent next; empty when nothing waits."""
@@ -111,15 +111,17 @@ class HttpPublisher(Publisher):
             self._wake.clear()
             if 0 < len(self._waiting) < MAX_BATCH_EVENTS:
                 await self._sleep(BATCH_WINDOW_S)
-            await self._send_batch()
-            await self.flush()
+            if await self._send_batch():
+                await self.flush()
 
-    async def _send_batch(self) -> None:
+    async def _send_batch(self) -> bool:
         batch = self.next_batch()
         try:
             await self._client.post("/events", batch, Ack, timeout_s=SEND_TIMEOUT_S)
         except ButterflyError:  # the reason shows at the peer's breaker and in the count of drops
             self.dropped += len(batch.events)
+            return False
+        return True
 
 
 def envelope_of(event: Event, *, event_id: str, at_s: float, source: str) -> EventEnvelope:

@@ -30,6 +30,7 @@ SINGLES = MappingProxyType(
         "deadlines": f"{ROOT}:deadlines",  # zset: every unfinished task -> deadline, ms
         "attached": f"{ROOT}:attached",  # zset: tasks whose client waits -> end of the attachment, ms
         "index": f"{ROOT}:tasks",  # zset, all scores 0: all task ids in order
+        "unfinished": f"{ROOT}:unfinished",  # zset, all scores 0: ids of unfinished tasks in order
         "expiring": f"{ROOT}:expiring",  # zset: "id owner" -> when the record goes, ms
         "generation": f"{ROOT}:generation",  # counter: goes down only when data was lost
     }
@@ -52,8 +53,10 @@ def events(task_id: TaskId) -> str:
     return PREFIXES["events"] + task_id
 
 
-def index(owner: str | None) -> str:
-    """Task ids of one owner, or of all."""
+def index(owner: str | None, *, unfinished_only: bool) -> str:
+    """Where to look for tasks in order: a superset of those of `owner` (None: of all)."""
+    if unfinished_only:
+        return SINGLES["unfinished"]
     return SINGLES["index"] if owner is None else PREFIXES["index_of"] + owner
 
 

@@ -24,7 +24,7 @@ from shared.domain.errors import (
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
 from shared.domain.task import InferenceTask, TokenRecord
-from shared.domain.task_state import TaskEvent, TaskState
+from shared.domain.task_state import TERMINAL, TaskEvent, TaskState
 from shared.registry import keys
 from shared.registry.base import (
     ATTACHMENT_TTL_S,
@@ -53,6 +53,7 @@ from shared.registry.scripts import load_scripts
 MAX_CLAIM = 32
 IDS_PER_CALL = 200  # scripts touch a bounded number of keys
 STREAM_BATCH = 200  # entries of one stream per read
+LISTED_AT_ONCE = 100
 MAX_LISTED = 2_000  # ids looked at for one page
 ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 
@@ -267,23 +268,24 @@ class RedisTaskRegistry(TaskRegistry):
         limit: int,
         cursor: str | None,
     ) -> TaskPage:
+        index = keys.index(owner, unfinished_only=bool(states) and states.isdisjoint(TERMINAL))
         newest = "+" if cursor is None else f"({_from_cursor(cursor)}"
+        batch = max(limit, LISTED_AT_ONCE)
         records: list[TaskRecord] = []
-        looked_at = 0
-        while looked_at < MAX_LISTED:
-            found = await self._ids_below(newest, owner, limit + 1)
-            hashes = await self._together(*(("HGETALL", keys.task(task_id)) for task_id in found[:limit]))
-            for place, (task_id, fields) in enumerate(zip(found[:limit], hashes, strict=True), start=1):
+        for _ in range(MAX_LISTED // batch + 1):
+            (found,) = await self._together(("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, batch + 1))
+            task_ids = _ids(found)
+            hashes = await self._together(*(("HGETALL", keys.task(task_id)) for task_id in task_ids[:batch]))
+            for place, (task_id, fields) in enumerate(zip(task_ids, hashes, strict=False), start=1):
                 newest = f"({task_id}"
                 record = decode_record(fields, None) if fields else None
-                if record is not None and _wanted(record, states, model_id):
+                if record is not None and _wanted(record, owner, states, model_id):
                     records.append(record)
                     if len(records) == limit:
-                        more = place < len(found)
-                        return TaskPage(tuple(records), _to_cursor(newest[1:]) if more else None)
-            if len(found) <= limit:
+                        is_last = place == len(task_ids)
+                        return TaskPage(tuple(records), None if is_last else _to_cursor(task_id))
+            if len(task_ids) <= batch:
                 return TaskPage(tuple(records), None)
-            looked_at += limit
         return TaskPage(tuple(records), _to_cursor(newest[1:]))
 
     async def queue(self) -> QueueView:
@@ -311,10 +313,6 @@ class RedisTaskRegistry(TaskRegistry):
                 answers: list = await pipe.execute()  # type: ignore[type-arg]
                 return answers
 
-    async def _ids_below(self, newest: str, owner: str | None, count: int) -> tuple[TaskId, ...]:
-        (found,) = await self._together(("ZREVRANGEBYLEX", keys.index(owner), newest, "-", "LIMIT", 0, count))
-        return _ids(found)
-
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
@@ -340,9 +338,10 @@ def _pairs(found: object) -> Iterable[tuple[bytes, list[tuple[bytes, dict[bytes,
     return found or ()  # type: ignore[return-value]
 
 
-def _wanted(record: TaskRecord, states: frozenset[TaskState], model_id: ModelId | None) -> bool:
+def _wanted(record: TaskRecord, owner: str | None, states: frozenset[TaskState], model_id: ModelId | None) -> bool:
     """No states: all of them."""
-    return (not states or record.state in states) and model_id in {None, record.task.model_id}
+    is_in_state = not states or record.state in states
+    return is_in_state and owner in {None, record.task.owner} and model_id in {None, record.task.model_id}
 
 
 def _to_cursor(task_id: str) -> str:

@@ -8,7 +8,7 @@ from typing import TextIO
 from shared.resilience.context import current_request_id
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-QUIET_LOGGERS = ("httpx", "httpcore")  # one line per request otherwise
+QUIET_LOGGERS = ("httpx", "httpcore", "uvicorn.error")  # they tell of each request, or what `serve` tells itself
 
 
 class JsonLines(logging.Formatter):

@@ -77,8 +77,6 @@ def run(app: FastAPI, listener: socket.socket, *, parent_pid: int | None = None)
         limit_concurrency=MAX_CONNECTIONS,
         backlog=BACKLOG,
     )
-    host, port = listener.getsockname()[:2]
-    log.info("listening", extra={"host": host, "port": port, "pid": os.getpid()})
     _Server(config, draining=app.state.draining, parent_pid=parent_pid).run(sockets=[listener])
     log.info("stopped")
 
@@ -91,6 +89,12 @@ class _Server(uvicorn.Server):
         self._draining = draining
         self._parent_pid = parent_pid
         self._signal: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            log.info("listening", extra={"host": host, "port": port, "pid": os.getpid()})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On a signal: only notes it. Not handed on to the base class, which would raise it again at the end."""

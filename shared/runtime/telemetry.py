@@ -10,12 +10,15 @@ from prometheus_client import CollectorRegistry
 from shared.events.local_metrics import LocalMetrics, PublisherMetrics
 from shared.events.peer_hooks import peer_hooks
 from shared.events.publisher import FanOutPublisher, HttpPublisher, Publisher
+from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.hooks import PeerHooks
 from shared.resilience.http_client import PeerClient, PeerClients
 from shared.resilience.retry import RetryPolicy
 from shared.runtime.clock import Clock
 from shared.runtime.config import Config
 from shared.runtime.tasks import BackgroundTasks
+
+METRICS_OPEN_S = 5.0  # a batch that is not sent is lost: worth asking more often than once a minute
 
 
 class Telemetry:
@@ -33,6 +36,7 @@ class Telemetry:
             service_token=security.service_token.get_secret_value(),
             hooks=PeerHooks(),
             now=clock.now_s,
+            breaker=BreakerPolicy(open_s=METRICS_OPEN_S),
         )
         self._publisher = HttpPublisher(
             self._metrics_peer,

@@ -706,14 +706,17 @@ async def test_tasks_are_listed_newest_first_page_by_page(registry: TaskRegistry
 
 
 async def test_tasks_are_listed_by_state_and_model(registry: TaskRegistry) -> None:
-    queued, cancelled, other = make_task(), make_task(), make_task(model_id=ModelId("other"))
-    for task in (queued, cancelled, other):
+    foreign, queued, cancelled = make_task(owner="bert"), make_task(), make_task()
+    other = make_task(model_id=ModelId("other"))
+    for task in (foreign, queued, cancelled, other):
         await submit(registry, task)
     await registry.cancel(cancelled.task_id)
     states = frozenset({TaskState.QUEUED, TaskState.COMPUTING})
     page = await registry.list_tasks(owner=None, states=states, model_id=MODEL, limit=1, cursor=None)
     assert [record.task.task_id for record in page.records] == [queued.task_id]
     assert page.records[0].task.prompt_ids == ()
+    page = await registry.list_tasks(owner="bert", states=states, model_id=None, limit=9, cursor=None)
+    assert [record.task.task_id for record in page.records] == [foreign.task_id]
     for cursor in ("", "%%", "bm90IG91cnM", "ünd"):
         with pytest.raises(InvalidCursor):
             await registry.list_tasks(owner=None, states=frozenset(), model_id=None, limit=5, cursor=cursor)

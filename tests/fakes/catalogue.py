@@ -87,6 +87,9 @@ class FakeNodes(Nodes):
         self._nodes = nodes
         self.refuses_with: ButterflyError | None = None
 
+    def replace(self, *nodes: NodeView) -> None:
+        self._nodes = nodes
+
     async def nodes(self) -> tuple[NodeView, ...]:
         if self.refuses_with is not None:
             raise self.refuses_with

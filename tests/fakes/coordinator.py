@@ -5,6 +5,7 @@ their events.
 """
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -44,13 +45,14 @@ from shared.runtime.app import make_app
 from shared.runtime.clock import SystemClock
 
 JOIN_TOKEN = "join"
+FIRST_EPOCH = Epoch(1)
 GREEDY = SamplerParams(temperature=0.0)
 
 
 def even_cuts(num_layers: int, num_stages: int) -> list[LayerRange]:
     """`num_stages` ranges as equal as can be."""
     bounds = [num_layers * stage // num_stages for stage in range(num_stages + 1)]
-    return [LayerRange(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [LayerRange(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Job:
     nodes: tuple[NodeId, ...]
     """One per stage, in order."""
     cuts: tuple[LayerRange, ...]
-    epoch: Epoch = Epoch(1)
+    epoch: Epoch = FIRST_EPOCH
     generated_ids: tuple[int, ...] = ()
     """Committed in earlier epochs."""
     sampler: SamplerParams = GREEDY

@@ -36,9 +36,8 @@ def mix(word: int) -> int:
 
 def logits_of(word: int) -> npt.NDArray[np.float32]:
     """float32 [N_VOCAB] in [0, 16), from the last layer's word."""
-    return np.array([mix(word ^ (index << 32)) >> 60 for index in range(N_VOCAB)], np.float32) + (
-        np.arange(N_VOCAB, dtype=np.float32) / (2 * N_VOCAB)
-    )
+    coarse = np.array([mix(word ^ (index << 32)) >> 60 for index in range(N_VOCAB)], np.float32)
+    return coarse + np.arange(N_VOCAB, dtype=np.float32) * np.float32(0.5 / N_VOCAB)  # no two are equal
 
 
 class _Layers:

@@ -82,7 +82,7 @@ def small_model(*, num_layers: int = 2, architecture: str = "llama", more_keys: 
         uint32(f"{architecture}.context_length", 64),
         uint32(f"{architecture}.attention.head_count", 1),
     ]
-    layers = [f32(f"blk.{layer}.ffn_up.weight", 4, 2, fill=layer + 1) for layer in range(num_layers)]
+    layers = [f32(f"blk.{layer}.ffn_up.weight", 4, 2, fill=layer % 100 + 1) for layer in range(num_layers)]
     ends = [f32("token_embd.weight", 4, 3, fill=101), f32("output_norm.weight", 4, fill=102)]
     return Gguf(keys=keys + (more_keys or []), tensors=[*ends, *layers])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from services.api.ports import Scheduler
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
 from shared.domain.errors import ButterflyError
-from shared.domain.ids import TaskId
+from shared.domain.ids import Attempt, TaskId
 from shared.domain.task import FinishReason, TokenRecord
 from shared.domain.task_state import TaskEvent
 from shared.registry.base import Commit, Finish, TaskRegistry
@@ -57,12 +57,14 @@ class Conductor:
 
     def __init__(self, registry: TaskRegistry) -> None:
         self._registry = registry
+        self._attempts: dict[TaskId, Attempt] = {}
 
     async def start(self, task_id: TaskId) -> None:
         """Queued -> Computing."""
         record = await self._registry.record(task_id)
         claims = await self._registry.claim(record.task.model_id, 32, owner="test", lease_s=60, plan_id="plan")
-        attempt = next(claim.attempt for claim in claims if claim.task_id == task_id)
+        self._attempts |= {claim.task_id: claim.attempt for claim in claims}
+        attempt = self._attempts[task_id]
         epoch, _, _ = await self._registry.open_session(task_id, attempt=attempt, plan_id="plan")
         await self._registry.advance(task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
 

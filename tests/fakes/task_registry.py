@@ -294,6 +294,8 @@ class MemoryTaskRegistry(TaskRegistry):
     async def read_streams(
         self, after: Mapping[TaskId, str], *, block_s: float
     ) -> Mapping[TaskId, tuple[StreamEntry, ...]]:
+        if not after:
+            return {}
         async with self._changed:
             try:
                 async with asyncio.timeout(block_s):

@@ -89,6 +89,8 @@ class ChatTemplate:
         sys.settrace(watch)
         try:
             return self._rendered(messages)
+        except TemplateError:
+            raise
         except _TooLong:
             raise TemplateError("the model's chat template runs too long") from None
         except jinja2.TemplateError as error:

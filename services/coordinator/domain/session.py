@@ -194,9 +194,10 @@ class Session:
 
     def position(self, node_id: NodeId, epoch: Epoch, rows: int, *, now_s: float) -> bool:
         """A heartbeat's word on how far a node is: True when that is progress."""
+        rows = min(rows, self.max_rows)
         if epoch != self.epoch or rows <= self._rows_seen.get(node_id, 0) or not self.stages_of(node_id):
             return False
-        self._rows_seen[node_id] = min(rows, self.max_rows)
+        self._rows_seen[node_id] = rows
         self.progressed(now_s=now_s)
         return True
 

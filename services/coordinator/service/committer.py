@@ -48,10 +48,12 @@ class Committer:
         ]
         try:
             results = await self._registry.commit(commits)
-        except RegistryUnavailable as error:
-            log.warning("commit_deferred", extra={"sessions": len(sessions), "error": error.message})
+        except BaseException as error:
             for session in sessions:
                 self.add(session)
+            if not isinstance(error, RegistryUnavailable):
+                raise
+            log.warning("commit_deferred", extra={"sessions": len(sessions), "error": error.message})
             await self._clock.sleep(RETRY_AFTER_S)
             return
         self._settle(sessions, commits, results)

@@ -229,6 +229,12 @@ class Membership(MembershipInterface):
         if member is not None and stage_key(ref) not in member.loaded and len(member.loading) < MAX_STAGES_PER_NODE:
             member.loading[stage_key(ref)] = ref
 
+    def not_loading(self, node_id: NodeId, ref: StageRef) -> None:
+        """The node said that it cannot hold the stage."""
+        member = self._members.get(node_id)
+        if member is not None:
+            member.loading.pop(stage_key(ref), None)
+
     def unreachable(self, node_id: NodeId) -> None:
         """A call to this node got no answer: no new seats until it is heard of again."""
         member = self._members.get(node_id)

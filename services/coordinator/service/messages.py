@@ -4,6 +4,8 @@ import logging
 from typing import Any
 
 from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.session import Session
+from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.interfaces import FromWorker, MessagesInterface
 from services.coordinator.service.membership import Member, Membership
@@ -77,13 +79,10 @@ class Messages(MessagesInterface):
             session.seat_ready(sender.node_id, message.epoch, message.stage, now_s=self._clock.now_s())
             return ACK
         session.check_sender(sender.node_id, message.epoch, message.stage)
+        if session.plan is not None:
+            self._members.not_loading(sender.node_id, stage_ref(session.plan, session.seats[message.stage]))
         session.excluded.add((sender.node_id, sender.boot_id))
-        session.lose(
-            kind_of_refusal(message.error_code),
-            f"{message.error_code}: {message.error}"[:MAX_REASON],
-            suspect=sender.node_id,
-            now_s=self._clock.now_s(),
-        )
+        self._lose(session, sender, message.error_code, message.error)
         return ACK
 
     async def _draft_tokens(self, sender: Member, message: DraftTokens) -> Ack:
@@ -127,18 +126,17 @@ class Messages(MessagesInterface):
         _check_lane(message.lane, message.choice)
         session = self._sessions.get(message.task_id)
         session.check_sender(sender.node_id, message.epoch, message.stage)
-        session.lose(
-            kind_of_refusal(message.error_code),
-            f"{message.error_code}: {message.error}"[:MAX_REASON],
-            suspect=sender.node_id,
-            now_s=self._clock.now_s(),
-        )
+        self._lose(session, sender, message.error_code, message.error)
         return ACK
 
     async def _link_fault(self, sender: Member, message: LinkFault) -> Ack:
         log.info("link_fault", extra={"node_id": sender.node_id, "peer": message.peer, "reason": message.reason})
         self._sessions.link_broken(sender.node_id, message.peer, outgoing=message.outgoing, reason=message.reason)
         return ACK
+
+    def _lose(self, session: Session, sender: Member, code: str, error: str) -> None:
+        reason = f"{code}: {error}"[:MAX_REASON]
+        session.lose(kind_of_refusal(code), reason, suspect=sender.node_id, now_s=self._clock.now_s())
 
 
 def _check_lane(lane: int, choice: int) -> None:

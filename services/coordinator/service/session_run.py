@@ -208,6 +208,7 @@ class SessionRun:
             if session.epoch == order.epoch and session.is_running:
                 await self._assign_seat(order)
         except ButterflyError as error:
+            self._parts.members.not_loading(member.node_id, order.stage_ref)
             if session.epoch == order.epoch:
                 self._refused(member, error)
         else:

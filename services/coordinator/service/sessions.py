@@ -17,7 +17,14 @@ from services.coordinator.service.models import Models
 from services.coordinator.service.session_run import Parts, SessionRun
 from shared.contracts.coordinator import CoordinatorState, OpenSession
 from shared.contracts.messages import SessionPosition, SessionStop, StageRef
-from shared.domain.errors import ButterflyError, ContextLengthExceeded, NoCapacity, ServerDraining, StaleEpoch
+from shared.domain.errors import (
+    ButterflyError,
+    ContextLengthExceeded,
+    NoCapacity,
+    RegistryUnavailable,
+    ServerDraining,
+    StaleEpoch,
+)
 from shared.domain.ids import Attempt, Epoch, NodeId, TaskId
 from shared.domain.plan import check_plan
 from shared.domain.session import SessionPhase
@@ -29,8 +36,12 @@ log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.25
 RETRY_PLAN_EVERY_S = 1.0  # for what no event tells: the partitioner is back, a slow node has more room
-ADOPT_EVERY_S = 2.0
-ADOPT_AT_ONCE = 100
+# After a start all tasks are looked at, twice (see `_orphans`). Later an orphan can only come from an answer of the
+# registry that was lost on its way to us, so it is enough to look at the newest tasks, and seldom.
+WHOLE_LOOKS = 2
+WHOLE_LOOK_EVERY_S = 2.0
+LOOK_EVERY_S = 30.0
+PAGE = 100
 ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING})
 LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
 OVERSLEPT_S = 0.25
@@ -57,6 +68,7 @@ class Sessions(SessionsInterface):
         self._settle_s = settle_s
         self._runs: dict[TaskId, SessionRun] = {}
         self._node_progress_s: dict[NodeId, float] = {}
+        self._looks = 0
         self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
         self._began_s = parts.clock.now_s()
         self._poked_s = self._began_s
@@ -193,9 +205,13 @@ class Sessions(SessionsInterface):
         if settled_in_s > 0:
             await clock.sleep(settled_in_s)
         if not self._draining.is_set():
-            for task_id in await self._orphans():
-                await self._adopt(task_id)
-        await clock.sleep(ADOPT_EVERY_S)
+            try:
+                for task_id in await self._orphans(is_whole=self._looks < WHOLE_LOOKS):
+                    await self._adopt(task_id)
+                self._looks += 1
+            except RegistryUnavailable as error:
+                log.warning("orphans_not_looked_for", extra={"error": error.message})
+        await clock.sleep(WHOLE_LOOK_EVERY_S if self._looks <= WHOLE_LOOKS else LOOK_EVERY_S)
 
     # ---
 
@@ -213,17 +229,17 @@ class Sessions(SessionsInterface):
         ):
             session.lose(FaultKind.STALL, f"no progress for {timeout_s:g} s while {session.phase}", now_s=now_s)
 
-    async def _orphans(self) -> tuple[TaskId, ...]:
-        """Running tasks without a session here, at most `ADOPT_AT_ONCE`.
+    async def _orphans(self, *, is_whole: bool) -> tuple[TaskId, ...]:
+        """Running tasks without a session here; not `is_whole`: among the newest tasks only.
 
         One that is being coordinated may be on its way from the scheduler: it counts when it looks the same twice.
         """
         found: list[TaskId] = []
         waiting: dict[TaskId, tuple[Attempt, Epoch]] = {}
         cursor: str | None = None
-        while len(found) < ADOPT_AT_ONCE:
+        while True:
             page = await self._parts.registry.list_tasks(
-                owner=None, states=ADOPTABLE, model_id=None, limit=ADOPT_AT_ONCE, cursor=cursor
+                owner=None, states=ADOPTABLE, model_id=None, limit=PAGE, cursor=cursor
             )
             for record in page.records:
                 task_id, fences = record.task.task_id, (record.attempt, record.epoch)
@@ -234,7 +250,7 @@ class Sessions(SessionsInterface):
                 elif record.epoch > 0:  # without an epoch it is still the scheduler's alone
                     waiting[task_id] = fences
             cursor = page.next_cursor
-            if cursor is None:
+            if cursor is None or not is_whole:
                 break
         self._seen_orphans = waiting
         return tuple(found)

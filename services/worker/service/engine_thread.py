@@ -32,5 +32,5 @@ class EngineThread:
         return await asyncio.wrap_future(self._executor.submit(call))
 
     def close(self) -> None:
-        """Wait for the call that runs; those that wait are not run."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Wait for the calls given so far: at most one of each stage computes, the others only free memory."""
+        self._executor.shutdown(wait=True)

@@ -66,7 +66,7 @@ local function end_task(task, to, last, now, outcome)
   save(task, to, last, 'finished', int(now), 'expires', int(gone), 'finish_reason', reason, 'error_code', code,
        'error', outcome.error or '', 'lease_owner', '', 'committed', task.committed)
   if task.state == 'queued' then leave_queue(task.id, task.model) end
-  for _, set in ipairs({K.leases, K.deadlines, K.attached}) do redis.call('ZREM', set, task.id) end
+  for _, set in ipairs({K.leases, K.deadlines, K.attached, K.unfinished}) do redis.call('ZREM', set, task.id) end
   redis.call('SREM', K.open .. task.owner, task.id)
   tell(task, 'end', cjson.encode({
     state = to,

@@ -31,6 +31,7 @@ redis.call('SET', K.request .. id, ARGV[13])
 redis.call('ZADD', K.deadlines, deadline, id)
 redis.call('SADD', K.open .. owner, id)
 redis.call('ZADD', K.index, 0, id)
+redis.call('ZADD', K.unfinished, 0, id)
 redis.call('ZADD', K.index_of .. owner, 0, id)
 if attach_ms > 0 then redis.call('ZADD', K.attached, int(now + attach_ms), id) end
 if idempotency ~= '' then redis.call('SET', idempotency, id .. ' ' .. payload_hash, 'EX', 86400) end

@@ -75,7 +75,7 @@ async def test_the_stream_shows_the_wanted_events_as_they_come() -> None:
             async with telemetry.running():
                 telemetry.events.publish(StepTimed("n1", 0, 1, 8.0))
                 telemetry.events.publish(TaskCompleted("t1", 1.0))
-            shown = [await anext(lines) for _ in range(4)]
+                shown = [await anext(lines) for _ in range(4)]
         assert shown[2] == "event: TaskCompleted"
         assert json.loads(shown[3].removeprefix("data: "))["subject"] == "t1"
 

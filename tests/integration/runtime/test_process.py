@@ -1,13 +1,14 @@
 """A service as a process of its own: `python -m services.metrics`, the one that needs nobody else."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ PORT_ZERO = {"BUTTERFLY_METRICS__BIND_ADDRESS": "127.0.0.1:0"}
 
 
 @asynccontextmanager
-async def started(environ: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(environ: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
     """The process, ended by its id at the end."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BUTTERFLY_")}
     process = await asyncio.create_subprocess_exec(
@@ -50,12 +51,14 @@ async def stderr_and_code(process: asyncio.subprocess.Process) -> tuple[str, int
 async def test_sigterm_ends_open_streams_with_a_last_word_and_the_process_with_code_0() -> None:
     async with started(PORT_ZERO) as process:
         port = (await logged(process, "listening"))["port"]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            async with client.stream("GET", "/stream") as stream:
-                lines = stream.aiter_lines()
-                assert await anext(lines) == ": connected"
-                process.send_signal(signal.SIGTERM)
-                rest = [line async for line in lines]
+        async with (
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+            client.stream("GET", "/stream") as stream,
+        ):
+            lines = stream.aiter_lines()
+            assert await anext(lines) == ": connected"
+            process.send_signal(signal.SIGTERM)
+            rest = [line async for line in lines]
         assert "event: bye" in rest
         stderr, code = await stderr_and_code(process)
         assert code == 0
@@ -118,5 +121,5 @@ async def test_a_service_dies_with_its_parent() -> None:
         assert b'"event": "stopped"' in last_words
     finally:
         await parent.wait()
-        if Path(f"/proc/{child_pid}").exists():
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child_pid, signal.SIGKILL)

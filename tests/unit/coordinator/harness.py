@@ -197,7 +197,7 @@ class Coordinator:
         first = len(session.records) if first is None else first
         draft = Draft(
             task_id=task.task_id,
-            epoch=session.epoch if epoch is None else epoch,  # type: ignore[arg-type]  # an int is fine in a test
+            epoch=session.epoch if epoch is None else epoch,
             first_position=len(task.prompt_ids) + first,
             records=make_tokens(*token_ids),
         )

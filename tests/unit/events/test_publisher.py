@@ -48,6 +48,17 @@ async def test_a_dead_metrics_service_costs_drops_and_never_raises() -> None:
     await client.aclose()
 
 
+async def test_a_stop_does_not_try_batch_after_batch_in_vain() -> None:
+    clock = FakeClock()
+    client = unreachable(clock)
+    events = publisher(client, clock)
+    for number in range(2_000):
+        events.publish(TaskSubmitted(str(number), 0))
+    await events.flush()
+    assert events.dropped == 500
+    await client.aclose()
+
+
 async def test_an_envelope_names_type_source_and_subject_and_ids_never_repeat() -> None:
     clock = FakeClock()
     events = publisher(unreachable(clock), clock)

@@ -20,8 +20,8 @@ _EXACT_WORK = 40_000
 _CLOSE = 1e-7
 """Limits nearer than this (relative) are the same: far below what a speed is known to."""
 _MAX_TRIALS = 64
-_MORE_ROOMS = 8
-"""Rooms looked at beyond those that rank best."""
+_CANDIDATES = 16
+"""Rooms compared for a place, the best ranked of those not seated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +131,32 @@ class _AllChoices(_Trial):
     def _walk_back(
         self, stages: list[dict[tuple[int, ...], int]], taken: tuple[int, ...], reaches: list[list[int]]
     ) -> _Seating:
+        """From the last stage to the first, each as near as it can be to an even share of what is left: the limit
+        binds the slowest stage only, the others need not be uneven."""
         ends, chosen, end = [], [], self._num_layers
         for before in reversed(stages[:-1]):
             ends.append(end)
-            index, end, taken = next(self._steps_to(before, taken, end, reaches))
+            speed = sum(count * members[0].node.speed for count, members in zip(taken, self._classes, strict=True))
+            share_s = self._classes[0][0].step_sums[end] / speed
+            ways = self._steps_to(before, taken, end, reaches)
+            index, end, taken = min(ways, key=lambda way: self._unevenness(way[0], way[1], ends[-1], share_s))
             chosen.append(index)
         return _Seating(tuple(reversed(ends)), self._rooms(reversed(chosen)))
+
+    def _unevenness(self, index: int, start: int, end: int, share_s: float) -> tuple[float, int, int]:
+        """Of equal ones the smaller stage, then the later class: earlier stages get the more and the lower ids."""
+        return abs(self._classes[index][0].step_s(start, end) - share_s), -start, -index
 
     def _steps_to(
         self, before: dict[tuple[int, ...], int], taken: tuple[int, ...], end: int, reaches: list[list[int]]
     ) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """Which class could have held the stage that ends here, from which layer on, after which choice."""
-        for index in reversed(range(len(self._classes))):
+        for index in range(len(self._classes)):
             if not taken[index]:
                 continue
             earlier = (*taken[:index], taken[index] - 1, *taken[index + 1 :])
             starts = before.get(earlier, 0)
-            for start in reversed(range(end)):
+            for start in range(end):
                 if starts >> start & 1 and reaches[index][start] >= end:
                     yield index, start, earlier
 
@@ -189,11 +198,11 @@ class _Ranked(_Trial):
 
     def _by_reach(self, ranking: Sequence[int], last: int, limit_s: float) -> list[int]:
         """For uneven layers and tight memory: at each place the room that gets farthest from there."""
-        unused = [index for index in ranking[: self._num_stages + _MORE_ROOMS] if index != last]
+        unused = [index for index in ranking if index != last]
         order: list[int] = []
         start = 0
         for _ in range(self._num_stages - 1):
-            reaches = [self._rooms[index].reach(start, limit_s) for index in unused]
+            reaches = [self._rooms[index].reach(start, limit_s) for index in unused[:_CANDIDATES]]
             start = min(max(reaches), self._num_layers - 1)
             order.append(unused.pop(reaches.index(max(reaches))))
         return [*order, last]

@@ -90,7 +90,7 @@ async def test_a_cold_seat_is_waited_for_and_then_the_session_starts(coordinator
     await coordinator.messages.handle(coordinator.tokens["n2"], ready)
     await coordinator.settle()
 
-    assert session.phase is SessionPhase.PREFILLING
+    assert coordinator.session(task).phase is SessionPhase.PREFILLING
     assert len(coordinator.workers["n1"].heard(SessionStart)) == 1
 
 

@@ -116,7 +116,9 @@ async def test_tasks_that_cannot_be_planned_stay_queued_with_the_reason(cluster:
     record = await cluster.registry.record(task.task_id)
     assert (record.state, record.error_code) == (TaskState.FAILED, "deadline_exceeded")
     assert record.error.endswith(reason)
-    assert cluster.events.of(TaskFailed) == [TaskFailed(task.task_id, "deadline_exceeded", pytest.approx(31_000))]
+    assert [(event.error, event.latency_ms) for event in cluster.events.of(TaskFailed)] == [
+        ("deadline_exceeded", 31_000)
+    ]
 
 
 async def test_a_task_that_can_never_run_fails_at_once(cluster: Cluster) -> None:
@@ -168,7 +170,7 @@ async def test_a_draining_scheduler_claims_nothing_more(cluster: Cluster) -> Non
     await cluster.clock.advance(5.0)
     await running
     assert await cluster.state(task.task_id) is TaskState.QUEUED
-    assert await cluster.registry.wait_for_work(0.0) or (await cluster.registry.queue()).depth == 1
+    assert await cluster.registry.wait_for_work(0.01)  # the nudge is left for the other replicas
 
 
 async def test_a_task_that_could_not_be_given_back_comes_back_when_its_lease_lapses(cluster: Cluster) -> None:

@@ -1,0 +1,239 @@
+"""The coordinator as a served app: real HTTP to a worker and a partitioner, the real registry on a real Valkey."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from services.coordinator.app import create_app
+from shared.contracts.coordinator import OpenSession, RegisterNode
+from shared.contracts.messages import Draft, DraftTokens, Heartbeat, Leave, SessionStop
+from shared.domain.ids import Epoch
+from shared.domain.task import FinishReason, InferenceTask, StopRules
+from shared.domain.task_state import TERMINAL, TaskState
+from shared.registry.base import TaskRecord
+from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
+from shared.resilience.context import SERVICE_TOKEN_HEADER
+from shared.runtime.config import Config, load_config
+from tests.fakes.partitioner import even_plan
+from tests.fakes.tasks import make_task, make_tokens
+from tests.fakes.valkey import ValkeyServer, running_valkey
+from tests.integration.coordinator.peers import WorkerServer, running_partitioner, running_worker
+from tests.integration.runtime.served import served
+from tests.unit.coordinator.harness import capability
+
+JSON = {"Content-Type": "application/json"}
+TRUSTED = {SERVICE_TOKEN_HEADER: "service"}
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[ValkeyServer]:
+    with running_valkey() as server:
+        yield server
+
+
+@dataclass
+class Running:
+    """A served coordinator and what stands around it."""
+
+    http: httpx.AsyncClient
+    registry: RedisTaskRegistry
+    stack: AsyncExitStack
+    workers: dict[str, WorkerServer] = field(default_factory=dict)
+    node_tokens: dict[str, str] = field(default_factory=dict)
+
+    async def join(self, name: str, *, boot_id: str = "boot-1") -> None:
+        if name not in self.workers:
+            self.workers[name] = await self.stack.enter_async_context(running_worker())
+        worker = self.workers[name]
+        node = RegisterNode(capability=capability(name), address=worker.address, boot_id=boot_id)
+        answer = await self.http.post("/nodes", content=node.model_dump_json(), headers=bearer("join"))
+        assert answer.status_code == 200, answer.text
+        worker.token = answer.json()["coordinator_token"]
+        self.node_tokens[name] = answer.json()["node_token"]
+
+    async def say(self, name: str, message: DraftTokens | Heartbeat | Leave) -> httpx.Response:
+        headers = bearer(self.node_tokens[name])
+        return await self.http.post("/messages", content=message.model_dump_json(), headers=headers)
+
+    async def open(self, task: InferenceTask, nodes: list[str]) -> httpx.Response:
+        plan = even_plan(nodes)
+        await self.registry.submit(
+            task, idempotency_key=None, payload_hash="", attached=False, max_queue_size=10, max_queued_per_owner=10
+        )
+        (claim,) = await self.registry.claim(task.model_id, 1, owner="s", lease_s=60, plan_id=plan.plan_id)
+        body = OpenSession(task_id=task.task_id, attempt=claim.attempt, plan=plan)
+        return await self.http.post("/sessions", content=body.model_dump_json(), headers=TRUSTED)
+
+    async def ended(self, task: InferenceTask) -> TaskRecord:
+        """The task once it has ended, at most 10 s from now."""
+        after = "0"
+        async with asyncio.timeout(10):
+            while (record := await self.registry.record(task.task_id)).state not in TERMINAL:
+                found = await self.registry.read_streams({task.task_id: after}, block_s=1.0)
+                after = found[task.task_id][-1].entry_id if found else after
+        return record
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def drafts(task: InferenceTask, *token_ids: int, first: int = 0, epoch: int = 1) -> DraftTokens:
+    position = len(task.prompt_ids) + first
+    draft = Draft(task_id=task.task_id, epoch=Epoch(epoch), first_position=position, records=make_tokens(*token_ids))
+    return DraftTokens(drafts=(draft,))
+
+
+def config(valkey: ValkeyServer, partitioner_url: str) -> Config:
+    return load_config(
+        None,
+        {
+            "BUTTERFLY_REDIS__URL": valkey.url,
+            "BUTTERFLY_SERVICES__PARTITIONER_URL": partitioner_url,
+            "BUTTERFLY_SERVICES__METRICS_URL": "http://127.0.0.1:9",
+            "BUTTERFLY_SECURITY__SERVICE_TOKEN": "service",
+            "BUTTERFLY_SECURITY__JOIN_TOKEN": "join",
+            "BUTTERFLY_COORDINATION__LEASE_MS": "60000",
+        },
+    )
+
+
+@pytest.fixture
+async def running(valkey: ValkeyServer) -> AsyncIterator[Running]:
+    valkey.empty()
+    async with AsyncExitStack() as stack:
+        partitioner_url = await stack.enter_async_context(running_partitioner())
+        registry = connect_registry(valkey.url, allow_weak_durability=False)
+        stack.push_async_callback(registry.aclose)
+        url = await stack.enter_async_context(served(create_app(config(valkey, partitioner_url))))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, headers=JSON))
+        everything = Running(http, registry, stack)
+        for name in ("n1", "n2"):
+            await everything.join(name)
+        yield everything
+
+
+async def test_a_task_runs_from_its_opening_to_its_result(running: Running) -> None:
+    task = make_task(max_tokens=20, stop=StopRules(strings=("END",)))
+    assert (await running.open(task, ["n1", "n2"])).status_code == 202
+    await running.workers["n1"].started(task.task_id)
+    assert (await running.workers["n2"].assignment(task.task_id)).stage == 1
+
+    assert (await running.say("n2", drafts(task, *b"abEN"))).status_code == 200
+    assert (await running.say("n2", drafts(task, *b"Dxx", first=4))).status_code == 200
+    record = await running.ended(task)
+
+    assert (record.state, record.finish_reason) == (TaskState.COMPLETED, FinishReason.STOP)
+    assert bytes(token.token_id for token in await running.registry.tokens(task.task_id)) == b"abEND"
+    for worker in running.workers.values():
+        await worker.wait_for(lambda told: isinstance(told, SessionStop))
+        assert worker.refused == 0
+
+
+async def test_a_worker_never_sees_the_service_token(running: Running) -> None:
+    task = make_task()
+    await running.open(task, ["n1", "n2"])
+    await running.workers["n1"].started(task.task_id)
+    seen = [name for worker in running.workers.values() for headers in worker.headers for name in headers]
+    assert seen
+    assert SERVICE_TOKEN_HEADER.lower() not in seen
+
+
+async def test_a_node_that_leaves_is_replaced_and_the_tokens_go_on(running: Running) -> None:
+    await running.join("n3")
+    task = make_task(max_tokens=4)
+    await running.open(task, ["n1", "n2"])
+    await running.workers["n1"].started(task.task_id)
+    await running.say("n2", drafts(task, 10, 11))
+    await running.say("n2", Leave(boot_id="boot-1"))
+
+    order = await running.workers["n3"].assignment(task.task_id, epoch=2)
+    await running.workers["n1"].started(task.task_id, epoch=2)
+    known = len(order.prefix_ids) - len(task.prompt_ids)
+    rest = (10, 11, 12, 13)[known:]
+    assert (await running.say("n3", drafts(task, *rest, first=known, epoch=2))).status_code == 200
+    assert (await running.ended(task)).state is TaskState.COMPLETED
+    assert [token.token_id for token in await running.registry.tokens(task.task_id)] == [10, 11, 12, 13]
+
+
+async def test_a_cancel_reaches_the_workers(running: Running) -> None:
+    task = make_task()
+    await running.open(task, ["n1", "n2"])
+    await running.workers["n1"].started(task.task_id)
+    await running.registry.cancel(task.task_id)
+    answer = await running.http.post(f"/sessions/{task.task_id}/cancel", headers=TRUSTED)
+    assert answer.status_code == 200
+    for worker in running.workers.values():
+        await worker.wait_for(lambda told: isinstance(told, SessionStop))
+
+
+async def test_what_is_not_for_workers_needs_the_service_token(running: Running) -> None:
+    for method, path in (
+        ("GET", "/nodes"),
+        ("POST", "/nodes/n1/drain"),
+        ("POST", "/nodes/n1/resume"),
+        ("POST", "/sessions"),
+        ("POST", "/sessions/x/cancel"),
+        ("POST", "/placements"),
+        ("GET", "/state"),
+    ):
+        answer = await running.http.request(method, path, headers=bearer(running.node_tokens["n1"]))
+        assert answer.status_code == 401, path
+
+
+async def test_nodes_and_state_are_shown_to_other_services(running: Running) -> None:
+    await running.http.post("/nodes/n2/drain", headers=TRUSTED)
+    nodes = (await running.http.get("/nodes", headers=TRUSTED)).json()["nodes"]
+    assert [(node["node_id"], node["state"]) for node in nodes] == [("n1", "ready"), ("n2", "draining")]
+    state = (await running.http.get("/state", headers=TRUSTED)).json()
+    assert state == {"sessions": 0, "nodes": {"ready": 1, "draining": 1}}
+
+
+async def test_bad_words_of_workers_get_a_code_each(running: Running) -> None:
+    task = make_task()
+    await running.open(task, ["n1", "n2"])
+    await running.workers["n1"].started(task.task_id)
+
+    async def refused(name: str, message: DraftTokens | Heartbeat) -> tuple[int, str]:
+        answer = await running.say(name, message)
+        return answer.status_code, answer.json()["code"]
+
+    running.node_tokens["stranger"] = "made up"
+    assert await refused("stranger", Heartbeat(boot_id="boot-1")) == (404, "node_not_found")
+    assert await refused("n1", drafts(task, 10)) == (403, "forbidden")
+    assert await refused("n2", drafts(task, 10, epoch=0)) == (412, "stale_epoch")
+    assert await refused("n2", drafts(task, 10, epoch=9)) == (400, "protocol_violation")
+    for content in (b"{", b'{"type":"shout"}', b'{"type":"heartbeat","boot_id":"b","extra":1}', b"[" * 100_000):
+        answer = await running.http.post("/messages", content=content, headers=bearer(running.node_tokens["n1"]))
+        assert answer.status_code in {400, 422}, content[:40]
+
+
+async def test_a_wrong_join_token_is_refused(running: Running) -> None:
+    node = RegisterNode(capability=capability("n9"), address="http://127.0.0.1:1", boot_id="b")
+    answer = await running.http.post("/nodes", content=node.model_dump_json(), headers=bearer("guess"))
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_second_run_of_the_coordinator_adopts_what_the_first_one_left(
+    valkey: ValkeyServer, running: Running
+) -> None:
+    task = make_task(max_tokens=3)
+    await running.open(task, ["n1", "n2"])
+    await running.workers["n1"].started(task.task_id)
+    await running.say("n2", drafts(task, 10))
+    async with AsyncExitStack() as stack:
+        partitioner_url = await stack.enter_async_context(running_partitioner())
+        # The first run stands still meanwhile: nothing tells it anything.
+        url = await stack.enter_async_context(served(create_app(config(valkey, partitioner_url))))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, headers=JSON))
+        later = Running(http, running.registry, running.stack, running.workers)
+        for name in ("n1", "n2"):
+            await later.join(name)
+        await later.workers["n1"].started(task.task_id, epoch=2)
+        assert (await later.say("n2", drafts(task, 11, 12, first=1, epoch=2))).status_code == 200
+        assert (await later.ended(task)).state is TaskState.COMPLETED
+    assert [token.token_id for token in await running.registry.tokens(task.task_id)] == [10, 11, 12]

@@ -1,0 +1,141 @@
+"""What only the Redis registry promises: durability, and plain words when the server is away or not to be trusted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis import Redis
+
+from shared.domain.errors import RegistryUnavailable
+from shared.domain.ids import TaskId
+from shared.domain.task import FinishReason
+from shared.domain.task_state import TaskEvent
+from shared.registry.base import Commit, Finish
+from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
+from tests.fakes.tasks import MODEL, make_task, make_tokens
+from tests.fakes.valkey import ValkeyServer, running_valkey
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    with running_valkey() as server:
+        yield server
+
+
+@pytest.fixture
+async def registry(valkey: ValkeyServer) -> AsyncIterator[RedisTaskRegistry]:
+    registry = connect_registry(valkey.url, allow_weak_durability=False)
+    yield registry
+    await registry.aclose()
+
+
+async def submit(registry: RedisTaskRegistry, **changes: object) -> TaskId:
+    task = make_task(**changes)
+    await registry.submit(
+        task, idempotency_key=None, payload_hash="", attached=False, max_queue_size=100, max_queued_per_owner=100
+    )
+    return task.task_id
+
+
+def blocked_clients(valkey: ValkeyServer) -> int:
+    with Redis(port=valkey.port) as client:
+        return int(client.info("clients")["blocked_clients"])
+
+
+async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
+    queued = [await submit(registry) for _ in range(20)]
+    (claimed,) = await registry.claim(MODEL, 1, owner="replica-1", lease_s=10, plan_id="plan-1")
+    epoch, _, _ = await registry.open_session(claimed.task_id, attempt=claimed.attempt, plan_id="plan-1")
+    await registry.advance(claimed.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
+    await registry.commit([Commit(claimed.task_id, epoch, 0, make_tokens(1, 2))])
+
+    valkey.kill()
+    with pytest.raises(RegistryUnavailable) as away:
+        await registry.queue()
+    assert away.value.retry_after_s == 1.0
+    valkey.start()
+
+    assert (await registry.queue()).depth == 19
+    assert await registry.tokens(claimed.task_id) == make_tokens(1, 2)
+    assert await registry.commit([Commit(claimed.task_id, epoch, 2, make_tokens(3))]) == (3,)  # scripts are loaded anew
+    assert await registry.finish(claimed.task_id, epoch=epoch, finish=Finish(FinishReason.STOP, 3), last=None)
+    assert [each.task_id for each in await registry.claim(MODEL, 32, owner="r", lease_s=1)] == queued[1:]
+    await registry.ping()
+
+
+async def test_a_server_that_may_forget_is_not_used(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+    with Redis(port=valkey.port) as client:
+        client.config_set("appendfsync", "everysec")
+    with pytest.raises(RegistryUnavailable, match="appendfsync always"):
+        await registry.ping()
+    lenient = connect_registry(valkey.url, allow_weak_durability=True)
+    await lenient.ping()
+    await lenient.aclose()
+    with Redis(port=valkey.port) as client:
+        client.config_set("appendfsync", "always")
+    await registry.ping()
+
+
+async def test_a_server_that_lost_data_is_not_used_any_more(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+    await registry.ping()
+    await registry.ping()
+    valkey.empty()
+    with pytest.raises(RegistryUnavailable, match="lost data"):
+        await registry.ping()
+
+
+async def test_waiting_readers_notice_that_the_server_went_away(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
+    task_id = await submit(registry)
+    (entry,) = (await registry.read_streams({task_id: "0"}, block_s=1))[task_id]
+    reading = asyncio.ensure_future(registry.read_streams({task_id: entry.entry_id}, block_s=30))
+    assert await registry.wait_for_work(30)
+    waiting = asyncio.ensure_future(registry.wait_for_work(30))
+    while blocked_clients(valkey) < 2:  # noqa: ASYNC110  only the server knows
+        await asyncio.sleep(0.005)
+    valkey.kill()
+    for call in (reading, waiting):
+        with pytest.raises(RegistryUnavailable):
+            await call
+
+
+async def test_queue_entries_that_were_lost_are_made_again(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+    task_ids = [await submit(registry, priority=priority) for priority in (0, 9, 3)]
+    with Redis(port=valkey.port) as client:
+        client.delete("{bf}:groups", "{bf}:queued", f"{{bf}}:queue:{MODEL}")
+    assert await registry.claim(MODEL, 3, owner="r", lease_s=1) == ()
+    mended = await registry.reconcile(limit=100, max_attempts=5, owner="r", lease_s=1, waiting={})
+    assert set(mended.requeued) == set(task_ids)
+    claims = await registry.claim(MODEL, 3, owner="r", lease_s=10)
+    assert [each.task_id for each in claims] == [task_ids[1], task_ids[2], task_ids[0]]
+    with Redis(port=valkey.port) as client:
+        client.delete("{bf}:leases")
+    for _ in range(2):
+        mended = await registry.reconcile(limit=100, max_attempts=5, owner="r", lease_s=1, waiting={})
+    assert set(mended.requeued) == set(task_ids)
+
+
+async def test_records_leave_the_index_when_they_expire(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+    task_id = await submit(registry)
+    await registry.cancel(task_id)
+    with Redis(port=valkey.port) as client:
+        assert 7 * 86_400 < client.ttl(f"{{bf}}:task:{task_id}") <= 8 * 86_400
+        client.delete(f"{{bf}}:task:{task_id}")
+        client.zadd("{bf}:expiring", {f"{task_id} anna": 1})
+    page = await registry.list_tasks(owner="anna", states=frozenset(), model_id=None, limit=5, cursor=None)
+    assert page.records == ()
+    await registry.reconcile(limit=100, max_attempts=5, owner="r", lease_s=1, waiting={})
+    with Redis(port=valkey.port) as client:
+        left = [name for name in ("tasks", "tasks:anna", "expiring", "unfinished") if client.exists(f"{{bf}}:{name}")]
+    assert left == []
+
+
+async def test_every_key_carries_the_same_tag(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+    await submit(registry)
+    await registry.claim(MODEL, 1, owner="r", lease_s=10, plan_id="plan-1")
+    await registry.ping()
+    with Redis(port=valkey.port) as client:
+        assert all(key.startswith(b"{bf}:") for key in client.scan_iter())
