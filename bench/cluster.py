@@ -28,7 +28,7 @@ class Cluster:
     startup_s: float
 
     def measure(self, sequences: int, prompt: list[int], num_tokens: int) -> Rates:
-        """Rates as clients see them: the time of one token per answer is prefill, the rest of a long answer is decode."""
+        """Rates as clients see them: the time of one token per answer is prefill, the rest of a long one decode."""
         one = asyncio.run(self._answer_all(sequences, prompt, 1))
         many = asyncio.run(self._answer_all(sequences, prompt, 1 + num_tokens))
         return Rates(

@@ -1,5 +1,6 @@
 """The engine without services: the whole model, and the same model as a chain of stages, in this process."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Chain:
         """`cuts`: layer numbers from 0 to the number of layers; stage i is [cuts[i], cuts[i + 1])."""
         source = open_model(model)
         self._engines: list[LlamaEngine] = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in itertools.pairwise(cuts):
             path = folder / f"{start}-{end}.gguf"
             stage = cut_stage(source, start, end)
             stage.write_to(path)

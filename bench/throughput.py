@@ -1,7 +1,8 @@
 """`make bench`: what does cutting cost, and what do the services around it cost?
 
-Compares, interleaved in one run on the same cores: the whole model in one process (the baseline), three stages in one process, and
-three worker processes over HTTP behind the gateway. Prints a table and stores everything under bench/results/.
+Compares, interleaved in one run on the same cores: the whole model in one process (the baseline), three stages in one
+process, and three worker processes over HTTP behind the gateway. Prints a table and stores everything under
+bench/results/.
 """
 
 import argparse

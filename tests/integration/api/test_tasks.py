@@ -33,13 +33,12 @@ async def events_of(response: httpx.Response) -> list[tuple[str, str, str]]:
     found, name, entry_id = [], "", ""
     async for line in response.aiter_lines():
         field, _, value = line.partition(": ")
-        match field:
-            case "event":
-                name = value
-            case "id":
-                entry_id = value
-            case "data":
-                found.append((name, entry_id, value))
+        if field == "event":
+            name = value
+        elif field == "id":
+            entry_id = value
+        elif field == "data":
+            found.append((name, entry_id, value))
     return found
 
 

@@ -120,6 +120,6 @@ async def test_a_service_dies_with_its_parent() -> None:
         last_words = await parent.stderr.read()
         assert b'"event": "stopped"' in last_words
     finally:
-        await parent.wait()
         with contextlib.suppress(ProcessLookupError):
             os.kill(child_pid, signal.SIGKILL)
+        await parent.communicate()  # reads both pipes to their end, which closes them
