@@ -38,11 +38,9 @@ class Cluster:
 
     def memory(self) -> dict[str, Memory]:
         """Per process, by name."""
-        return {process["name"]: memory_of(process["pid"]) for process in self.status()["processes"]}
-
-    def status(self) -> dict[str, list[dict]]:
         command = [sys.executable, "-m", "services.cli", "status", "--json", "--data-dir", str(self.data_dir)]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        status = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return {process["name"]: memory_of(process["pid"]) for process in status["processes"]}
 
     async def _answer_all(self, sequences: int, prompt: list[int], max_tokens: int) -> float:
         """Seconds from the first request to the last answer."""

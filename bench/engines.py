@@ -31,7 +31,7 @@ class Chain:
             engine.load(
                 StageSpec(
                     path=path,
-                    stage_digest=stage.stage_digest,
+                    stage_digest=stage.stage_digest(),
                     is_first_stage=start == 0,
                     is_last_stage=end == cuts[-1],
                     layer_start=start,

@@ -50,7 +50,7 @@ class LoadStage(Contract):
 
 
 class WorkAssignment(SessionMessage):
-    """C->W: take this seat. The answer says whether the stage is loaded and a slot taken; else `StageReady` follows."""
+    """C->W: take this seat. The answer says whether the stage is loaded and a slot taken; else `SeatReady` follows."""
 
     type: Literal["work_assignment"] = "work_assignment"
     lane: int

@@ -345,15 +345,24 @@ def _is_per_layer(model: ModelFile, key: KeyValue) -> bool:
 def _sliding_pattern(model: ModelFile, start: int, end: int) -> dict[str, bytes]:
     """The window pattern of the kept layers as an array: layer numbers change, so a period cannot say it."""
     period = ADMITTED[model.architecture].sliding_period
-    if period is None or not model.arch_integer("attention.sliding_window"):
+    window = f"{model.architecture}.attention.sliding_window"
+    if period is None or not model.gguf.integer(window):
         return {}
-    name = f"{model.architecture}.attention.sliding_window_pattern"
-    key = model.gguf.keys.get(name)
-    if key is not None and key.item_type is not None:
-        return {}  # an array already: sliced like the others
-    period = model.gguf.integer(name) or period
-    items = bytes(layer % period < period - 1 for layer in range(start, end))
-    return {name: _array_entry(name, ValueType.BOOL, end - start, items)}
+    pattern = f"{window}_pattern"
+    given = model.gguf.value(pattern)
+    if isinstance(given, list):
+        slides = [bool(item) for item in given]
+        if len(slides) != model.num_layers:
+            raise _bad(model.gguf, f"{pattern} has {len(slides)} items for {model.num_layers} layers")
+    else:
+        stated = model.gguf.integer(pattern)
+        period = period if stated is None else max(0, stated)
+        slides = [period == 0 or layer % period < period - 1 for layer in range(model.num_layers)]
+    kept = slides[start:end]
+    if not any(kept):
+        # llama.cpp aborts over an empty cache when there is a window but no layer with one.
+        return {window: _uint32_entry(window, 0)}
+    return {pattern: _array_entry(pattern, ValueType.BOOL, end - start, bytes(kept))}
 
 
 def _sliced_entry(gguf: GgufFile, key: KeyValue, start: int, end: int) -> bytes:

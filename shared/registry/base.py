@@ -91,7 +91,7 @@ class Finish:
 
     finish_reason: FinishReason
     num_tokens: int
-    """Tokens that belong to the answer (the end token and what follows a stop string are cut off)."""
+    """Tokens of the answer, the end token and the one that completes a stop string included; what follows is cut off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,7 @@ log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.25
 RETRY_PLAN_EVERY_S = 1.0  # for what no event tells: the partitioner is back, a slow node has more room
-# After a start all tasks are looked at, twice (see `_orphans`). Later an orphan can only come from an answer of the
-# registry that was lost on its way to us, so it is enough to look at the newest tasks, and seldom.
-WHOLE_LOOKS = 2
-WHOLE_LOOK_EVERY_S = 2.0
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 2.0  # for orphans; the registry keeps an index of unfinished tasks, so a look is cheap
 PAGE = 100
 ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING})
 LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
@@ -68,7 +64,6 @@ class Sessions(SessionsInterface):
         self._settle_s = settle_s
         self._runs: dict[TaskId, SessionRun] = {}
         self._node_progress_s: dict[NodeId, float] = {}
-        self._looks = 0
         self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
         self._began_s = parts.clock.now_s()
         self._poked_s = self._began_s
@@ -206,12 +201,11 @@ class Sessions(SessionsInterface):
             await clock.sleep(settled_in_s)
         if not self._draining.is_set():
             try:
-                for task_id in await self._orphans(is_whole=self._looks < WHOLE_LOOKS):
+                for task_id in await self._orphans():
                     await self._adopt(task_id)
-                self._looks += 1
             except RegistryUnavailable as error:
                 log.warning("orphans_not_looked_for", extra={"error": error.message})
-        await clock.sleep(WHOLE_LOOK_EVERY_S if self._looks <= WHOLE_LOOKS else LOOK_EVERY_S)
+        await clock.sleep(LOOK_EVERY_S)
 
     # ---
 
@@ -229,8 +223,8 @@ class Sessions(SessionsInterface):
         ):
             session.lose(FaultKind.STALL, f"no progress for {timeout_s:g} s while {session.phase}", now_s=now_s)
 
-    async def _orphans(self, *, is_whole: bool) -> tuple[TaskId, ...]:
-        """Running tasks without a session here; not `is_whole`: among the newest tasks only.
+    async def _orphans(self) -> tuple[TaskId, ...]:
+        """Running tasks without a session here.
 
         One that is being coordinated may be on its way from the scheduler: it counts when it looks the same twice.
         """
@@ -250,7 +244,7 @@ class Sessions(SessionsInterface):
                 elif record.epoch > 0:  # without an epoch it is still the scheduler's alone
                     waiting[task_id] = fences
             cursor = page.next_cursor
-            if cursor is None or not is_whole:
+            if cursor is None:
                 break
         self._seen_orphans = waiting
         return tuple(found)

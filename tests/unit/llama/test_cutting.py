@@ -219,14 +219,28 @@ def test_the_sliding_pattern_of_kept_layers_is_written_out(
     ("key", "expected"),
     [
         (uint32("gemma3.attention.sliding_window_pattern", 2), [True, False]),
-        (uint32s("gemma3.attention.sliding_window_pattern", [1, 0, 0, 1]), [0, 1]),
+        (uint32("gemma3.attention.sliding_window_pattern", 0), [True, True]),
+        (uint32s("gemma3.attention.sliding_window_pattern", [1, 0, 0, 1]), [False, True]),
     ],
 )
-def test_a_pattern_in_the_file_goes_before_the_familys(tmp_path: Path, key: bytes, expected: list[int]) -> None:
+def test_a_pattern_in_the_file_goes_before_the_familys(tmp_path: Path, key: bytes, expected: list[bool]) -> None:
     keys = [uint32("gemma3.attention.sliding_window", 16), key]
     model = from_bytes(tmp_path, small_model(num_layers=4, architecture="gemma3", more_keys=keys))
     stage = written(cut_stage(model, 2, 4), tmp_path)
     assert stage.value("gemma3.attention.sliding_window_pattern") == expected
+
+
+def test_a_stage_without_sliding_layers_has_no_window(tiny: Callable[[str, bool], ModelFile], tmp_path: Path) -> None:
+    file = written(cut_stage(tiny("gemma3", True), 5, 6), tmp_path)
+    assert file.integer("gemma3.attention.sliding_window") == 0
+
+
+def test_a_pattern_of_another_length_than_the_model_is_refused(tmp_path: Path) -> None:
+    keys = [uint32("gemma3.attention.sliding_window", 16)]
+    keys.append(uint32s("gemma3.attention.sliding_window_pattern", [1, 0, 1]))
+    model = from_bytes(tmp_path, small_model(architecture="gemma3", more_keys=keys))
+    with pytest.raises(BadModelFile, match="3 items for 2 layers"):
+        cut_stage(model, 0, 1)
 
 
 def test_arrays_of_one_item_per_layer_are_sliced_and_others_are_not(tmp_path: Path) -> None:
