@@ -30,7 +30,7 @@ class NodeCapability:
     memory_bytes: int
     """Memory the worker may use for weights and KV cache."""
     speed: float
-    """Relative decode speed in weight bytes per second; only ratios matter."""
+    """FLOPs per second while decoding, relative: only ratios between nodes matter."""
     slots: int
     """Sequences each stage of this node holds at once."""
     context_tokens: int

@@ -398,7 +398,7 @@ def _stage_embedding(model: ModelFile, start: int, end: int) -> _StageTensor:
     if start > 0 and end < model.num_layers:
         zeros = bytes(DUMMY_VOCAB * model.n_embd * _F16.block_bytes)
         return _StageTensor("token_embd.weight", (model.n_embd, DUMMY_VOCAB), _F16, zeros)
-    source = model.gguf.tensors["token_embd.weight"]
+    source = model.gguf.tensors["token_embd.weight"] if start == 0 else model.head
     return _StageTensor("token_embd.weight", source.shape, source.tensor_type, source)
 
 

@@ -24,7 +24,7 @@ def client(cluster: Cluster) -> Iterator[openai.OpenAI]:
         base_url=f"{cluster.api_url}/v1",
         api_key="anything",
         timeout=60,
-        http_client=httpx.Client(trust_env=False, timeout=60),
+        http_client=openai.DefaultHttpxClient(trust_env=False),
     ) as client:
         yield client
 
@@ -186,7 +186,7 @@ async def test_many_clients_are_served_at_once(cluster: Cluster) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{cluster.api_url}/v1",
         api_key="anything",
-        http_client=httpx.AsyncClient(trust_env=False, timeout=60),
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
     ) as client:
         answers = await asyncio.gather(
             *(
