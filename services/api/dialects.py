@@ -7,15 +7,17 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.api.domain.failures import DisputeUnresolved, GenerationFailed, TaskCancelled
 from shared.contracts.problem import FieldError
 from shared.domain.errors import (
     ButterflyError,
     DeadlineExceeded,
+    DisputeUnresolved,
     Fenced,
+    GenerationFailed,
     IdempotencyKeyReused,
     InvalidInput,
     ProtocolViolation,
+    TaskCancelled,
     VerificationUnavailable,
 )
 from shared.runtime.problems import error_headers, render_problem

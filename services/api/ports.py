@@ -79,7 +79,7 @@ class ModelVocabulary(ABC):
 class Vocabularies(ABC):
     @abstractmethod
     async def of(self, model: ModelInfo) -> ModelVocabulary:
-        """Fetched and loaded at the first use. Raises `PeerUnavailable`, `BadModelFile`."""
+        """Fetched and loaded at the first use. Raises `PeerUnavailable`, `EngineError`."""
 
 
 class EntryStream(ABC):

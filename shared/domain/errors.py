@@ -13,6 +13,8 @@ ButterflyError
 │   ├── VerificationUnavailable
 │   └── PeerUnavailable     a peer did not answer; CircuitOpen: not even asked
 ├── DeadlineExceeded        an answer would be useless now
+├── AnswerLost              an accepted answer that ended badly
+│   └── GenerationFailed  TaskCancelled  DisputeUnresolved
 ├── Fenced                  StaleEpoch  StaleAttempt  InvalidTransition: a late or wrong writer
 ├── ProtocolViolation       bytes from a worker or peer that break the rules
 └── EngineError             AbiMismatch  OutOfMemory  SelfTestFailed  BadBatch  BadSlot
@@ -178,6 +180,26 @@ class CircuitOpen(PeerUnavailable):
 
 class DeadlineExceeded(ButterflyError):
     code = "deadline_exceeded"
+
+
+class AnswerLost(ButterflyError):
+    code = "answer_lost"
+
+
+class GenerationFailed(AnswerLost):
+    """The task failed for good; its own attempts are used up."""
+
+    code = "generation_failed"
+
+
+class TaskCancelled(AnswerLost):
+    """Somebody cancelled the task while this client waited for it."""
+
+    code = "task_cancelled"
+
+
+class DisputeUnresolved(AnswerLost):
+    code = "dispute_unresolved"
 
 
 class Fenced(ButterflyError):

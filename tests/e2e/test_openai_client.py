@@ -3,19 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.e2e.running import Cluster
+
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Write one sentence about butterflies."}]
-
-
-class Cluster(Protocol):
-    api_url: str
-    model: str
 
 
 @pytest.fixture

@@ -62,10 +62,9 @@ def test_the_printed_curl_names_the_model_and_the_address(cluster: Cluster) -> N
 
 
 def test_chat_streams_an_answer_to_the_terminal(cluster: Cluster) -> None:
-    question = "What is the capital of France?"
-    done = cluster.butterfly("chat", question, "--temperature", "0", "--max-tokens", "16")
+    done = cluster.butterfly("chat", "Hello", "--temperature", "0", "--max-tokens", "16")
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    assert done.stdout == "Hello! How can I assist you today?\n"
 
 
 def test_a_task_can_be_submitted_and_seen(cluster: Cluster) -> None:
@@ -80,7 +79,7 @@ def test_a_killed_worker_is_started_again_and_seen_again(cluster: Cluster) -> No
 
     def is_back() -> bool:
         worker = next(process for process in cluster.status()["processes"] if process["name"] == "worker-3")
-        return worker["ready"] and worker["restarts"] == 1 and worker["pid"] != killed
+        return bool(worker["ready"] and worker["restarts"] == 1 and worker["pid"] != killed)
 
     until(is_back)
     until(lambda: [node["state"] for node in cluster.status()["nodes"]].count("ready") == 4)

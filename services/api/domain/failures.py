@@ -2,24 +2,14 @@
 
 from typing import Final
 
-from shared.domain.errors import ButterflyError, DeadlineExceeded, ServerDraining
-
-
-class GenerationFailed(ButterflyError):
-    """The task failed for good; its own attempts are used up."""
-
-    code = "generation_failed"
-
-
-class TaskCancelled(ButterflyError):
-    """Somebody cancelled the task while this client waited for it."""
-
-    code = "task_cancelled"
-
-
-class DisputeUnresolved(ButterflyError):
-    code = "dispute_unresolved"
-
+from shared.domain.errors import (
+    ButterflyError,
+    DeadlineExceeded,
+    DisputeUnresolved,
+    GenerationFailed,
+    ServerDraining,
+    TaskCancelled,
+)
 
 _BY_CODE: Final[dict[str, type[ButterflyError]]] = {
     failure.code: failure

@@ -1,6 +1,7 @@
 """The routes that OpenAI clients know."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -55,6 +56,7 @@ def build_openai_router(gateway: GatewayInterface, cluster: ClusterInterface, cl
 
 
 async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:
-    async for chunk in answer.chunks(include_usage=include_usage):
-        yield data_event(chunk)
+    async with aclosing(answer.chunks(include_usage=include_usage)) as chunks:
+        async for chunk in chunks:
+            yield data_event(chunk)
     yield DONE

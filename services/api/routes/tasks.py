@@ -1,6 +1,7 @@
 """The task API."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -64,5 +65,6 @@ def build_tasks_router(tasks: TasksInterface, clock: Clock) -> APIRouter:
 
 async def _events(found: AsyncGenerator[TaskEvent]) -> AsyncGenerator[bytes]:
     yield retry_line(RECONNECT_MS)
-    async for event in found:
-        yield data_event(event.body, name=event.name, event_id=event.entry_id)
+    async with aclosing(found) as events:
+        async for event in events:
+            yield data_event(event.body, name=event.name, event_id=event.entry_id)

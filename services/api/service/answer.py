@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from services.api.domain.answer_text import AnswerPart, AnswerText, AnswerToken
-from services.api.domain.failures import GenerationFailed, TaskCancelled, failure_from_code
+from services.api.domain.failures import failure_from_code
 from services.api.domain.openai_bodies import (
     AnswerHead,
     Json,
@@ -21,7 +21,7 @@ from services.api.domain.openai_bodies import (
 from services.api.domain.stream_entries import End, committed, end_of
 from services.api.metrics import AnswerMeter
 from services.api.ports import EntryStream
-from shared.domain.errors import ButterflyError, DeadlineExceeded
+from shared.domain.errors import ButterflyError, DeadlineExceeded, GenerationFailed, TaskCancelled
 from shared.domain.task import FinishReason
 from shared.domain.task_state import TaskState
 from shared.registry.base import StreamEntry

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from services.api.domain.chat_template import ChatMessage, ChatTemplate
 from services.api.domain.prompt import chat_prompt_ids, completion_prompt_ids
 from services.api.ports import ModelVocabulary, Vocabularies
-from shared.domain.errors import NoChatTemplate, ProtocolViolation, TemplateError
+from shared.domain.errors import BadModelFile, EngineError, NoChatTemplate, ProtocolViolation, TemplateError
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
 from shared.llama.vocabulary import Vocabulary
@@ -114,4 +114,8 @@ class VocabularyStore(Vocabularies):
         return loaded
 
     def _load_file(self, path: Path) -> LoadedVocabulary:
-        return LoadedVocabulary(self._load(path), executor=self._executor, now=self._now)
+        try:
+            vocabulary = self._load(path)
+        except BadModelFile as error:  # a fault of ours, not of the request that came first
+            raise EngineError("the vocabulary of this model cannot be read") from error
+        return LoadedVocabulary(vocabulary, executor=self._executor, now=self._now)

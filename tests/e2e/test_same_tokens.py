@@ -1,0 +1,102 @@
+"""Real clusters of real processes give the tokens of the whole model in one process, one by one."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shared.domain.task import SamplerParams, TokenRecord
+from shared.domain.token_rule import choose_token
+from tests.e2e.running import Cluster, end_cluster, start_cluster
+from tests.fakes.free_ports import free_base_port
+from tests.integration.engine.stages import Chain
+
+NUM_TOKENS = 40
+LONG_PROMPT = [(11 * i) % 5000 + 300 for i in range(150)]  # three chunks of prefill
+SHORT_PROMPT = [504, 3575, 282, 4649, 314]  # "The capital of France is"
+GREEDY = {"temperature": 0}
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "top_k": 60, "seed": 1234}
+
+
+@pytest.fixture(scope="module")
+def whole_model(demo_model: Path) -> Iterator[Chain]:
+    chain = Chain.open([demo_model])
+    yield chain
+    chain.close()
+
+
+def expected_tokens(whole: Chain, prompt: Sequence[int], sampler: SamplerParams) -> list[int]:
+    """The token rule on the logits of the whole model."""
+    found: list[TokenRecord] = []
+    logits = whole.prefill(prompt, 0)
+    while True:
+        position = len(prompt) + len(found) - 1
+        ids = [record.token_id for record in found]
+        found.append(choose_token(logits[0], position=position, params=sampler, prompt_ids=prompt, generated_ids=ids))
+        if len(found) == NUM_TOKENS:
+            whole.drop(0)
+            return [record.token_id for record in found]
+        logits = whole.step([found[-1].token_id], [0])
+
+
+def generated_tokens(cluster: Cluster, prompt: Sequence[int], sampling: Mapping[str, float]) -> list[int]:
+    """What the cluster commits for a task, read from the task's event stream."""
+    options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, **sampling}
+    body = {"kind": "completion", "model": cluster.model, "input": {"prompt": list(prompt), **options}}
+    with httpx.Client(base_url=cluster.api_url, trust_env=False, timeout=120) as client:
+        accepted = client.post("/v1/tasks", json=body)
+        assert accepted.status_code == 202, accepted.text
+        with client.stream("GET", accepted.json()["links"]["events"]) as events:
+            name, ids = "", []
+            for line in events.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data" and name == "commit":
+                    ids += json.loads(value)["token_ids"]
+                elif field == "data" and name == "end":
+                    assert json.loads(value)["status"] == "completed", value
+    return ids
+
+
+def test_greedy_tokens_are_those_of_the_whole_model(cluster: Cluster, whole_model: Chain) -> None:
+    for prompt in (SHORT_PROMPT, LONG_PROMPT):
+        assert generated_tokens(cluster, prompt, GREEDY) == expected_tokens(
+            whole_model, prompt, SamplerParams(temperature=0)
+        )
+
+
+def test_seeded_sampling_repeats_and_is_that_of_the_whole_model(cluster: Cluster, whole_model: Chain) -> None:
+    sampler = SamplerParams(temperature=0.9, top_p=0.95, top_k=60, seed=1234)
+    expected = expected_tokens(whole_model, SHORT_PROMPT, sampler)
+    assert generated_tokens(cluster, SHORT_PROMPT, SAMPLED) == expected
+    assert generated_tokens(cluster, SHORT_PROMPT, SAMPLED) == expected
+    assert generated_tokens(cluster, SHORT_PROMPT, {**SAMPLED, "seed": 4321}) != expected
+
+
+def test_eight_sequences_at_once_get_the_tokens_each_gets_alone(cluster: Cluster) -> None:
+    prompts = [LONG_PROMPT[start : start + 10 + 7 * start] for start in range(8)]
+    alone = [generated_tokens(cluster, prompt, GREEDY) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: generated_tokens(cluster, prompt, GREEDY), prompts))
+    assert together == alone
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_the_number_of_stages_changes_no_token(
+    stages: int, demo_model: Path, whole_model: Chain, tmp_path: Path
+) -> None:
+    """Three stages are the shared cluster's, in the tests above."""
+    running = start_cluster(
+        demo_model, tmp_path / "cluster", base_port=free_base_port(stages), workers=stages, stages=stages
+    )
+    try:
+        held = [stage for node in running.status()["nodes"] for stage in node["stages"]]
+        assert len(held) == stages
+        tokens = generated_tokens(running, LONG_PROMPT, GREEDY)
+    finally:
+        end_cluster(running)
+    assert tokens == expected_tokens(whole_model, LONG_PROMPT, SamplerParams(temperature=0))
