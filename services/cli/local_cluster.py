@@ -62,11 +62,7 @@ def check_ports(wanted: Sequence[Seat], host: str) -> None:
     """Raise `InvalidInput` naming the first port that is taken, and the setting it belongs to."""
     for seat in wanted:
         listens_on = LOOPBACK if seat.kind is Kind.REDIS else host
-        try:
-            is_free = port_is_free(listens_on, seat.port)
-        except OSError as error:
-            raise InvalidInput(f"cannot listen on {listens_on}:{seat.port}: {error.strerror}") from None
-        if not is_free:
+        if not port_is_free(listens_on, seat.port):
             raise InvalidInput(
                 f"port {seat.port} of {listens_on} is taken, and {seat.name} needs it ({seat.port_setting}):"
                 " free it, or choose other ports with --base-port"

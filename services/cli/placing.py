@@ -6,7 +6,7 @@ from services.cli.clients.control_plane import Coordinator, Partitioner
 from services.cli.domain.cluster import Kind
 from services.cli.domain.environment import Layout
 from services.cli.domain.placement import is_placed
-from shared.domain.errors import ModelNotFound, Unavailable
+from shared.domain.errors import ButterflyError, ModelNotFound
 from shared.runtime.clock import Clock
 
 PLACED_WITHIN_S = 180.0
@@ -28,7 +28,7 @@ async def why_not_placed(model: str, layout: Layout, clock: Clock) -> str:
                 reason = f"no plan for it stands after {PLACED_WITHIN_S:g} s (the scheduler's log says why)"
             except ModelNotFound as error:
                 return error.message
-            except Unavailable as error:
+            except ButterflyError as error:
                 reason = error.message
             await clock.sleep(_ASK_EVERY_S)
     return reason

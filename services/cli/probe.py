@@ -4,22 +4,23 @@ import asyncio
 import errno
 import socket
 
+from shared.domain.errors import InvalidInput
+
 _PROBE_LIMIT_S = 2.0
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there. Raises `OSError` when `host` is no address of this machine."""
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
-    with socket.socket(family, kind, proto) as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    """Whether a server could listen there. Raises `InvalidInput` when this machine cannot listen there at all."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = found[0]
+        with socket.socket(family, kind, proto) as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             candidate.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return True
 
 

@@ -12,7 +12,6 @@ from services.cli.domain.restart import RestartHistory, after_exit, exit_code_of
 from services.cli.process import Child
 from services.cli.stores.data_dir import ProcessStatus
 from services.cli.stores.rotating_log import RotatingLog
-from shared.domain.errors import ButterflyError
 from shared.runtime.clock import Clock
 
 STOP_LIMIT_S = 35.0
@@ -31,13 +30,12 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-class StartFailed(ButterflyError):
+class StartFailed(Exception):
     """A process ended, or was not ready in time, while the cluster started."""
 
-    code = "start_failed"
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
+        self.message = message
         self.exit_code = exit_code
 
 
@@ -103,12 +101,11 @@ class Supervisor:
         return self._stopping.is_set()
 
     async def run(self, started: Callable[[], Awaitable[None]]) -> int:
-        """Start everything, call `started`, keep everything running until asked to stop.
+        """Start everything, call `started` (which raises nothing), keep everything running until asked to stop.
 
         Returns 0, or the exit code of the first process that failed for good. Raises `StartFailed`, everything being
         stopped again.
         """
-        failure: ButterflyError | None = None
         async with asyncio.TaskGroup() as group:
             try:
                 await self._start(group)
@@ -116,13 +113,11 @@ class Supervisor:
                     self._started = True
                     await self._unless_stopped(started)
                     await self._stopping.wait()
-            except ButterflyError as error:
-                failure = error
             finally:
                 self._begin_to_stop()
                 await self._stop()
-        if failure := failure or self._start_failure:
-            raise failure
+        if self._start_failure is not None:
+            raise self._start_failure
         return self._first_failure or 0
 
     def _begin_to_stop(self) -> None:
@@ -202,7 +197,7 @@ class Supervisor:
     def _fail_start(self, process: _Process, what: str, exit_code: int) -> None:
         if self._start_failure is None:
             message = f"{process.name} {what} (log: {self._logs / process.name}.log)"
-            self._start_failure = StartFailed(message, exit_code=exit_code)
+            self._start_failure = StartFailed(message, exit_code)
         self._begin_to_stop()
 
     def _give_up(self, process: _Process, code: int) -> None:

@@ -6,7 +6,7 @@ every handler is idempotent by (type, task, epoch, lane, stage). Stale epochs ar
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.contracts.base import Contract
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
@@ -15,6 +15,14 @@ from shared.domain.task import SamplerParams, TokenRecord
 
 MAX_PREFIX_TOKENS = 262_144
 MAX_DRAFTS_PER_MESSAGE = 1_024
+MAX_STAGES_PER_NODE = 256
+MAX_LAYERS = 65_536
+
+
+def _checked_range(layers: LayerRange) -> LayerRange:
+    if not 0 <= layers.start < layers.end <= MAX_LAYERS:
+        raise ValueError(f"layers should be a range within 0 and {MAX_LAYERS}")
+    return layers
 
 
 class SessionMessage(Contract):
@@ -26,10 +34,10 @@ class SessionMessage(Contract):
 class StageRef(Contract):
     """Which bytes a stage is: enough to find, check and load it."""
 
-    model_id: ModelId
-    model_root: str
-    layers: LayerRange
-    num_layers: int
+    model_id: Annotated[ModelId, Field(max_length=128)]
+    model_root: str = Field(max_length=128)
+    layers: Annotated[LayerRange, AfterValidator(_checked_range)]
+    num_layers: int = Field(ge=1, le=MAX_LAYERS)
     """Layers of the whole model: tells whether this is the last stage."""
 
 
@@ -149,7 +157,7 @@ class LinkFault(Contract):
     """W->C: the link to or from a peer broke, or the peer sent what it must not. Accuses nobody by itself."""
 
     type: Literal["link_fault"] = "link_fault"
-    peer: NodeId
+    peer: Annotated[NodeId, Field(max_length=128)]
     outgoing: bool
     reason: str = Field(max_length=500)
 
@@ -163,7 +171,7 @@ class Heartbeat(Contract):
 
     type: Literal["heartbeat"] = "heartbeat"
     boot_id: str
-    stages: tuple[StageRef, ...] = ()
+    stages: Annotated[tuple[StageRef, ...], Field(max_length=MAX_STAGES_PER_NODE)] = ()
     """Stages loaded now."""
     slots_used: int = 0
     sessions: Annotated[tuple[SessionPosition, ...], Field(max_length=4_096)] = ()

@@ -91,7 +91,7 @@ class Finish:
 
     finish_reason: FinishReason
     num_tokens: int
-    """Tokens of the answer, the end token and the one that completes a stop string included; what follows is cut off."""
+    """Tokens of the answer, the end token and the one that completes a stop string included; the rest is cut off."""
 
 
 @dataclass(frozen=True, slots=True)

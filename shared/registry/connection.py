@@ -14,6 +14,7 @@ from shared.registry.keys import SINGLES
 
 DURABLE_SETTINGS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 MAX_CONNECTIONS = 32
+BLOCKING_TIMEOUT_S = 10.0  # twice the longest block: a server that fell silent is not waited for for ever
 POOL_WAIT_S = 2.0  # a full pool means wait, then an error, never unbounded sockets
 
 
@@ -28,7 +29,7 @@ def reaching_registry() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class RedisClients:
-    """`commands` answer soon or fail; `blocking` may wait inside one command (BLPOP, XREAD BLOCK)."""
+    """`commands` answer soon or fail; `blocking` may wait 5 s inside one command (BLPOP, XREAD BLOCK)."""
 
     commands: Redis
     blocking: Redis
@@ -40,10 +41,12 @@ class RedisClients:
 
 def make_clients(url: str) -> RedisClients:
     """Connects at first use. Raises `ValueError` for a URL that is none."""
-    return RedisClients(commands=_client(url, socket_timeout=2.0), blocking=_client(url, socket_timeout=None))
+    return RedisClients(
+        commands=_client(url, socket_timeout=2.0), blocking=_client(url, socket_timeout=BLOCKING_TIMEOUT_S)
+    )
 
 
-def _client(url: str, *, socket_timeout: float | None) -> Redis:
+def _client(url: str, *, socket_timeout: float) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=MAX_CONNECTIONS,

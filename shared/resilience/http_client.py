@@ -40,6 +40,7 @@ Operation = Literal["control", "link", "stage_file"]
 
 CONNECT_TIMEOUT_S = 1.0
 LINK_WRITE_TIMEOUT_S = 5.0
+OVERTIME_S = 1.0  # beyond a call's limit, which httpx keeps by itself unless the peer trickles
 LINES_SILENCE_S = 30.0  # a server-sent stream says something at least every 10 s
 HOP_ALLOWANCE_MS = 5  # a callee is told a little less than what is left: its answer has to travel
 POOL_TIMEOUTS_TO_REBUILD = 3
@@ -101,6 +102,7 @@ class PeerClient:
         self._pool_timeouts = 0
         self._durations_s: dict[str, deque[float]] = {}
         self._calls: set[asyncio.Task[bytes]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._boot: str | None = None
         self._closed = False
 
@@ -221,8 +223,8 @@ class PeerClient:
         """Close the connections; calls under way fail with `PeerUnavailable`."""
         self._closed = True
         await self._pool.aclose()
-        if self._calls:
-            await asyncio.wait(self._calls)
+        if self._calls or self._closing:
+            await asyncio.wait(self._calls | self._closing)
 
     async def _run(self, call: _Call, *, idempotent: bool) -> bytes:
         try:
@@ -268,6 +270,8 @@ class PeerClient:
         if call.content is not None:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s))
+        # httpx bounds each silence: a head that comes byte by byte would keep a call for hours.
+        overtime = asyncio.get_running_loop().call_later(limit_s + OVERTIME_S, self._cut_off)
         try:
             async with (
                 self._lease() as client,
@@ -284,6 +288,8 @@ class PeerClient:
         except httpx.TransportError as error:
             own_deadline = limit_s < call.timeout_s
             raise self._transport_failure(error, own_deadline=own_deadline) from error
+        finally:
+            overtime.cancel()
         self._pool_timeouts = 0
         took_s = self._now() - began_s
         self._durations_s.setdefault(call.operation, deque(maxlen=DURATIONS_KEPT)).append(took_s)
@@ -342,6 +348,13 @@ class PeerClient:
             raise CallFailed.neutral(PeerUnavailable(f"{self.name} is not called any more: this service stops"))
         async with self._pool.lease() as client:
             yield client
+
+    def _cut_off(self) -> None:
+        """Close the connections of a peer that does not come to an end: calls under way on them fail."""
+        late, self._pool = self._pool, self._pool.replaced()
+        closing = asyncio.create_task(late.aclose())  # noqa: TID251  kept until it ends
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def _transport_failure(self, error: httpx.TransportError, *, own_deadline: bool) -> CallFailed:
         if isinstance(error, httpx.PoolTimeout):

@@ -20,6 +20,7 @@ from shared.resilience.breaker import Outcome
 FAILING_STATUSES = frozenset({500, 502, 503, 504})
 MAY_PASS_STATUSES = frozenset({502, 503})
 QUOTA_STATUS = 429
+MAX_DETAIL = 2_000  # characters: a peer's words go into logs and records
 
 DECIDED = (NoCapacity, QueueFull, VerificationUnavailable)
 """A 503 that is a considered answer: the peer is well."""
@@ -77,7 +78,8 @@ def refusal(peer: str, path: str, status: int, content: bytes, *, had_deadline: 
             error: ButterflyError = PeerUnavailable(f"{peer} answered {path} with status {status}")
             return CallFailed(error, Outcome.FAILURE, may_pass=may_pass)
         return CallFailed.answered(ProtocolViolation(f"{peer} answered {path} with status {status} and no reason"))
-    error = error_from_code(problem.code, problem.detail, param=problem.param, retry_after_s=problem.retry_after_s)
+    detail = problem.detail[:MAX_DETAIL]
+    error = error_from_code(problem.code, detail, param=problem.param, retry_after_s=problem.retry_after_s)
     if status == QUOTA_STATUS:
         return CallFailed.neutral(error)
     if status not in FAILING_STATUSES or isinstance(error, DECIDED):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -21,6 +22,7 @@ class ConnectionPool:
             http2=False,
             verify=base_url.startswith("https:"),  # loading the trust store takes time that plain HTTP can spare
             limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow as the peer likes
             headers={"Accept-Encoding": "identity", "User-Agent": "butterfly"},
         )
 

@@ -97,7 +97,7 @@ class SyntheticModel:
 
 
 class SyntheticEngine(Engine):
-    def __init__(self, *, before_step: Callable[[], None] | None = None, n_embd: int = N_EMBD) -> None:
+    def __init__(self, *, before_step: Callable[[], object] | None = None, n_embd: int = N_EMBD) -> None:
         """`before_step` is called at the start of every `forward`; it may wait, or raise."""
         self._before_step = before_step
         self._n_embd = n_embd
@@ -211,7 +211,7 @@ class SyntheticEngine(Engine):
 class SyntheticLoader(EngineLoader):
     """Loads any file as layers of `SyntheticModel`. `engines`: all it made, oldest first."""
 
-    def __init__(self, *, before_step: Callable[[], None] | None = None, n_embd: int = N_EMBD) -> None:
+    def __init__(self, *, before_step: Callable[[], object] | None = None, n_embd: int = N_EMBD) -> None:
         self._before_step = before_step
         self._n_embd = n_embd
         self.engines: list[SyntheticEngine] = []

@@ -109,11 +109,13 @@ class _Up:
         # Imported here: it brings the HTTP client along, which the other commands need not wait for.
         from services.cli.placing import why_not_placed
 
-        not_placed = "there are no workers yet"
-        if self._wishes.num_workers:
+        needed, there = self._cluster.layout.num_stages or 1, self._wishes.num_workers
+        if there < needed:
+            not_placed = f"it needs {needed} workers, and there are {there}"
+        else:
             not_placed = await why_not_placed(self._wishes.model, self._cluster.layout, self._clock)
         if not_placed:
-            _show(f"butterfly: {self._wishes.model} is not placed: {not_placed}; tasks wait until it is")
+            _show(f"butterfly: {self._wishes.model} is not placed: {not_placed}; its tasks wait until it is")
         else:
             _show(f"Butterfly is ready: {self._wishes.model} at {self._cluster.url(Kind.API)}/v1", sys.stdout)
         _show(_instructions(self._cluster, self._wishes.model, self._data.path), sys.stdout)

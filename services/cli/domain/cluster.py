@@ -15,16 +15,14 @@ class Kind(StrEnum):
     API = "api"
 
 
-START_ORDER: tuple[Kind, ...] = (
-    Kind.REDIS,
-    Kind.METRICS,
-    Kind.PARTITIONER,
-    Kind.COORDINATOR,
-    Kind.SCHEDULER,
-    Kind.WORKER,
-    Kind.API,
+START_ORDER: tuple[tuple[Kind, ...], ...] = (
+    (Kind.REDIS,),
+    (Kind.METRICS, Kind.PARTITIONER),
+    (Kind.COORDINATOR,),
+    (Kind.SCHEDULER, Kind.WORKER),
+    (Kind.API,),
 )
-"""Each is ready before the next starts."""
+"""Each is ready before the next starts; those that do not call one another start together."""
 
 STOP_ORDER: tuple[frozenset[Kind], ...] = (
     frozenset({Kind.API}),
@@ -76,7 +74,7 @@ class Seat:
 def seats(base_port: int, num_workers: int, *, with_redis: bool) -> tuple[Seat, ...]:
     """All processes, in start order."""
     found: list[Seat] = []
-    for kind in START_ORDER:
+    for kind in (kind for together in START_ORDER for kind in together):
         port = base_port + _OFFSETS[kind]
         if kind is Kind.WORKER:
             found += [Seat(kind, f"{kind}-{index}", port + index, index) for index in range(num_workers)]
@@ -95,8 +93,8 @@ def port_of(base_port: int, kind: Kind) -> int:
 
 
 def waves(wanted: Sequence[Seat]) -> tuple[tuple[Seat, ...], ...]:
-    """What starts together: all workers at once, everything else one by one."""
-    grouped = (tuple(seat for seat in wanted if seat.kind is kind) for kind in START_ORDER)
+    """What starts together."""
+    grouped = (tuple(seat for seat in wanted if seat.kind in kinds) for kinds in START_ORDER)
     return tuple(wave for wave in grouped if wave)
 
 

@@ -1,12 +1,17 @@
 """Whether what a node says of itself can be true at all."""
 
+import ipaddress
 import math
 import re
+from urllib.parse import urlsplit
 
 from shared.domain.errors import InvalidInput
 from shared.domain.plan import NodeCapability
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_HOST_LABEL = re.compile(r"(?!xn--)[A-Za-z0-9_-]{1,63}")
+SERVICES = frozenset({"api", "scheduler", "partitioner", "coordinator", "metrics"})
+"""No node may be called like one: calls and events are told apart by the name of the peer."""
 MIN_MEMORY_BYTES = 1 << 20  # less holds no layer of any model
 MAX_MEMORY_BYTES = 1 << 50
 MAX_SPEED = 1e16  # weight bytes per second: a thousand times the fastest memory known
@@ -21,6 +26,8 @@ def check_capability(capability: NodeCapability) -> None:
     """Raise `InvalidInput`, naming the field, for values that no node can have. True values may still be lies."""
     if not _NODE_ID.fullmatch(capability.node_id):
         raise InvalidInput("a node id has 1 to 128 letters, digits and . _ : -", param="capability.node_id")
+    if capability.node_id in SERVICES:
+        raise InvalidInput(f"{capability.node_id} is the name of a service", param="capability.node_id")
     if not math.isfinite(capability.speed) or not 0 < capability.speed <= MAX_SPEED:
         raise InvalidInput(f"speed must lie in (0, {MAX_SPEED:g}]", param="capability.speed")
     for name, value, low, high in (
@@ -35,3 +42,21 @@ def check_capability(capability: NodeCapability) -> None:
     texts = [capability.host, capability.numerics_class, *(text for label in capability.labels for text in label)]
     if any(len(text) > MAX_TEXT for text in texts):
         raise InvalidInput(f"host, class and labels have at most {MAX_TEXT} characters", param="capability")
+
+
+def check_address(address: str) -> None:
+    """Raise `InvalidInput` unless this is scheme, host and port alone, such that a call gets an answer or none."""
+    try:
+        url = urlsplit(address)
+        host, port = url.hostname or "", url.port
+        is_whole = address.rstrip("/") == f"{url.scheme}://{url.netloc}" and "@" not in url.netloc
+        if url.scheme not in {"http", "https"} or port == 0 or not is_whole or not _is_host(host):
+            raise ValueError(address)
+    except ValueError:
+        raise InvalidInput("an address is http://host:port of a host that can be called", param="address") from None
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return ipaddress.IPv6Address(host).scope_id is None
+    return len(host) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in host.split("."))

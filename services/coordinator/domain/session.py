@@ -3,6 +3,7 @@
 Messages and timers change it from outside, the session's own runner waits for those changes and acts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,6 @@ class Session:
         self.num_committed = 0
         self.ending: Ending | None = None
         self.faults: list[Fault] = []
-        self.excluded: set[tuple[NodeId, str]] = set()
-        """Nodes (with their boot id) that could not take a seat: not asked again for this task."""
         self.awaited: set[int] = set()
         """Stages whose seat is not ready yet."""
         self.cancelled = False
@@ -69,6 +68,7 @@ class Session:
         self.lost_at_s = now_s if phase is SessionPhase.RECOVERING else None
         """Since when it has been recovering; None once it goes on."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
+        self._excluded_until_s: dict[tuple[NodeId, str], float] = {}
         self._rows_seen: dict[NodeId, int] = {}
         self._on_change, self._on_phase = on_change, on_phase
 
@@ -90,11 +90,19 @@ class Session:
         return self.phase in RUNNING
 
     @property
+    def is_wanted(self) -> bool:
+        """Runs, and nobody has called it off: worth asking for seats."""
+        return self.is_running and not self.cancelled and not self.expired
+
+    @property
     def has_ended(self) -> bool:
         return self.phase in ENDED
 
     def stages_of(self, node_id: NodeId) -> tuple[int, ...]:
         return tuple(seat.stage for seat in self.seats if seat.node_id == node_id)
+
+    def excludes(self, node_id: NodeId, boot_id: str, *, now_s: float) -> bool:
+        return now_s < self._excluded_until_s.get((node_id, boot_id), now_s)
 
     def uncommitted(self) -> tuple[TokenRecord, ...]:
         """Tokens to append now. None of an answer that has ended: those are written with its end, in one step."""
@@ -211,6 +219,10 @@ class Session:
         self.faults.append(Fault(kind, reason, len(self.records), suspect))
         self.lost_at_s = now_s if self.lost_at_s is None else self.lost_at_s
         self.move(SessionEvent.LOSE)
+
+    def exclude(self, node_id: NodeId, boot_id: str, *, until_s: float = math.inf) -> None:
+        """This run of a node could not take a seat, or broke the rules: it is not asked again, for a while or ever."""
+        self._excluded_until_s[node_id, boot_id] = until_s
 
     def cancel(self) -> None:
         """The task is not this session's any more: cancelled, or taken over."""

@@ -23,8 +23,8 @@ class MembershipInterface(ABC):
     async def register(self, join_token: str, node: RegisterNode) -> Registered:
         """Admit a node, or a new run of one: then the sessions on its earlier run recover.
 
-        Tokens given before to this node end. Raises `InvalidCredentials`, `InvalidInput` (a capability that no node
-        has), `NoCapacity` (too many nodes).
+        Tokens given before to this node end. Raises `InvalidCredentials`, `InvalidInput` (a capability or an
+        address that no node has), `NoCapacity` (too many nodes).
         """
 
     @abstractmethod

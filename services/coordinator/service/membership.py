@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.coordinator.domain.admission import check_capability
+from services.coordinator.domain.admission import check_address, check_capability
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import Worker, Workers
 from services.coordinator.service.interfaces import MembershipInterface
 from shared.contracts.coordinator import NodeList, NodeView, Registered, RegisterNode, SeatView
-from shared.contracts.messages import Heartbeat, Leave, StageReady, StageRef
-from shared.domain.errors import InvalidCredentials, NoCapacity, NodeNotFound, ProtocolViolation
+from shared.contracts.messages import MAX_STAGES_PER_NODE, Heartbeat, Leave, StageReady, StageRef
+from shared.domain.errors import InvalidCredentials, NoCapacity, NodeNotFound
 from shared.domain.ids import NodeId
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
@@ -31,7 +31,6 @@ from shared.runtime.tasks import BackgroundTasks
 log = logging.getLogger(__name__)
 
 MAX_NODES = 10_000
-MAX_STAGES_PER_NODE = 1_024
 
 StageKey = tuple[str, int, int]
 
@@ -127,6 +126,7 @@ class Membership(MembershipInterface):
     async def register(self, join_token: str, node: RegisterNode) -> Registered:
         self._check_join_token(join_token)
         check_capability(node.capability)
+        check_address(node.address)
         node_id = node.capability.node_id
         before = self._members.get(node_id)
         if before is None and len(self._members) >= MAX_NODES:
@@ -185,8 +185,6 @@ class Membership(MembershipInterface):
         """Renew the lease. Raises `NodeNotFound` for another run than the one registered."""
         if beat.boot_id != member.boot_id:
             raise NodeNotFound("this run of the node is not registered: register again")
-        if len(beat.stages) > MAX_STAGES_PER_NODE:
-            raise ProtocolViolation(f"a node holds at most {MAX_STAGES_PER_NODE} stages")
         member.heard_at_s = self._clock.now_s()
         member.is_stopping = beat.draining
         member.is_unreachable = False
@@ -202,7 +200,7 @@ class Membership(MembershipInterface):
         if message.error_code is not None:
             log.warning(
                 "stage_not_loaded",
-                extra={"node_id": member.node_id, "code": message.error_code, "error": message.error[:500]},
+                extra={"node_id": member.node_id, "code": message.error_code[:64], "error": message.error[:500]},
             )
             return
         if was_asked or key in member.loaded:

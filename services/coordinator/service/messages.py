@@ -81,7 +81,7 @@ class Messages(MessagesInterface):
         session.check_sender(sender.node_id, message.epoch, message.stage)
         if session.plan is not None:
             self._members.not_loading(sender.node_id, stage_ref(session.plan, session.seats[message.stage]))
-        session.excluded.add((sender.node_id, sender.boot_id))
+        session.exclude(sender.node_id, sender.boot_id)
         self._lose(session, sender, message.error_code, message.error)
         return ACK
 
@@ -115,7 +115,7 @@ class Messages(MessagesInterface):
         except ProtocolViolation as error:
             if session.epoch == draft.epoch:
                 log.warning("draft_refused", extra={"node_id": sender.node_id, "error": error.message})
-                session.excluded.add((sender.node_id, sender.boot_id))
+                session.exclude(sender.node_id, sender.boot_id)
                 session.lose(FaultKind.RULES, error.message, suspect=sender.node_id, now_s=now_s)
             raise
         if fresh:

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 REGISTRY_RETRY_S = 0.25
 SLOT_RETRY_S = 0.2
+AWAY_S = 5.0  # how long a node that did not answer is not asked again for the same task
 MAX_ERROR_CHARACTERS = 500
 ADOPTED = "adopted"
 
@@ -96,6 +97,8 @@ class SessionRun:
         """An adopted session begins RECOVERING, with the epoch that the registry has."""
         self._parts = parts
         self._wake = asyncio.Event()
+        self.tried = asyncio.Event()
+        """Set once an opening has come to its end, good or bad."""
         self.session = Session(
             subject,
             now_s=parts.clock.now_s(),
@@ -119,6 +122,8 @@ class SessionRun:
         except BaseException:
             parts.slots.release(session)
             raise
+        finally:
+            self.tried.set()
         session.seat(
             plan,
             epoch,
@@ -196,31 +201,36 @@ class SessionRun:
 
     async def _assign_seat(self, order: WorkAssignment) -> None:
         session, seat = self.session, self.session.seats[order.stage]
-        member = self._parts.members.find(seat.node_id)
-        if member is None:
-            return  # the session has been told already
-        self._parts.members.loading(member.node_id, order.stage_ref)
-        try:
-            is_ready = await member.worker.assign(order)
-        except (NoCapacity, NoSlotSpace):
-            # A session that has just ended here still holds the slot there. Not for ever: this wait shows no progress.
-            await self._parts.clock.sleep(SLOT_RETRY_S)
-            if session.epoch == order.epoch and session.is_running:
-                await self._assign_seat(order)
-        except ButterflyError as error:
-            self._parts.members.not_loading(member.node_id, order.stage_ref)
-            if session.epoch == order.epoch:
-                self._refused(member, error)
-        else:
-            if is_ready and session.epoch == order.epoch and session.is_running:
-                session.seat_ready(member.node_id, order.epoch, order.stage, now_s=self._parts.clock.now_s())
+        while session.epoch == order.epoch and session.is_wanted:
+            member = self._parts.members.find(seat.node_id)
+            if member is None:
+                return  # the session has been told already
+            self._parts.members.loading(member.node_id, order.stage_ref)
+            try:
+                is_ready = await member.worker.assign(order)
+            except (NoCapacity, NoSlotSpace):
+                # A session that has just ended here still holds the slot there. Not for ever: this wait shows no
+                # progress.
+                await self._parts.clock.sleep(SLOT_RETRY_S)
+                continue
+            except ButterflyError as error:
+                self._parts.members.not_loading(member.node_id, order.stage_ref)
+                if session.epoch == order.epoch:
+                    self._refused(member, error)
+            else:
+                if is_ready and session.epoch == order.epoch and session.is_running:
+                    session.seat_ready(member.node_id, order.epoch, order.stage, now_s=self._parts.clock.now_s())
+            return
 
     def _refused(self, member: Member, error: ButterflyError) -> None:
-        self.session.excluded.add((member.node_id, member.boot_id))
         if isinstance(error, PeerUnavailable):
+            # Not for ever: the node may be the one that the others need, and be back soon.
+            away_s = max(AWAY_S, error.retry_after_s or 0.0)
+            self.session.exclude(member.node_id, member.boot_id, until_s=self._parts.clock.now_s() + away_s)
             self._parts.members.unreachable(member.node_id)
             self._lose(FaultKind.GONE, error.message, suspect=member.node_id)
         else:
+            self.session.exclude(member.node_id, member.boot_id)
             self._lose(kind_of_refusal(error.code), f"{error.code}: {error.message}", suspect=member.node_id)
 
     async def _begin(self) -> None:
@@ -319,11 +329,13 @@ class SessionRun:
     def _candidates(self) -> Sequence[Member]:
         """Nodes that may take a seat of this session and have as much room as it was promised."""
         session = self.session
+        now_s = self._parts.clock.now_s()
         room = session.max_rows or len(session.task.prompt_ids) + 1
         return [
             member
             for member in self._parts.members.ready()
-            if (member.node_id, member.boot_id) not in session.excluded and member.capability.context_tokens >= room
+            if not session.excludes(member.node_id, member.boot_id, now_s=now_s)
+            and member.capability.context_tokens >= room
         ]
 
     async def _stop_seats(self, reason: str) -> None:

@@ -6,11 +6,12 @@ process and is adopted. (Several replicas need a lease per session, which a late
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
-from services.coordinator.domain.session import Session, Subject
+from services.coordinator.domain.session import NO_EPOCH, Session, Subject
 from services.coordinator.service.interfaces import SessionsInterface
 from services.coordinator.service.membership import Member
 from services.coordinator.service.models import Models
@@ -41,7 +42,7 @@ PAGE = 100
 ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING})
 LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
 OVERSLEPT_S = 0.25
-STOPS_PER_HEARTBEAT = 16  # a worker cannot make the coordinator post without bounds
+STOPS_AT_ONCE = 16  # to one node: a worker cannot make the coordinator post without bounds
 
 
 class Sessions(SessionsInterface):
@@ -64,6 +65,7 @@ class Sessions(SessionsInterface):
         self._settle_s = settle_s
         self._runs: dict[TaskId, SessionRun] = {}
         self._node_progress_s: dict[NodeId, float] = {}
+        self._stopping: Counter[NodeId] = Counter()
         self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
         self._began_s = parts.clock.now_s()
         self._poked_s = self._began_s
@@ -78,6 +80,7 @@ class Sessions(SessionsInterface):
         # From here to the entry in `_runs` nothing waits, so that two deliveries cannot both get through.
         known = self._runs.get(wanted.task_id)
         if known is not None and known.session.subject.attempt >= wanted.attempt and not known.session.has_ended:
+            await self._open_again(known, wanted)
             return
         nodes = {member.node_id: member.capability for member in self._parts.members.ready()}
         for partition in wanted.plan.lanes[0].partitions:
@@ -123,18 +126,20 @@ class Sessions(SessionsInterface):
     def positions(self, member: Member, positions: Sequence[SessionPosition]) -> None:
         """How far a node says it is. What it still holds of sessions that are over, it is told to forget."""
         now_s = self._parts.clock.now_s()
-        stops = 0
         for position in positions:
             run = self._runs.get(position.task_id)
             if run is not None and run.session.epoch <= position.epoch and not run.session.has_ended:
                 if run.session.position(member.node_id, position.epoch, position.rows, now_s=now_s):
                     self.progressed(member.node_id)
-            elif stops < STOPS_PER_HEARTBEAT:
-                stops += 1
+            else:
                 self.stop_stale(member, SessionStop(task_id=position.task_id, epoch=position.epoch, reason="stale"))
 
     def stop_stale(self, member: Member, stop: SessionStop) -> None:
-        """Tell a worker to forget a session that is over. Once is enough: it is repeated while the worker goes on."""
+        """Tell a worker to forget a session that is over. Once is enough: it is repeated while the worker goes on, so
+        beyond `STOPS_AT_ONCE` it is left for later."""
+        if self._stopping[member.node_id] >= STOPS_AT_ONCE:
+            return
+        self._stopping[member.node_id] += 1
         _ = self._tasks.start(self._stop_stale(member, stop), name=f"stop-{stop.task_id}")
 
     def stage_ready(self, member: Member, ref: StageRef) -> None:
@@ -145,7 +150,7 @@ class Sessions(SessionsInterface):
     def stage_failed(self, member: Member, ref: StageRef, reason: str) -> None:
         """A node cannot hold a stage: no session waits for it any longer, and none of those asks it again."""
         for run, _ in self._awaiting(member, ref):
-            run.session.excluded.add((member.node_id, member.boot_id))
+            run.session.exclude(member.node_id, member.boot_id)
             run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
 
     def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> None:
@@ -222,6 +227,13 @@ class Sessions(SessionsInterface):
             silent_s=now_s - session.progress_at_s, nodes_silent_s=now_s - nodes_progress_s, timeout_s=timeout_s
         ):
             session.lose(FaultKind.STALL, f"no progress for {timeout_s:g} s while {session.phase}", now_s=now_s)
+
+    async def _open_again(self, known: SessionRun, wanted: OpenSession) -> None:
+        """A second delivery promises no more than the first one achieves, which may be still at it."""
+        if known.session.epoch == NO_EPOCH:
+            await known.tried.wait()
+            if known.session.epoch == NO_EPOCH:
+                await self.open(wanted)
 
     async def _orphans(self) -> tuple[TaskId, ...]:
         """Running tasks without a session here.
@@ -309,3 +321,6 @@ class Sessions(SessionsInterface):
             await member.worker.stop(stop)
         except ButterflyError as error:
             log.info("stale_session_not_stopped", extra={"node_id": member.node_id, "code": error.code})
+        finally:
+            self._stopping[member.node_id] -= 1
+            self._stopping += Counter()  # drops the zeros

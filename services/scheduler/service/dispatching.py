@@ -53,6 +53,8 @@ class Dispatcher:
         self._draining = draining
         self._waiting: dict[ModelId, str] = {}
         self._paused_until_s: dict[ModelId, float] = {}
+        self._served: dict[ModelId, int] = {}
+        """When each model last got slots, as turns: who waits longest is next, or a busy model would starve others."""
         self._busy = asyncio.Lock()
 
     @property
@@ -98,8 +100,10 @@ class Dispatcher:
             return False
         free = free_slots(nodes)
         is_more = False
-        for group in groups:
+        for group in sorted(groups, key=lambda group: self._served.get(group, 0)):
             claimed, free = await self._dispatch_group(group, nodes, free)
+            if claimed:
+                self._served[group] = max(self._served.values(), default=0) + 1
             is_more = is_more or claimed == self._batch_size
         return is_more
 
@@ -135,6 +139,9 @@ class Dispatcher:
             await self._coordinator.open_session(OpenSession(task_id=claim.task_id, attempt=claim.attempt, plan=plan))
         except ButterflyError as error:
             await self._refused(claim, plan, error)
+        except Exception:  # must not take the other claims of the batch along
+            log.exception("session_not_opened", extra={"task_id": claim.task_id})
+            self._follower.forget(claim.task_id)  # its lease lapses, then it is queued again
         else:
             self._events.publish(TaskDispatched(task_id=claim.task_id))
 

@@ -101,10 +101,15 @@ class OutgoingLinks:
         return tuple(self._links)
 
     def open(self, peer: Peer) -> None:
-        """See to it that there is a link to `peer`; it is opened in the background."""
+        """See to it that there is a link to `peer`; it is opened in the background.
+
+        A link that is there says something: a peer that has gone meanwhile is noticed at the second write after that,
+        the first row then, and not only by the next keep-alive.
+        """
         link = self._links.get(peer.node_id)
         if link is not None:
             if link.peer == peer:
+                self.send(peer.node_id, _KEEP_ALIVE)
                 return
             link.end()
         link = self._links[peer.node_id] = OutgoingLink(peer)

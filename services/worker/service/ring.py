@@ -175,8 +175,7 @@ class Ring(Deliver):
                 by_way.setdefault(_way(seat), []).append(index)
         for way, indexes in by_way.items():
             rows = tuple(
-                Row(call.seats[index].key.task_id, call.seats[index].epoch, call.positions[index])
-                for index in indexes
+                Row(call.seats[index].key.task_id, call.seats[index].epoch, call.positions[index]) for index in indexes
             )
             chosen = hidden if len(indexes) == len(hidden) else hidden[indexes]
             self._send_on(way, FrameKind.DECODE, rows, chosen)

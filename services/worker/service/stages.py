@@ -90,6 +90,7 @@ class StagePool:
         began_s = self._clock.now_s()
         file = await self._files.fetch(ref)
         async with self._load_lock:
+            self._drop_superseded(ref)
             self._make_room(file.size_bytes, ref)
             loaded = await asyncio.to_thread(self._open, ref, file)
             memory_bytes = file.size_bytes + self._n_slots * self._ctx_per_slot * loaded.kv_bytes_per_row
@@ -120,18 +121,32 @@ class StagePool:
     def _open(self, ref: StageRef, file: StageFile) -> LoadedEngine:
         return self._loader.load(ref, file, n_slots=self._n_slots, ctx_per_slot=self._ctx_per_slot)
 
+    def _drop_superseded(self, ref: StageRef) -> None:
+        """Drop unused stages that share layers with a new one: the model is cut otherwise now."""
+        for runner in self._idle():
+            old = runner.ref
+            overlaps = old.layers.start < ref.layers.end and ref.layers.start < old.layers.end
+            if old.model_root == ref.model_root and overlaps:
+                self._drop(runner)
+
     def _make_room(self, needed_bytes: int, ref: StageRef) -> None:
         """Drop stages nobody uses, the one unused longest first, until `needed_bytes` are free."""
-        idle = sorted((runner for runner in self.runners if runner.is_idle), key=lambda runner: runner.used_at_s)
+        idle = self._idle()
         while (free_bytes := self._memory_bytes - self._held_bytes()) < needed_bytes:
             if not idle:
                 raise OutOfMemory(
                     f"layers {ref.layers} of {ref.model_id} need {needed_bytes} bytes, {max(0, free_bytes)} are free"
                 )
-            dropped = idle.pop(0)
-            del self._loaded[_key(dropped.ref)]
-            dropped.close()
-            log.info("stage_dropped", extra={"model": dropped.ref.model_id, "layers": str(dropped.ref.layers)})
+            self._drop(idle.pop(0))
+
+    def _idle(self) -> list[StageRunner]:
+        """Stages nobody uses, the one unused longest first."""
+        return sorted((runner for runner in self.runners if runner.is_idle), key=lambda runner: runner.used_at_s)
+
+    def _drop(self, runner: StageRunner) -> None:
+        del self._loaded[_key(runner.ref)]
+        runner.close()
+        log.info("stage_dropped", extra={"model": runner.ref.model_id, "layers": str(runner.ref.layers)})
 
     def _held_bytes(self) -> int:
         return sum(runner.memory_bytes for runner in self.runners)

@@ -10,6 +10,7 @@ from shared.domain.errors import RegistryUnavailable
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason
 from shared.domain.task_state import TaskEvent
+from shared.registry import connection
 from shared.registry.base import Commit, Finish
 from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
 from tests.fakes.tasks import MODEL, make_task, make_tokens
@@ -139,3 +140,23 @@ async def test_every_key_carries_the_same_tag(valkey: ValkeyServer, registry: Re
     await registry.ping()
     with Redis(port=valkey.port) as client:
         assert all(key.startswith(b"{bf}:") for key in client.scan_iter())
+
+
+async def test_a_server_that_fell_silent_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BLOCKING_TIMEOUT_S", 0.05)
+
+    connections: set[asyncio.Task[None] | None] = set()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.current_task())
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async with silent:
+        port = silent.sockets[0].getsockname()[1]
+        registry = connect_registry(f"redis://127.0.0.1:{port}", allow_weak_durability=True)
+        with pytest.raises(RegistryUnavailable):
+            await registry.wait_for_work(0.01)
+        await registry.aclose()
+        await asyncio.wait([each for each in connections if each is not None])

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request
@@ -21,6 +22,7 @@ from shared.domain.errors import (
     ServerDraining,
     UnknownUrl,
 )
+from shared.resilience import http_client
 from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.context import current_request_id
 from shared.resilience.hooks import BytesSent, PeerHooks, PoolRebuilt, Retried
@@ -56,7 +58,7 @@ class Peer:
         @router.post("/nothing")
         async def nothing(request: Request) -> Response:
             await self._count(request)
-            return Response(status_code=204)
+            return Response(status_code=204, headers={"Set-Cookie": "a=b"})
 
         @router.get("/slow")
         async def slow(request: Request) -> Ack:
@@ -239,6 +241,45 @@ async def test_a_peer_that_trickles_is_cut_off_by_size_and_by_time(client: PeerC
         await client.get("/trickle", Ack, timeout_s=5.0)
     with pytest.raises(PeerUnavailable, match="in time"):
         await client.get("/trickle", Ack, timeout_s=0.02)
+
+
+@asynccontextmanager
+async def trickling_head() -> AsyncIterator[str]:
+    """The URL of a server that sends the head of its answer byte by byte, without an end, to one caller."""
+    ended = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _ = await reader.read(1_000)
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await ended.wait()
+
+
+async def test_a_peer_whose_answer_never_begins_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "OVERTIME_S", 0.1)
+    async with trickling_head() as url:
+        client = client_of(url)
+        began_s = time.monotonic()
+        with pytest.raises(PeerUnavailable):
+            await client.post("/numbers", Number(value=1), Number, timeout_s=0.1)
+        assert time.monotonic() - began_s < 5.0
+        await client.aclose()
+
+
+async def test_a_peer_cannot_have_anything_kept_by_its_callers(client: PeerClient, peer: Peer) -> None:
+    await client.post("/nothing", None, Ack)
+    await client.post("/numbers", Number(value=1), Number)
+    assert "cookie" not in peer.headers
 
 
 async def test_an_answer_that_breaks_the_contract_is_a_violation(client: PeerClient) -> None:

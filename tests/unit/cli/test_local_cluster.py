@@ -28,9 +28,9 @@ def wishes(base_port: int, *, host: str = "127.0.0.1", num_workers: int = 2) -> 
 )
 def test_a_taken_port_is_named_with_its_setting(offset: int, setting: str) -> None:
     base_port = free_base_port(2)
-    with socket.create_server(("127.0.0.1", base_port + offset)):
-        with pytest.raises(InvalidInput, match=f"port {base_port + offset} .*{setting}"):
-            check_ports(seats(base_port, 2, with_redis=True), "127.0.0.1")
+    taken = socket.create_server(("127.0.0.1", base_port + offset))
+    with taken, pytest.raises(InvalidInput, match=f"port {base_port + offset} .*{setting}"):
+        check_ports(seats(base_port, 2, with_redis=True), "127.0.0.1")
     check_ports(seats(base_port, 2, with_redis=True), "127.0.0.1")
 
 

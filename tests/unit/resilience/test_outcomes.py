@@ -15,7 +15,7 @@ from shared.domain.errors import (
     ServerDraining,
 )
 from shared.resilience.breaker import Outcome
-from shared.resilience.outcomes import CallFailed, failed_transport, outcome_of, refusal
+from shared.resilience.outcomes import MAX_DETAIL, CallFailed, failed_transport, outcome_of, refusal
 
 
 def answered(error: ButterflyError, status: int, *, had_deadline: bool = False) -> CallFailed:
@@ -52,6 +52,12 @@ def test_an_answer_gives_back_its_error_and_says_how_the_peer_is(
 
 def test_a_504_because_of_the_callers_own_deadline_is_neutral() -> None:
     assert answered(DeadlineExceeded(""), 504, had_deadline=True).outcome is Outcome.NEUTRAL
+
+
+def test_a_peer_cannot_say_endlessly_much() -> None:
+    problem = Problem(type="", title="", status=503, detail="x" * 1_000_000, code=NoCapacity.code, retryable=True)
+    failed = refusal("worker", "/messages", 503, problem.model_dump_json().encode(), had_deadline=False)
+    assert len(failed.error.message) == MAX_DETAIL
 
 
 def test_an_unexplained_503_counts_against_the_peer() -> None:

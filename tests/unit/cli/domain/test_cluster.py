@@ -17,15 +17,13 @@ def test_ports_follow_the_base_port() -> None:
     }
 
 
-def test_what_others_need_starts_first_and_workers_start_together() -> None:
+def test_what_others_need_starts_first_and_what_needs_not_each_other_starts_together() -> None:
     names = [[seat.name for seat in wave] for wave in waves(seats(8080, 2, with_redis=True))]
     assert names == [
         ["redis"],
-        ["metrics"],
-        ["partitioner"],
+        ["metrics", "partitioner"],
         ["coordinator"],
-        ["scheduler"],
-        ["worker-0", "worker-1"],
+        ["scheduler", "worker-0", "worker-1"],
         ["api"],
     ]
 

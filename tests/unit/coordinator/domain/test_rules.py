@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from services.coordinator.domain.admission import check_capability
+from services.coordinator.domain.admission import SERVICES, check_address, check_capability
 from services.coordinator.domain.faults import (
     GENERATION_FAILED,
     MAX_REASSIGNMENTS,
@@ -98,6 +98,44 @@ class TestAdmission:
         with pytest.raises(InvalidInput) as refused:
             check_capability(capability("n1", **{field: value}))
         assert refused.value.param == f"capability.{field}"
+
+    @pytest.mark.parametrize("name", sorted(SERVICES))
+    def test_a_node_cannot_be_called_like_a_service(self, name: str) -> None:
+        with pytest.raises(InvalidInput):
+            check_capability(capability(name))
+
+    @pytest.mark.parametrize(
+        "address", ["http://127.0.0.1:8090", "https://worker_1.local:8090/", "http://[::1]:8090", "http://node-7"]
+    )
+    def test_an_address_that_can_be_called_is_admitted(self, address: str) -> None:
+        check_address(address)
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "http://",
+            "http://:8090",
+            "http://n1:port",
+            "http://n1:0",
+            "http://n1:99999",
+            "http://n1\x00:8090",
+            "http://n 1:8090",
+            "http://n1..local:8090",
+            "http://" + "x" * 64,
+            "http://xn--a:8090",
+            "http://[::1",
+            "http://[n1]:8090",
+            "http://[fe80::1%25eth0]:8090",
+            "http://user:password@n1:8090",
+            "http://n1:8090/path",
+            "http://n1:8090?query",
+            "ftp://n1:8090",
+        ],
+    )
+    def test_an_address_that_no_call_could_use_is_refused(self, address: str) -> None:
+        with pytest.raises(InvalidInput) as refused:
+            check_address(address)
+        assert refused.value.param == "address"
 
     def test_endless_labels_are_refused(self) -> None:
         with pytest.raises(InvalidInput):

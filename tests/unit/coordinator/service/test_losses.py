@@ -2,7 +2,7 @@
 
 from services.coordinator.domain.faults import GENERATION_FAILED, MAX_REASSIGNMENTS
 from shared.contracts.messages import Leave, LinkFault, SeatReady, SessionFault, SessionPosition, StageReady
-from shared.domain.errors import NoSlotSpace, OutOfMemory
+from shared.domain.errors import NoSlotSpace, OutOfMemory, PeerUnavailable
 from shared.domain.ids import Epoch, NodeId
 from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask
@@ -332,3 +332,35 @@ async def test_a_recovering_task_that_is_cancelled_elsewhere_is_let_go(coordinat
     await coordinator.registry.cancel(task.task_id)
     await coordinator.advance(2)  # nobody told us: the next look at the registry does
     assert not coordinator.has_session(task)
+
+
+async def test_a_cancelled_session_stops_asking_for_a_slot(coordinator: Coordinator) -> None:
+    coordinator.workers["n2"].refusals = [NoSlotSpace("all slots taken")] * 1_000
+    task = make_task()
+    await coordinator.open(task)
+    await coordinator.registry.cancel(task.task_id)
+    coordinator.sessions.cancel(task.task_id)
+    await coordinator.advance(1)
+    assert not coordinator.has_session(task)
+    assert [node.slots_used for node in coordinator.members.nodes().nodes] == [0, 0, 0]
+
+
+async def test_a_session_past_its_deadline_stops_asking_for_a_slot(coordinator: Coordinator) -> None:
+    coordinator.workers["n2"].refusals = [NoSlotSpace("all slots taken")] * 1_000
+    task = make_task(deadline_s=2)
+    await coordinator.open(task)
+    await coordinator.advance(3)
+    assert not coordinator.has_session(task)
+    assert await coordinator.state(task) is TaskState.FAILED
+
+
+async def test_a_node_that_was_away_for_a_moment_is_asked_again_when_no_other_can_do_it(
+    coordinator: Coordinator,
+) -> None:
+    coordinator.partitioner.min_nodes = 3
+    coordinator.workers["n2"].refusals = [PeerUnavailable("n2 did not answer in time")]
+    task = make_task()
+    session = await coordinator.open(task)
+    assert session.phase is SessionPhase.RECOVERING
+    await coordinator.advance(7)
+    assert (session.phase, seats(coordinator, task)) == (SessionPhase.PREFILLING, ["n1", "n2", "n3"])

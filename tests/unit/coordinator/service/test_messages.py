@@ -191,3 +191,16 @@ async def test_one_heartbeat_makes_the_coordinator_send_a_bounded_number_of_stop
     await coordinator.beat("n2")
     await coordinator.settle()
     assert len(coordinator.workers["n2"].stops()) == 16
+
+
+async def test_stale_drafts_make_the_coordinator_send_a_bounded_number_of_stops(coordinator: Coordinator) -> None:
+    task = make_task()
+    await coordinator.open(task)
+    draft = coordinator.drafts(task, 10).drafts[0]
+    stale = tuple(draft.model_copy(update={"task_id": make_task().task_id}) for _ in range(100))
+    with pytest.raises(StaleEpoch):
+        await say(coordinator, "n3", DraftTokens(drafts=stale))
+    assert len(coordinator.workers["n3"].stops()) == 16
+    with pytest.raises(StaleEpoch):
+        await say(coordinator, "n3", DraftTokens(drafts=stale[:1]))
+    assert len(coordinator.workers["n3"].stops()) == 17

@@ -1,23 +1,40 @@
 """The registry does not answer for a while: nothing is lost, nothing overtakes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from shared.contracts.coordinator import OpenSession
 from shared.domain.errors import RegistryUnavailable
-from shared.domain.ids import Epoch, TaskId
+from shared.domain.ids import Attempt, Epoch, TaskId
+from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
-from shared.registry.base import Commit, Finish
+from shared.registry.base import Commit, Finish, TaskRecord
 from tests.fakes.clock import FakeClock
+from tests.fakes.partitioner import even_plan
 from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.fakes.tasks import make_task
-from tests.unit.coordinator.harness import Coordinator
+from tests.unit.coordinator.harness import NODES, Coordinator
 
 
 class UnsteadyRegistry(MemoryTaskRegistry):
     """Writes of answers fail while `is_away`."""
 
     is_away = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = asyncio.Event()
+        self.opening.set()
+        """Cleared: sessions wait before they are opened, and then fail while `is_away`."""
+
+    async def open_session(
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+    ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
+        await self.opening.wait()
+        self._check()
+        return await super().open_session(task_id, attempt=attempt, plan_id=plan_id)
 
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
         self._check()
@@ -83,3 +100,20 @@ async def test_a_deadline_that_passes_meanwhile_frees_the_workers(
     await coordinator.advance(6)
     assert not coordinator.has_session(task)
     assert coordinator.workers.holding(task.task_id) == []
+
+
+async def test_a_second_delivery_of_an_opening_promises_no_more_than_the_first_achieves(
+    coordinator: Coordinator, registry: UnsteadyRegistry
+) -> None:
+    task, plan = make_task(), even_plan(NODES)
+    wanted = OpenSession(task_id=task.task_id, attempt=await coordinator.coordinate(task, plan), plan=plan)
+    for is_away in (True, False):
+        registry.opening.clear()
+        deliveries = [asyncio.create_task(coordinator.sessions.open(wanted)) for _ in range(2)]
+        await coordinator.settle()
+        assert not any(delivery.done() for delivery in deliveries)
+        registry.is_away = is_away
+        registry.opening.set()
+        outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
+        assert [isinstance(outcome, RegistryUnavailable) for outcome in outcomes] == [is_away, is_away]
+    assert coordinator.session(task).epoch == 1

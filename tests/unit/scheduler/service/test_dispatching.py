@@ -190,3 +190,32 @@ async def test_a_task_that_could_not_be_given_back_comes_back_when_its_lease_lap
     await cluster.reconciler.reconcile()
     assert await cluster.state(task.task_id) is TaskState.QUEUED
     assert cluster.reconciler.mended["requeued"] == 1
+
+
+async def test_an_unforeseen_error_costs_one_claim_and_leaves_it_to_its_lease(cluster: Cluster) -> None:
+    def refuse(task_id: TaskId) -> ButterflyError | None:
+        if task_id == first.task_id:
+            raise RuntimeError("a mistake of ours")
+        return None
+
+    first, second = make_task(), make_task()
+    await cluster.submit(first, second)
+    cluster.coordinator.refuse = refuse
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(second.task_id) is TaskState.COMPUTING
+    assert cluster.follower.followed == {second.task_id}
+    await cluster.clock.advance(11)
+    await cluster.reconciler.reconcile()
+    assert await cluster.state(first.task_id) is TaskState.QUEUED
+
+
+async def test_a_busy_model_does_not_starve_another(cluster: Cluster) -> None:
+    other = ModelId("other")
+    cluster.partitioner.models.add(other)
+    tasks = [make_task(model_id=model) for model in (other, other, other, MODEL)]  # "other" comes first by name
+    cluster.coordinator.nodes = [make_node("a", slots=1)]
+    await cluster.submit(*tasks)
+    for _ in range(2):
+        await cluster.dispatcher.run_once()
+        await cluster.registry.cancel(cluster.coordinator.opened[-1].task_id)  # its slot is free again
+    assert [each.plan.model_id for each in cluster.coordinator.opened] == [other, MODEL]

@@ -1,0 +1,268 @@
+"""The operator's commands, from their arguments to what they print."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.cli.__main__ import main
+from tests.fakes.free_ports import free_base_port
+from tests.fakes.gateway import FakeGateway, delta, fake_gateway
+
+NODE = {
+    "node_id": "node-a",
+    "state": "ready",
+    "address": "http://127.0.0.1:8090",
+    "capability": {"memory_bytes": 1},
+    "stages": [{"model": "m", "start": 10, "end": 20, "lane": 0}, {"model": "m", "start": 0, "end": 10, "lane": 0}],
+    "a_later_version": "says more",
+}
+TASK = {"task_id": "t-1", "status": "queued", "model": "m", "created_at": "2026-01-01T00:00:00Z", "error": None}
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gateway() -> Iterator[FakeGateway]:
+    with fake_gateway() as fake:
+        yield fake
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], gateway: FakeGateway) -> Ask:
+    """Run a command on the fake gateway: exit code, standard output, standard error."""
+
+    def run(*arguments: str, api: bool = True) -> tuple[int, str, str]:
+        try:
+            code = main([*arguments, *(("--api", gateway.url) if api else ())])
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_nodes_are_shown_with_their_layers(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [NODE]}
+    code, out, _ = ask("nodes")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["node-a", "ready", "http://127.0.0.1:8090", "m", "0-10,", "m", "10-20"]
+
+
+def test_status_as_json_hands_on_what_the_gateway_tells(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [NODE]}
+    code, out, _ = ask("status", "--json")
+    assert code == 0
+    assert json.loads(out) == {"processes": [], "nodes": [NODE]}
+
+
+def test_status_without_a_cluster_is_a_refusal(ask: Ask, tmp_path: Path) -> None:
+    code, _, err = ask("status", "--data-dir", str(tmp_path), api=False)
+    assert code == 1
+    assert err == (
+        f"butterfly: no cluster runs in {tmp_path}: start one by `butterfly up`, or name a gateway by --api\n"
+    )
+
+
+def test_a_question_is_answered_as_it_streams(ask: Ask, gateway: FakeGateway) -> None:
+    role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    usage = {"choices": [], "usage": {"total_tokens": 3}}
+    gateway.stream(role, delta("Hel"), delta("lo é"), usage)
+    assert ask("chat", "Hi", "--model", "m", "--max-tokens", "5", "--temperature", "0", "--seed", "7") == (
+        0,
+        "Hello é\n",
+        "",
+    )
+    assert gateway.asked == [
+        (
+            "POST /v1/chat/completions",
+            {
+                "model": "m",
+                "messages": [{"role": "user", "content": "Hi"}],
+                "stream": True,
+                "max_tokens": 5,
+                "temperature": 0.0,
+                "seed": 7,
+            },
+        )
+    ]
+
+
+def test_the_first_model_is_asked_when_none_is_named(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["GET /v1/models"] = 200, {"object": "list", "data": [{"id": "first"}, {"id": "second"}]}
+    gateway.stream(delta("x"))
+    assert ask("chat", "Hi")[0] == 0
+    assert gateway.asked[-1][1]["model"] == "first"  # type: ignore[index]
+
+
+def test_a_conversation_is_kept(ask: Ask, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    gateway.stream(delta("answer"))
+    assert ask("chat", "--model", "m")[:2] == (0, "answer\nanswer\n")
+    assert gateway.asked[-1][1]["messages"] == [  # type: ignore[index]
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "answer"},
+        {"role": "user", "content": "two"},
+    ]
+
+
+def test_a_failed_answer_leaves_the_conversation_as_it_was(
+    ask: Ask, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    gateway.stream(delta("begun"), {"error": {"message": "a node was lost", "code": "generation_failed"}})
+    code, _, err = ask("chat", "--model", "m")
+    assert code == 0
+    assert err == "butterfly: a node was lost\n" * 2
+    assert gateway.asked[-1][1]["messages"] == [{"role": "user", "content": "two"}]  # type: ignore[index]
+
+
+def test_a_failure_within_the_stream_is_told(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.stream(delta("begun"), {"error": {"message": "too late", "code": "deadline_exceeded"}})
+    code, out, err = ask("chat", "Hi", "--model", "m")
+    assert (code, err) == (1, "butterfly: too late\n")
+    assert out.startswith("begun")
+
+
+def test_a_stream_that_just_ends_is_not_taken_for_an_answer(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.stream(delta("begun"), ends=False)
+    code, _, err = ask("chat", "Hi", "--model", "m")
+    assert code == 1
+    assert "before the answer was complete" in err
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"error": {"message": "in the OpenAI dialect", "code": "model_not_found"}}, "in the OpenAI dialect"),
+        ({"code": "x", "detail": "as a problem", "title": "t"}, "as a problem"),
+        (b"<html>", "the gateway answered with status 404"),
+        ([], "the gateway answered with status 404"),
+    ],
+)
+def test_refusals_are_told_in_the_words_of_the_gateway(
+    ask: Ask, gateway: FakeGateway, body: object, expected: str
+) -> None:
+    gateway.answers["GET /v1/nodes"] = 404, body
+    assert ask("nodes") == (1, "", f"butterfly: {expected}\n")
+
+
+@pytest.mark.parametrize("body", [b"nonsense", {"data": 3}, {}, {"data": [{"node_id": 5}]}, []])
+def test_an_answer_that_is_no_list_of_nodes_is_refused(ask: Ask, gateway: FakeGateway, body: object) -> None:
+    gateway.answers["GET /v1/nodes"] = 200, body
+    code, _, err = ask("nodes")
+    assert code == 1
+    assert err.startswith("butterfly: the gateway answered with")
+    assert err.count("\n") == 1
+
+
+def test_tasks_are_listed_submitted_shown_and_cancelled(ask: Ask, gateway: FakeGateway) -> None:
+    failed = TASK | {"task_id": "t-0", "status": "failed", "error": {"code": "deadline_exceeded", "message": "late"}}
+    gateway.answers |= {
+        "GET /v1/tasks?limit=20": (200, {"data": [TASK, failed]}),
+        "POST /v1/tasks": (202, TASK),
+        "GET /v1/tasks/t-1": (200, TASK),
+        "POST /v1/tasks/t-1/cancel": (202, TASK | {"status": "cancelled"}),
+    }
+    assert [line.split()[:2] for line in ask("tasks")[1].splitlines()[1:]] == [["t-1", "queued"], ["t-0", "failed"]]
+    assert ask("tasks", "list")[1] == ask("tasks")[1]
+    assert ask("tasks", "submit", "Hi", "--model", "m", "--priority", "5")[1] == "t-1\n"
+    body = {"kind": "chat", "model": "m", "input": {"messages": [{"role": "user", "content": "Hi"}]}, "priority": 5}
+    assert gateway.asked[-1] == ("POST /v1/tasks", body)
+    assert json.loads(ask("tasks", "show", "t-1")[1]) == TASK
+    assert ask("tasks", "cancel", "t-1")[1] == "t-1 cancelled\n"
+
+
+def test_a_task_id_cannot_become_another_path(ask: Ask, gateway: FakeGateway) -> None:
+    ask("tasks", "show", "../models")
+    assert gateway.asked[-1][0] == "GET /v1/tasks/..%2Fmodels"
+
+
+def test_a_gateway_that_is_not_there_is_named(ask: Ask) -> None:
+    code, _, err = ask("nodes", "--api", "http://127.0.0.1:9", api=False)
+    assert code == 1
+    assert "no gateway answers at http://127.0.0.1:9" in err
+
+
+def test_an_address_that_is_no_url_is_refused(ask: Ask) -> None:
+    assert ask("nodes", "--api", "localhost:8080", api=False)[0] == 1
+
+
+def test_a_right_configuration_is_ok_and_a_misspelt_key_gets_its_right_name(ask: Ask, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[scheduling]\nmax_queue_size = 5\n")
+    assert ask("config", "check", str(file), api=False) == (0, f"OK: {file}\n", "")
+    file.write_text("[scheduling]\nmax_que_size = 5\n")
+    code, _, err = ask("config", "check", str(file), api=False)
+    assert code == 1
+    assert err == "butterfly: unknown key scheduling.max_que_size: the nearest key is scheduling.max_queue_size\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("fly",),
+        ("up", "--workers", "-1"),
+        ("up", "--stages", "0"),
+        ("up", "--base-port", "x"),
+        ("worker",),
+        ("config",),
+        ("models", "add"),
+        ("chat", "--temperature", "warm"),
+    ],
+)
+def test_wrong_usage_ends_with_two(ask: Ask, arguments: tuple[str, ...]) -> None:
+    code, _, err = ask(*arguments, api=False)
+    assert code == 2
+    assert "usage: butterfly" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("worker", "--join", "nowhere", "--token", "t"), "--join: 'nowhere' should be a URL"),
+        (("worker", "--join", "http://127.0.0.1:1", "--token", "t", "--listen", "8090"), "--listen: '8090' should be"),
+        (
+            ("worker", "--join", "http://127.0.0.1:1", "--token", "t", "--listen", "192.0.2.1:80"),
+            "cannot listen on 192.0.2.1:80",
+        ),
+        (("up", "--model", "../x"), "is no GGUF file"),
+        (("up", "--model", "unheard-of"), "no model 'unheard-of'"),
+        (("models", "pull", "unheard-of"), "no model 'unheard-of' to pull"),
+        (("models", "remove", "unheard-of"), "no model 'unheard-of' in"),
+        (("models", "add", "/no/such.gguf"), "/no/such.gguf is no file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_ends_with_one(
+    ask: Ask, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "x").write_text("no model")
+    arguments = tuple(str(tmp_path / "x") if argument == "../x" else argument for argument in arguments)
+    if arguments[0] == "up":
+        arguments += ("--base-port", str(free_base_port(4)))
+    code, _, err = ask(*arguments, "--data-dir", str(tmp_path), api=False)
+    assert code == 1
+    assert expected in err
+    assert err.splitlines()[-1].startswith("butterfly: ")
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_is_no_error_worth_a_traceback(gateway: FakeGateway) -> None:
+    gateway.answers["GET /v1/tasks?limit=20"] = 200, {"data": [TASK] * 20_000}
+    done = subprocess.run(
+        f"{sys.executable} -m services.cli tasks --api {gateway.url} | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        check=False,
+    )
+    assert done.stdout.startswith("TASK")
+    assert done.stderr == ""

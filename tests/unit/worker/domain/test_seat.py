@@ -1,0 +1,106 @@
+import pytest
+
+from shared.domain.errors import ProtocolViolation
+from shared.domain.task import TokenRecord
+from tests.fakes.seats import feed_of, seat_of, tail_of
+
+
+def record(token_id: int) -> TokenRecord:
+    return TokenRecord(token_id, 1.0, 0, 0.5)
+
+
+def test_rows_must_continue_the_sequence() -> None:
+    seat = seat_of(stage=1)
+    assert seat.accept(0, 3)
+    with pytest.raises(ProtocolViolation, match="does not continue"):
+        seat.accept(4, 1)
+    assert seat.accept(3, 1)
+
+
+def test_rows_that_come_twice_are_dropped() -> None:
+    seat = seat_of(stage=1)
+    assert seat.accept(0, 3)
+    assert not seat.accept(0, 3)
+    assert not seat.accept(2, 1)
+    assert seat.accepted == 3
+
+
+def test_rows_that_overlap_what_is_known_break_the_protocol() -> None:
+    seat = seat_of(stage=1)
+    seat.accept(0, 3)
+    with pytest.raises(ProtocolViolation):
+        seat.accept(1, 5)
+
+
+def test_rows_beyond_the_session_break_the_protocol() -> None:
+    seat = seat_of(stage=1, max_rows=4)
+    seat.accept(0, 4)
+    with pytest.raises(ProtocolViolation, match="session of 4"):
+        seat.accept(4, 1)
+
+
+def test_more_chunks_than_the_credit_break_the_protocol() -> None:
+    seat = seat_of(stage=1, max_waiting=2)
+    seat.accept(0, 1)
+    seat.accept(1, 1)
+    with pytest.raises(ProtocolViolation, match="under way"):
+        seat.accept(2, 1)
+
+
+def test_a_token_continues_the_sequence() -> None:
+    feed = feed_of(2)
+    feed.started = 2
+    assert feed.take_answer(2, 9)
+    assert feed.ids == [100, 101, 9]
+    assert feed.decode_waits
+
+
+def test_an_answer_for_a_part_of_the_prefix_brings_no_token() -> None:
+    feed = feed_of(100)
+    feed.started = 100
+    assert feed.take_answer(64, None)
+    assert not feed.ended
+    with pytest.raises(ProtocolViolation, match="inside the prefix"):
+        feed.take_answer(70, 5)
+
+
+def test_an_answer_without_a_token_ends_the_sequence() -> None:
+    feed = feed_of(2)
+    feed.started = 2
+    assert feed.take_answer(2, None)
+    assert feed.ended
+    assert not feed.decode_waits
+
+
+def test_an_answer_that_comes_twice_changes_nothing() -> None:
+    feed = feed_of(2)
+    feed.started = 2
+    assert feed.take_answer(2, 9)
+    assert not feed.take_answer(2, 9)
+    assert feed.ids == [100, 101, 9]
+
+
+def test_an_answer_for_rows_never_started_breaks_the_protocol() -> None:
+    feed = feed_of(2)
+    feed.started = 2
+    with pytest.raises(ProtocolViolation, match="rows started"):
+        feed.take_answer(3, 9)
+
+
+def test_only_the_last_row_of_the_prefix_and_later_ones_yield_tokens() -> None:
+    tail = tail_of((1, 2, 3))
+    assert [tail.is_due(position) for position in range(5)] == [False, False, True, True, True]
+
+
+def test_an_end_token_ends_the_sequence_and_does_not_go_round_again() -> None:
+    tail = tail_of((1,), end_ids=(9,))
+    assert tail.take(record(5)) == 5
+    assert tail.take(record(9)) is None
+    assert tail.ended
+
+
+def test_the_last_token_allowed_ends_the_sequence() -> None:
+    tail = tail_of((1,), tokens_left=2)
+    assert tail.take(record(5)) == 5
+    assert tail.take(record(6)) is None
+    assert tail.generated_ids == [5, 6]

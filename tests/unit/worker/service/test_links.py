@@ -1,0 +1,124 @@
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from services.worker.service import incoming_links
+from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.outgoing_links import OutgoingLink
+from services.worker.service.seating import Seating
+from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
+from shared.contracts.messages import Peer
+from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation
+from shared.domain.ids import NodeId
+from tests.fakes.worker_parts import MemoryCluster, Order, wait_until
+
+PEER = Peer(node_id=NodeId("a"), address="http://a", link_token="secret")
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.taken: list[tuple[NodeId, FrameKind]] = []
+        self.links = IncomingLinks(take=self._take, seating=Seating(), report=lambda _: None)
+
+    def _take(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        self.taken += [(peer, frame.kind) for frame in frames]
+
+
+async def chunks_of(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+END = encode_frame(Frame(FrameKind.END))
+KEEP_ALIVE = encode_frame(Frame(FrameKind.KEEP_ALIVE))
+
+
+async def test_frames_are_taken_wherever_the_chunks_are_cut() -> None:
+    bench = Bench()
+    bench.links.expect(PEER)
+    data = KEEP_ALIVE + END
+    await bench.links.receive("secret", chunks_of(*(data[at : at + 7] for at in range(0, len(data), 7))))
+    assert bench.taken == [(PEER.node_id, FrameKind.KEEP_ALIVE), (PEER.node_id, FrameKind.END)]
+    assert bench.links.peers == ()
+
+
+async def test_a_link_may_come_before_the_assignment_that_names_it() -> None:
+    bench = Bench()
+    link = asyncio.ensure_future(bench.links.receive("secret", chunks_of(END)))
+    await asyncio.sleep(0)
+    bench.links.expect(PEER)
+    await link
+    assert bench.taken == [(PEER.node_id, FrameKind.END)]
+
+
+async def test_a_link_that_no_assignment_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_links, "ASSIGNMENT_PATIENCE_S", 0.01)
+    bench = Bench()
+    with pytest.raises(InvalidCredentials):
+        await bench.links.receive("stolen", chunks_of(KEEP_ALIVE))
+    assert bench.taken == []
+
+
+async def test_bytes_that_are_no_frame_close_the_link() -> None:
+    bench = Bench()
+    bench.links.expect(PEER)
+    with pytest.raises(ProtocolViolation):
+        await bench.links.receive("secret", chunks_of(b"GET / HTTP/1.1\r\n"))
+
+
+async def test_a_silent_link_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_links, "SILENCE_S", 0.01)
+    bench = Bench()
+    bench.links.expect(PEER)
+
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    await bench.links.receive("secret", silent())
+    assert bench.links.peers == ()
+
+
+async def test_what_waits_is_sent_in_one_chunk_and_the_end_comes_last() -> None:
+    link = OutgoingLink(PEER)
+    link.send(b"one")
+    link.send(b"two")
+    link.end()
+    assert [chunk async for chunk in link.chunks()] == [b"onetwo" + END]
+
+
+async def test_a_link_says_something_only_after_silence() -> None:
+    link = OutgoingLink(PEER)
+    link.send(KEEP_ALIVE)
+    link.keep_alive()
+    link.keep_alive()
+    link.end()
+    sent = b"".join([chunk async for chunk in link.chunks()])
+    kinds = [frame.kind for frame in FrameReader().feed(sent)]
+    assert kinds == [FrameKind.KEEP_ALIVE, FrameKind.KEEP_ALIVE, FrameKind.END]
+
+
+async def test_a_link_whose_peer_takes_nothing_is_full_at_last() -> None:
+    link = OutgoingLink(PEER)
+    link.send(bytes(60 * 1024 * 1024))
+    with pytest.raises(PeerUnavailable):
+        link.send(bytes(5 * 1024 * 1024))
+
+
+async def test_all_sessions_between_two_workers_share_one_link() -> None:
+    async with MemoryCluster("a", "b").running() as cluster:
+        orders = [Order(f"t{number}", (1, 2, 3), 4, ["a", "b"]) for number in range(3)]
+        await asyncio.gather(*(cluster.run(order) for order in orders))
+        assert cluster["a"].outgoing.peers == ("b",)
+        assert cluster["b"].incoming.peers == ("a",)
+
+
+async def test_a_worker_that_stops_ends_its_links_without_a_fault() -> None:
+    async with MemoryCluster("a", "b").running() as cluster:
+        order = Order("task", (1, 2, 3), 300, ["a", "b"])
+        await cluster.assign(order)
+        cluster["a"].outgoing.close()
+        await wait_until(lambda: not cluster["b"].incoming.peers)
+        assert cluster["b"].outbox.num_waiting == 0
+        assert cluster.coordinator.told == []

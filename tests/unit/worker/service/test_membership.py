@@ -1,0 +1,112 @@
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.worker.service.membership import Membership
+from shared.contracts.coordinator import Registered, RegisterNode
+from shared.contracts.messages import Heartbeat, Leave
+from shared.domain.errors import NodeNotFound, PeerUnavailable
+from shared.domain.ids import NodeId
+from shared.domain.plan import NodeCapability
+from tests.fakes.clock import FakeClock
+from tests.fakes.worker_parts import MemoryCluster, Order
+
+BEAT_S = 0.5
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.cluster = MemoryCluster("a", clock=self.clock)
+        self.worker = self.cluster["a"]
+        self.coordinator = self.cluster.coordinator
+        self.joined: list[Registered] = []
+        capability = NodeCapability(NodeId("a"), memory_bytes=1, speed=1.0, slots=4, context_tokens=512)
+        self.membership = Membership(
+            coordinator=self.coordinator,
+            request=RegisterNode(capability=capability, address="http://a", boot_id="boot"),
+            stages=self.worker.stages,
+            seating=self.worker.seating,
+            sessions=self.worker.sessions,
+            on_joined=self.joined.append,
+            clock=self.clock,
+            rng=random.Random(1),
+        )
+
+    async def start(self) -> None:
+        self.worker.tasks.loop("membership", self.membership.live)
+        await self.clock.settle()
+
+    def beats(self) -> list[Heartbeat]:
+        return [report for report in self.coordinator.told if isinstance(report, Heartbeat)]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.worker.stop()
+
+
+async def test_a_worker_joins_and_beats_at_the_rate_it_is_told(bench: Bench) -> None:
+    with pytest.raises(PeerUnavailable):
+        await bench.membership.check()
+    await bench.start()
+    await bench.clock.advance(3.2 * BEAT_S)
+    await bench.membership.check()
+    assert [beat.boot_id for beat in bench.beats()] == ["boot"] * 3
+    assert len(bench.joined) == 1
+
+
+async def test_a_worker_tries_to_join_until_the_coordinator_is_there(bench: Bench) -> None:
+    bench.coordinator.errors += [PeerUnavailable("away")] * 3
+    await bench.start()
+    await bench.clock.advance(5.0)
+    assert len(bench.coordinator.registered) == 1
+
+
+async def test_a_worker_that_was_forgotten_joins_again(bench: Bench) -> None:
+    await bench.start()
+    bench.coordinator.errors.append(NodeNotFound("register again"))
+    await bench.clock.advance(2 * BEAT_S)
+    assert len(bench.coordinator.registered) == 2
+    assert await bench.membership.is_coordinator("coordinator 2")
+    assert not await bench.membership.is_coordinator("coordinator 1")
+
+
+async def test_a_beat_that_does_not_arrive_is_followed_by_the_next(bench: Bench) -> None:
+    await bench.start()
+    bench.coordinator.errors.append(PeerUnavailable("away"))
+    await bench.clock.advance(2 * BEAT_S)
+    assert len(bench.beats()) == 1
+    assert len(bench.coordinator.registered) == 1
+
+
+async def test_a_command_that_overtakes_the_answer_to_the_registration_is_believed(bench: Bench) -> None:
+    bench.coordinator.gate.clear()
+    await bench.start()
+    asked = bench.worker.tasks.start(bench.membership.is_coordinator("coordinator 1"), name="command")
+    await bench.clock.settle()
+    assert not asked.done()
+    bench.coordinator.gate.set()
+    await bench.clock.settle()
+    assert await asked
+
+
+async def test_a_beat_tells_of_stages_sessions_and_draining(bench: Bench) -> None:
+    order = Order("task", (1, 2, 3), 5, ["a"])
+    await bench.cluster.assign(order)
+    await bench.start()
+    await bench.clock.advance(BEAT_S)
+    beat = bench.beats()[-1]
+    assert [str(ref.layers) for ref in beat.stages] == ["0-6"]
+    assert beat.slots_used == 1
+    assert [(position.task_id, position.epoch, position.rows) for position in beat.sessions] == [("task", 1, 0)]
+    assert not beat.draining
+
+
+async def test_a_worker_that_stops_says_so(bench: Bench) -> None:
+    await bench.start()
+    await bench.membership.leave()
+    assert bench.coordinator.told[-1] == Leave(boot_id="boot")
