@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Before libllama loads: its barriers would spin against the cluster's (docs/decisions/0005).
+# Before libllama loads: its barriers would spin against the cluster's (docs/decisions/0006).
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 from bench.cluster import running_cluster

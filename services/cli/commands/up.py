@@ -142,7 +142,7 @@ def _ensure_model(wanted: str, folder: ModelFolder) -> None:
 
 def _instructions(cluster: LocalCluster, model: str, data_dir: Path) -> str:
     question = {"role": "user", "content": "Why is the sky blue?"}
-    body = json.dumps({"model": model, "stream": True, "messages": [question]})
+    body = json.dumps({"model": model, "stream": True, "temperature": 0, "messages": [question]})
     api, folder = cluster.url(Kind.API), shlex.quote(str(data_dir))
     return f"""
   gateway      {api}

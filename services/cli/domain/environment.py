@@ -68,7 +68,7 @@ def join_environment(
     *, coordinator_url: str, join_token: str, listen: str, advertise: str | None, data_dir: str, memory_mb: int | None
 ) -> dict[str, str]:
     """What a worker needs to join a cluster of another machine."""
-    variables = _engine_variables() | {
+    variables = {
         "BUTTERFLY_NETWORK__PEER_ADDRESSES": coordinator_url,
         "BUTTERFLY_SERVICES__COORDINATOR_URL": coordinator_url,
         "BUTTERFLY_NETWORK__LISTEN_ADDRESS": listen,
@@ -110,8 +110,3 @@ def _worker_variables(seat: Seat, layout: Layout) -> dict[str, str]:
         data_dir=f"{layout.data_dir}/workers/{seat.index}",
         memory_mb=layout.worker_memory_mb,
     )
-
-
-def _engine_variables() -> dict[str, str]:
-    # Longer spinning burns the cores of the other workers, shorter costs a wake-up per layer (engine.md section 9).
-    return {"GOMP_SPINCOUNT": "300", "OPENBLAS_NUM_THREADS": "1"}

@@ -143,6 +143,8 @@ class Membership(MembershipInterface):
         if before is not None:
             self._by_token.pop(before.token_hash, None)
             member.is_drained = before.is_drained
+            if before.address != node.address:  # else a node that moves about would leave connections behind
+                _ = self._tasks.start(self._workers.forget(node_id), name=f"forget-{node_id}")
             if before.boot_id == node.boot_id:
                 member.loaded, member.loading, member.facts = before.loaded, before.loading, before.facts
         self._members[node_id] = member

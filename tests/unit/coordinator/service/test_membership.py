@@ -166,3 +166,21 @@ async def test_stages_of_a_heartbeat_replace_what_was_shown(coordinator: Coordin
     await coordinator.placements.place(Place(plan=even_plan(NODES)))
     await coordinator.beat("n1")
     assert coordinator.members.nodes().nodes[0].stages == ()
+
+
+async def test_a_node_that_cannot_be_called_is_not_admitted(coordinator: Coordinator) -> None:
+    for node_id, address in (("n9", "http://n9:port"), ("partitioner", "http://n9:8090")):
+        with pytest.raises(InvalidInput):
+            await coordinator.members.register(
+                "join", RegisterNode(capability=capability(node_id), address=address, boot_id="boot-1")
+            )
+    assert len(coordinator.members.nodes().nodes) == 3
+
+
+async def test_connections_to_an_earlier_address_of_a_node_are_closed(coordinator: Coordinator) -> None:
+    for address in ("http://n1:8090", "http://n1:9999"):
+        await coordinator.members.register(
+            "join", RegisterNode(capability=capability("n1"), address=address, boot_id="boot-1")
+        )
+    await coordinator.settle()
+    assert coordinator.workers.forgotten == ["n1"]
