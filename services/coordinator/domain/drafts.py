@@ -42,6 +42,8 @@ def _check(record: TokenRecord, *, n_vocab: int, num_logprobs: int | None) -> No
         numbers.append(record.logprob)
     if not all(math.isfinite(number) for number in numbers):
         raise ProtocolViolation("a draft holds a logit that is not finite")
+    if (record.logprob is None) is not (num_logprobs is None):
+        raise ProtocolViolation("a draft holds a logprob where none was asked, or none where one was")
     if len(record.top_logprobs) > (num_logprobs or 0):
         raise ProtocolViolation(
             f"a draft holds {len(record.top_logprobs)} alternatives, asked were {num_logprobs or 0}"

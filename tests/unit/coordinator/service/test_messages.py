@@ -9,7 +9,7 @@ from shared.contracts.messages import Ack, DraftTokens, Heartbeat, SeatReady, Se
 from shared.domain.errors import Forbidden, NodeNotFound, ProtocolViolation, StaleEpoch
 from shared.domain.ids import Epoch
 from shared.domain.session import SessionPhase
-from shared.domain.task import InferenceTask
+from shared.domain.task import InferenceTask, SamplerParams
 from tests.fakes.tasks import make_task, make_token
 from tests.unit.coordinator.harness import Coordinator
 
@@ -204,3 +204,14 @@ async def test_stale_drafts_make_the_coordinator_send_a_bounded_number_of_stops(
     with pytest.raises(StaleEpoch):
         await say(coordinator, "n3", DraftTokens(drafts=stale[:1]))
     assert len(coordinator.workers["n3"].stops()) == 17
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, -0.5), (0, None)])
+async def test_logprobs_where_none_were_asked_or_none_where_they_were_cost_the_seat(
+    coordinator: Coordinator, asked: int | None, given: float | None
+) -> None:
+    task = make_task(sampler=SamplerParams(logprobs=asked))
+    await coordinator.open(task)
+    draft = coordinator.drafts(task, 10).drafts[0]
+    other = draft.model_copy(update={"records": (replace(make_token(10), logprob=given),)})
+    await refused_drafts(coordinator, task, DraftTokens(drafts=(other,)))
