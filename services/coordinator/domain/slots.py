@@ -40,12 +40,10 @@ class SlotLedger:
         self._held[holder] = wanted
         self._used.update(wanted)
 
-    def release(self, holder: Hashable) -> bool:
-        """Give back what the holder has; False when that was nothing."""
-        held = self._held.pop(holder, ())
-        self._used.subtract(held)
+    def release(self, holder: Hashable) -> None:
+        """Give back what the holder has, if anything."""
+        self._used.subtract(self._held.pop(holder, ()))
         self._used += Counter()  # drops the zeros
-        return bool(held)
 
     def used(self, node_id: NodeId) -> int:
         """Slots taken at the fullest stage of a node."""

@@ -147,10 +147,10 @@ class SessionRun:
             reason = GENERATION_FAILED
             await self._fail(GENERATION_FAILED, "internal error of the coordinator")
         else:
-            reason = "completed"
+            return
         if not self.session.has_ended:
             self.session.move(SessionEvent.ABORT)
-        await self._stop_seats(reason)
+        await self._free_seats(reason)
 
     async def fail_unopened(self, error: ButterflyError) -> None:
         """The epoch is taken, but nothing can run in it."""
@@ -267,8 +267,14 @@ class SessionRun:
         rest = tuple(session.records[first_index : ending.num_tokens])
         last = Commit(session.task.task_id, session.epoch, first_index, rest) if rest else None
         finish = Finish(ending.reason, ending.num_tokens)
-        is_ours = await self._persist(
-            lambda: self._parts.registry.finish(session.task.task_id, epoch=session.epoch, finish=finish, last=last)
+        # Seats are freed while the end is written: the scheduler, which the end wakes, finds their slots free.
+        _, is_ours = await asyncio.gather(
+            self._free_seats("completed"),
+            self._persist(
+                lambda: self._parts.registry.finish(
+                    session.task.task_id, epoch=session.epoch, finish=finish, last=last
+                )
+            ),
         )
         if not is_ours:
             raise _Over
@@ -287,8 +293,7 @@ class SessionRun:
         given_up = verdict(session.faults)
         if given_up is not None:
             raise _Failed(given_up.code, given_up.message)
-        await self._stop_seats("reassigned")
-        self._parts.slots.release(session)
+        await self._free_seats("reassigned")
         while True:
             self._wake.clear()  # before looking: a change while we look must not be missed
             self._check(is_recovering=True)
@@ -338,12 +343,13 @@ class SessionRun:
             and member.capability.context_tokens >= room
         ]
 
-    async def _stop_seats(self, reason: str) -> None:
+    async def _free_seats(self, reason: str) -> None:
         """Tell the seats of this epoch to forget it. Also learns which of their nodes answer at all."""
         session = self.session
         stop = SessionStop(task_id=session.task.task_id, epoch=session.epoch, reason=reason)
         nodes = dict.fromkeys(seat.node_id for seat in session.seats)
         await asyncio.gather(*(self._stop_node(node_id, stop) for node_id in nodes))
+        self._parts.slots.release(session)
 
     async def _stop_node(self, node_id: NodeId, stop: SessionStop) -> None:
         member = self._parts.members.find(node_id)

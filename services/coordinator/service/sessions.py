@@ -303,8 +303,8 @@ class Sessions(SessionsInterface):
         task_id = run.session.task.task_id
         if self._runs.get(task_id) is run:
             del self._runs[task_id]
-        if self._parts.slots.release(run.session):
-            self.nodes_changed()  # a slot is free for a session that waits for one
+        self._parts.slots.release(run.session)  # what ends by being cancelled has not done so
+        self.nodes_changed()  # a slot may be free for a session that waits for one
 
     def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[SessionRun, int]]:
         """Seats of this node that wait for this stage."""
