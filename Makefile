@@ -19,7 +19,7 @@ $(VENV)/bin/uv:
 	$(BIN)/pip install --quiet uv==$(UV_VERSION)
 
 $(VENV)/.installed: pyproject.toml uv.lock | $(VENV)/bin/uv
-	$(BIN)/uv sync --frozen --quiet --inexact
+	$(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode
 	touch $@
 
 model: $(MODEL)
