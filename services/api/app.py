@@ -195,6 +195,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
         lifespan=lifespan,
         readiness=outside.readiness,
         max_body_bytes=min(MAX_JSON_BYTES, config.api.max_request_size_mb * MEBIBYTE),
+        arrival_limit_s=config.api.request_timeout_secs,
         stream_paths=(*openai.STREAM_PATHS, *tasks.STREAM_PATHS),
         render_error=render_error,
         clock=clock,

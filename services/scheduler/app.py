@@ -32,8 +32,9 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     telemetry = Telemetry(source="scheduler", address=scheduling.bind_address, config=config, clock=clock)
     events = telemetry.events
     registry = _registry(config)
-    partitioner = HttpPartitioner(telemetry.peers.get("partitioner", config.services.partitioner_url))
-    coordinator = HttpCoordinator(telemetry.peers.get("coordinator", config.services.coordinator_url))
+    partitioner_client = telemetry.peers.get("partitioner", config.services.partitioner_url)
+    coordinator_client = telemetry.peers.get("coordinator", config.services.coordinator_url)
+    partitioner, coordinator = HttpPartitioner(partitioner_client), HttpCoordinator(coordinator_client)
     draining = asyncio.Event()
     tasks = BackgroundTasks(clock)
 
@@ -98,7 +99,11 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         "scheduler",
         routers=[build_router(service)],
         lifespan=lifespan,
-        readiness={"registry": registry.ping},
+        readiness={
+            "registry": registry.ping,
+            "partitioner": partitioner_client.check,  # these also hear that a peer was started anew: without them
+            "coordinator": coordinator_client.check,  # its circuit stays open for a minute after it is back
+        },
         service_token=config.security.service_token.get_secret_value(),
         clock=clock,
         registry=telemetry.registry,

@@ -127,7 +127,7 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
         events=events,
         now=clock.now_s,
     )
-    incoming = IncomingLinks(take=ring.take, seating=seating, report=outbox.report)
+    incoming = IncomingLinks(take=ring.take, seating=seating, report=outbox.report, clock=clock)
     thread = EngineThread()
     memory_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
     stages = StagePool(
@@ -204,6 +204,7 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
         tasks.loop("reports", outbox.deliver)
         tasks.loop("drafts", drafts.send)
         tasks.loop("links", outgoing.keep_alive)
+        tasks.loop("silence", incoming.watch)
         _ = tasks.start(stop_when_told(), name="stop when told")
         try:
             yield

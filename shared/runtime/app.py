@@ -21,6 +21,7 @@ from shared.runtime.version import butterfly_version
 
 MEBIBYTE = 1024 * 1024
 STOP_GRACE_S = 2.0
+ARRIVAL_LIMIT_S = 30.0
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
@@ -34,6 +35,7 @@ def make_app(
     public_paths: Sequence[str] = (),
     max_body_bytes: int = 8 * MEBIBYTE,
     body_limits: Mapping[str, int | None] | None = None,
+    arrival_limit_s: float = ARRIVAL_LIMIT_S,
     stream_paths: Sequence[str] = (),
     render_error: RenderError = render_problem,
     clock: Clock | None = None,
@@ -45,9 +47,10 @@ def make_app(
 
     `lifespan`: start and stop of the service's own work. `readiness`: name → a call that raises while that dependency
     cannot be reached. `service_token`: what callers must show except below `public_paths` (empty: nobody must).
-    `body_limits`: prefix → another limit than `max_body_bytes`, None for streams without end. `stream_paths`:
-    templates of routes whose answers last long, left out of the `http_*` series. `registry`: the service's own
-    series, shown at /metrics beside those of the process. `draining`: set when the process was told to stop;
+    `body_limits`: prefix → another limit than `max_body_bytes`, None for streams without end. `arrival_limit_s`:
+    how long all other bodies may take to arrive. `stream_paths`: templates of routes whose answers last long, left out
+    of the `http_*` series. `registry`: the service's own series, shown at /metrics beside those of the process.
+    `draining`: set when the process was told to stop;
     `app.state.draining` is this event. `docs`: serve /openapi.json and /docs.
     """
     clock = clock or SystemClock()
@@ -80,7 +83,7 @@ def make_app(
             Middleware(RequestContext, render=render_error, new_id=lambda: secrets.token_hex(16)),
             Middleware(DeadlineHeader, now=clock.now_s),
             Middleware(ServiceToken, token=service_token, public_paths=public_paths),
-            Middleware(BodyLimit, max_bytes=max_body_bytes, by_path=body_limits or {}),
+            Middleware(BodyLimit, max_bytes=max_body_bytes, by_path=body_limits or {}, arrival_limit_s=arrival_limit_s),
         ],
     )
     app.state.draining = draining

@@ -21,7 +21,7 @@ from shared.domain.errors import (
     UnsupportedMediaType,
 )
 from shared.runtime.problems import RenderError
-from shared.runtime.statuses import MethodNotAllowed, ValidationFailed
+from shared.runtime.statuses import MethodNotAllowed, RequestTimeout, ValidationFailed
 
 MAX_FIELD_ERRORS = 32
 
@@ -72,6 +72,8 @@ def from_http_exception(error: HTTPException, request: Request) -> ButterflyErro
             return InvalidCredentials("no valid credentials were given")
         case 403:
             return NotAllowed("these credentials do not allow that")
+        case 408:
+            return RequestTimeout("the body did not arrive in time")
         case 413:
             return BodyTooLarge("the body is too large")
         case 415:

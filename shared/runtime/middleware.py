@@ -1,5 +1,6 @@
 """What surrounds every request, as pure ASGI: id, last resort for errors, deadline, service token, body limit."""
 
+import asyncio
 import hmac
 import logging
 import re
@@ -140,16 +141,26 @@ class _TooLarge(HTTPException):
         super().__init__(413)
 
 
+class _TooSlow(HTTPException):
+    """As `_TooLarge`."""
+
+    def __init__(self) -> None:
+        super().__init__(408)
+
+
 class BodyLimit:
-    """Bounds request bodies while they are read, with or without Content-Length.
+    """Bounds the size of request bodies and the time they take, while they are read, with or without Content-Length.
 
     FastAPI's `max_body_size` is not used: with a Content-Length it answers in plain text, whatever the dialect.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, by_path: Mapping[str, int | None]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, by_path: Mapping[str, int | None], arrival_limit_s: float
+    ) -> None:
         """`by_path`: other limits below a prefix, the longest prefix wins; None: a stream without end."""
         self._app = app
         self._max_bytes = max_bytes
+        self._arrival_limit_s = arrival_limit_s
         self._by_path = sorted(by_path.items(), key=lambda item: -len(item[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,10 +172,17 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > limit:
             raise BodyTooLarge(f"the body may have at most {limit} bytes")
         left = limit
+        until_s: float | None = asyncio.get_running_loop().time() + self._arrival_limit_s
 
         async def bounded_receive() -> Message:
-            nonlocal left
-            message = await receive()
+            nonlocal left, until_s
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise _TooSlow from None
+            if not message.get("more_body", False):
+                until_s = None  # what comes now is the client's leaving
             left -= len(message.get("body", b""))
             if left < 0:
                 raise _TooLarge

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from shared.contracts.problem import PROBLEM_MEDIA_TYPE, Problem
 from shared.domain.errors import ButterflyError, InvalidCredentials
 from shared.resilience.context import current_request_id
-from shared.runtime.statuses import MethodNotAllowed, ValidationFailed, retry_after, status_of
+from shared.runtime.statuses import MethodNotAllowed, RequestTimeout, ValidationFailed, retry_after, status_of
 
 RenderError = Callable[[ButterflyError, Request], Response]
 
@@ -47,4 +47,6 @@ def error_headers(error: ButterflyError, *, jitter: float = 0.0) -> Mapping[str,
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = error.allow
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the request may still come
     return headers

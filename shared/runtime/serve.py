@@ -11,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.runtime.config import BIND_KEYS, Config, ConfigError, check_exposure, load_config, split_address
 from shared.runtime.logging import configure_logging
@@ -43,7 +44,7 @@ def serve(create_app: Callable[[Config], FastAPI], *, bind: Callable[[Config], s
     except ConfigError as error:
         sys.stderr.write(f"butterfly {service}: {error.message}\n")
         sys.exit(EXIT_CONFIG)
-    run(app, listener, parent_pid=parent_pid)
+    run(app, listener, head_limit_s=config.api.request_timeout_secs, parent_pid=parent_pid)
 
 
 def listen(address: str, *, key: str) -> socket.socket:
@@ -63,11 +64,14 @@ def listen(address: str, *, key: str) -> socket.socket:
     return listener
 
 
-def run(app: FastAPI, listener: socket.socket, *, parent_pid: int | None = None) -> None:
-    """Serve `app` on `listener` until the process is told to stop or its watched parent is gone."""
+def run(app: FastAPI, listener: socket.socket, *, head_limit_s: float, parent_pid: int | None = None) -> None:
+    """Serve `app` on `listener` until the process is told to stop or its watched parent is gone.
+
+    A connection on which a request's head does not arrive within `head_limit_s` is closed.
+    """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_protocol(head_limit_s),
         lifespan="on",
         access_log=False,
         log_config=None,
@@ -79,6 +83,39 @@ def run(app: FastAPI, listener: socket.socket, *, parent_pid: int | None = None)
     )
     _Server(config, draining=app.state.draining, parent_pid=parent_pid).run(sockets=[listener])
     log.info("stopped")
+
+
+def _protocol(head_limit_s: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with what it lacks: an end to waiting for a request's head."""
+
+    class Protocol(HttpToolsProtocol):
+        _waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+            super().connection_made(transport)
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._arrived()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._arrived()
+            self._wait()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._arrived()
+            super().on_headers_complete()
+
+        def _wait(self) -> None:
+            self._waiting = self.loop.call_later(head_limit_s, self.timeout_keep_alive_handler)
+
+        def _arrived(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    return Protocol
 
 
 class _Server(uvicorn.Server):

@@ -36,10 +36,18 @@ class MethodNotAllowed(InvalidInput):
     """The methods that the path does take, as in the `Allow` header."""
 
 
+class RequestTimeout(ButterflyError):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+    retryable = True
+
+
 _STATUSES: tuple[tuple[type[ButterflyError], int], ...] = (
     # The first class that fits decides: special ones before general ones.
     (InvalidJson, 400),
     (MethodNotAllowed, 405),
+    (RequestTimeout, 408),
     (BodyTooLarge, 413),
     (UnsupportedMediaType, 415),
     (ResultExpired, 410),

@@ -179,7 +179,7 @@ class MemoryWorker:
             events=self.events,
             now=clock.now_s,
         )
-        self.incoming = IncomingLinks(take=self.ring.take, seating=self.seating, report=self.outbox.report)
+        self.incoming = IncomingLinks(take=self.ring.take, seating=self.seating, report=self.outbox.report, clock=clock)
         self.thread = EngineThread()
         self.stages = StagePool(
             node_id=node_id,

@@ -23,7 +23,7 @@ from shared.domain.task import TokenRecord
 from shared.events.catalogue import StepTimed
 from shared.events.publisher import Publisher
 
-STEP_SAMPLE_S = 0.25  # one step in so long is told, of each stage and kind: a step takes milliseconds
+STEP_SAMPLE_S = 1.0  # one step in so long is told, of each stage and kind: a step takes milliseconds
 
 
 class Drafts(Protocol):

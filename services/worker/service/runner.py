@@ -12,6 +12,7 @@ import numpy as np
 from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
 from services.worker.domain.seat import Seat
 from services.worker.domain.slots import compaction_move, lowest_free_slot
+from services.worker.domain.threads import ThreadChoice
 from services.worker.ports import Ints, LoadedEngine, Mask, Rows
 from services.worker.service.engine_thread import EngineThread
 from shared.contracts.messages import StageRef
@@ -20,6 +21,8 @@ from shared.domain.task import TokenRecord
 from shared.domain.token_rule import choose_token
 
 log = logging.getLogger(__name__)
+
+SHORT_CALL_S = 0.006  # the event loop may stand still for so long: a tenth of what anybody waiting would notice
 
 EngineCall = DecodeCall | PrefillCall
 Inputs = Ints | Rows
@@ -87,7 +90,9 @@ class StageRunner:
         self._target = target
         self._on_lost = on_lost
         self._now = now
+        self._choice = ThreadChoice()
         self._threads: int | None = None
+        """What the engine is set to."""
         self._is_busy = False
         self._is_closed = False
 
@@ -144,7 +149,12 @@ class StageRunner:
         if call is None:
             return
         self._is_busy = True
-        self._thread.submit(self._prepare(call), partial(self._finished, call))
+        rows, limit = _size_of(call)
+        threads = self._choice.choose(rows, limit)
+        expected_s = self._choice.expected_s(rows, limit)
+        is_short = expected_s is not None and expected_s < SHORT_CALL_S
+        step = self._prepare(call, threads)
+        self._thread.submit(step, partial(self._finished, call, threads), is_short=is_short)
 
     def close(self) -> None:
         """No more calls; the engine is closed after the one that runs. Idempotent."""
@@ -152,10 +162,9 @@ class StageRunner:
             self._is_closed = True
             self._thread.submit(self._engine.close, self._moved)
 
-    def _prepare(self, call: EngineCall) -> Callable[[], StepResult]:
+    def _prepare(self, call: EngineCall, threads: int) -> Callable[[], StepResult]:
         """Everything the engine's thread needs, taken now: what it runs later must not look at changing state."""
         seats = call.seats
-        threads = max(seat.threads for seat in seats)
         change_threads, self._threads = threads != self._threads, threads
         x: Inputs = np.asarray(call.x, np.int32) if self.is_first else np.asarray(call.x, np.float32)
         if isinstance(call, DecodeCall):
@@ -178,15 +187,17 @@ class StageRunner:
         records = _sample(call, logits) if want.any() else (None,)
         return StepResult(None, records, self._now() - began_s)
 
-    def _finished(self, call: EngineCall, future: "Future[StepResult]") -> None:
+    def _finished(self, call: EngineCall, threads: int, future: "Future[StepResult]") -> None:
         self._is_busy = False
         error = future.exception()
         if error is None:
+            result = future.result()
+            self._choice.note(*_size_of(call), threads, result.compute_s)
             rows = call.num_rows if isinstance(call, PrefillCall) else 1
             for seat in call.seats:
                 seat.computed += rows
                 seat.waiting -= 1
-            self._target.deliver(self, call, future.result())
+            self._target.deliver(self, call, result)
         else:
             self._failed(call, error)
         self.pump()
@@ -209,6 +220,12 @@ class StageRunner:
     def _moved(self, future: "Future[None]") -> None:
         if error := future.exception():
             log.error("slot_bookkeeping_failed", extra={"stage": str(self.ref.layers)}, exc_info=error)
+
+
+def _size_of(call: EngineCall) -> tuple[int, int]:
+    """Rows of a call, and the most threads its sessions allow."""
+    rows = call.num_rows if isinstance(call, PrefillCall) else len(call.seats)
+    return rows, max(seat.threads for seat in call.seats)
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:

@@ -116,6 +116,28 @@ async def test_the_wrong_method_is_told_the_right_ones(client: httpx.AsyncClient
     assert (await client.get("/numbers")).headers["allow"] == "POST"
 
 
+async def half_sent(url: str, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request whose body lacks its last two bytes."""
+    reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+    writer.write(head.encode() + b'{"value": ')
+    return reader, writer
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_refused_but_a_link_may_wait() -> None:
+    app = make_app("example", routers=[example_router()], body_limits={"/links": None}, arrival_limit_s=0.05)
+    async with served(app) as url:
+        link_reader, link_writer = await half_sent(url, "/links")
+        reader, writer = await half_sent(url, "/numbers")
+        refused = await reader.read()  # to the end: the server hangs up
+        assert refused.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in refused
+        link_writer.write(b"7}")
+        assert (await link_reader.readline()).startswith(b"HTTP/1.1 200 ")
+        for each in (writer, link_writer):
+            each.close()
+
+
 async def test_a_request_id_is_taken_over_if_it_is_harmless_else_made(client: httpx.AsyncClient) -> None:
     given = await client.get("/livez", headers={"X-Request-Id": "a.b-c_1"})
     assert given.headers["x-request-id"] == "a.b-c_1"

@@ -65,6 +65,18 @@ async def test_sigterm_ends_open_streams_with_a_last_word_and_the_process_with_c
         assert [json.loads(line)["event"] for line in stderr.splitlines()][-1] == "stopped"
 
 
+async def test_a_connection_without_a_whole_request_head_is_closed() -> None:
+    async with started(PORT_ZERO | {"BUTTERFLY_API__REQUEST_TIMEOUT_SECS": "0.2"}) as process:
+        port = str((await logged(process, "listening"))["port"])
+        silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow_writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HT")
+        assert await silent.read() == b""
+        assert (await slow.read()).count(b"HTTP/1.1") == 1
+        silent_writer.close()
+        slow_writer.close()
+
+
 async def test_a_taken_port_is_named_with_its_setting() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 
 from services.scheduler.app import create_app
 from shared.contracts.base import Empty
@@ -37,6 +37,8 @@ class Peers:
     def __init__(self, registry: RedisTaskRegistry) -> None:
         self.registry = registry
         self.ready = True
+        self.broken = False
+        self.boot = "first"
         self.finishes = True
         self.opened: list[OpenSession] = []
         self.cancelled: list[str] = []
@@ -44,6 +46,10 @@ class Peers:
 
     def app(self) -> FastAPI:
         app = FastAPI()
+
+        @app.get("/livez")
+        async def livez() -> dict[str, str]:
+            return {"boot": self.boot}
 
         @app.get("/models")
         async def models() -> ModelList:
@@ -56,6 +62,8 @@ class Peers:
 
         @app.get("/nodes")
         async def nodes() -> NodeList:
+            if self.broken:
+                raise HTTPException(503)
             return NodeList(nodes=(_node("a"), _node("b")) if self.ready else ())
 
         @app.post("/sessions", status_code=202)
@@ -122,8 +130,8 @@ class Scheduler:
         self.client = httpx.AsyncClient(base_url=url, headers={"X-Butterfly-Service-Token": TOKEN})
         self._stack = stack
 
-    async def submit(self, task: InferenceTask) -> httpx.Response:
-        body = SubmitTask(task=task).model_dump_json()
+    async def submit(self, task: InferenceTask, *, require_capacity: bool = False) -> httpx.Response:
+        body = SubmitTask(task=task, require_capacity=require_capacity).model_dump_json()
         return await self.client.post("/tasks", content=body, headers={"Content-Type": "application/json"})
 
     async def stop(self) -> None:
@@ -212,6 +220,18 @@ async def test_an_accepted_task_survives_the_death_of_the_registry(
     for task in tasks:
         await until(lambda task=task: has_state(registry, task, TaskState.COMPLETED))  # type: ignore[misc]
     assert {wanted.task_id for wanted in scheduler.peers.opened} == {task.task_id for task in tasks}
+
+
+async def test_a_coordinator_that_was_started_anew_is_asked_again_at_once(scheduler: Scheduler) -> None:
+    async def answered(code: str | None) -> bool:
+        answer = await scheduler.submit(make_task(), require_capacity=True)
+        return bool(answer.json().get("code") == code)
+
+    await until(lambda: answered(None))
+    scheduler.peers.broken = True
+    await until(lambda: answered("circuit_open"))
+    scheduler.peers.broken, scheduler.peers.boot = False, "second"
+    await until(lambda: answered(None))
 
 
 async def test_a_running_task_is_cancelled_down_to_the_coordinator(

@@ -2,7 +2,7 @@ import pytest
 
 from shared.domain import errors
 from shared.domain.errors import ButterflyError
-from shared.runtime.statuses import MethodNotAllowed, ValidationFailed, retry_after, status_of
+from shared.runtime.statuses import MethodNotAllowed, RequestTimeout, ValidationFailed, retry_after, status_of
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from shared.runtime.statuses import MethodNotAllowed, ValidationFailed, retry_af
         (errors.TaskNotFound(""), 404),
         (errors.ResultExpired(""), 410),
         (MethodNotAllowed(""), 405),
+        (RequestTimeout(""), 408),
         (errors.BodyTooLarge(""), 413),
         (errors.UnsupportedMediaType(""), 415),
         (errors.QuotaExceeded(""), 429),

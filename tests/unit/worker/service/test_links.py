@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from services.worker.service import incoming_links
-from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.incoming_links import SILENCE_S, IncomingLinks
 from services.worker.service.outgoing_links import OutgoingLink
 from services.worker.service.seating import Seating
 from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
 from shared.contracts.messages import Peer
 from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.runtime.tasks import BackgroundTasks
+from tests.fakes.clock import FakeClock
 from tests.fakes.worker_parts import MemoryCluster, Order, wait_until
 
 PEER = Peer(node_id=NodeId("a"), address="http://a", link_token="secret")
@@ -19,7 +21,8 @@ PEER = Peer(node_id=NodeId("a"), address="http://a", link_token="secret")
 class Bench:
     def __init__(self) -> None:
         self.taken: list[tuple[NodeId, FrameKind]] = []
-        self.links = IncomingLinks(take=self._take, seating=Seating(), report=lambda _: None)
+        self.clock = FakeClock()
+        self.links = IncomingLinks(take=self._take, seating=Seating(), report=lambda _: None, clock=self.clock)
 
     def _take(self, peer: NodeId, frames: Sequence[Frame]) -> None:
         self.taken += [(peer, frame.kind) for frame in frames]
@@ -67,17 +70,26 @@ async def test_bytes_that_are_no_frame_close_the_link() -> None:
         await bench.links.receive("secret", chunks_of(b"GET / HTTP/1.1\r\n"))
 
 
-async def test_a_silent_link_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming_links, "SILENCE_S", 0.01)
+async def test_a_silent_link_is_dropped_and_one_that_speaks_is_kept() -> None:
     bench = Bench()
     bench.links.expect(PEER)
+    spoken: asyncio.Queue[bytes] = asyncio.Queue()
+    tasks = BackgroundTasks(bench.clock)
+    tasks.loop("silence", bench.links.watch)
 
-    async def silent() -> AsyncIterator[bytes]:
-        await asyncio.Event().wait()
-        yield b""
+    async def chunks() -> AsyncIterator[bytes]:
+        while True:
+            yield await spoken.get()
 
-    await bench.links.receive("secret", silent())
+    link = tasks.start(bench.links.receive("secret", chunks()), name="link")
+    for _ in range(4):
+        spoken.put_nowait(KEEP_ALIVE)
+        await bench.clock.advance(SILENCE_S / 3)
+    assert not link.done()
+    await bench.clock.advance(2 * SILENCE_S)
+    await wait_until(link.done)
     assert bench.links.peers == ()
+    await tasks.stop(1.0)
 
 
 async def test_what_waits_is_sent_in_one_chunk_and_the_end_comes_last() -> None:
