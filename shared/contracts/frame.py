@@ -25,6 +25,7 @@ _PREFIX: Final = struct.Struct("<4sII")
 MAX_HEADER_BYTES: Final = 256 * 1024
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 MAX_ROWS: Final = 512
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class FrameKind(StrEnum):
@@ -56,8 +57,6 @@ class Frame:
     lane: int = 0
     stage: int = 0
     """The stage that shall take this frame."""
-    batch_id: int = 0
-    """Given by stage 0, carried around the ring, so that stage 0 knows what came back."""
     rows: tuple[Row, ...] = ()
     """DECODE: ascending in no particular order, one per sequence. PREFILL: exactly one, the first row's place."""
     final: bool = False
@@ -71,13 +70,12 @@ def encode_frame(frame: Frame) -> bytes:
         "k": frame.kind.value,
         "l": frame.lane,
         "s": frame.stage,
-        "b": frame.batch_id,
         "r": [[row.task_id, row.epoch, row.position, row.token_id] for row in frame.rows],
         "f": frame.final,
         "w": 0 if frame.hidden is None else int(frame.hidden.shape[1]),
         "c": zlib.crc32(payload),
     }
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = _ENCODER.encode(header).encode()
     return b"".join((_PREFIX.pack(MAGIC, len(head), len(payload)), head, payload))
 
 
@@ -109,8 +107,8 @@ def decode_frame(head: bytes, payload: bytes) -> Frame:
         header = json.loads(head)
     except (ValueError, RecursionError):
         raise ProtocolViolation("frame header is not JSON") from None
-    if not isinstance(header, dict) or set(header) != {"k", "l", "s", "b", "r", "f", "w", "c"}:
-        raise ProtocolViolation("frame header has not exactly the fields k, l, s, b, r, f, w, c")
+    if not isinstance(header, dict) or set(header) != {"k", "l", "s", "r", "f", "w", "c"}:
+        raise ProtocolViolation("frame header has not exactly the fields k, l, s, r, f, w, c")
     try:
         kind = FrameKind(header["k"])
     except ValueError:
@@ -127,7 +125,6 @@ def decode_frame(head: bytes, payload: bytes) -> Frame:
         kind=kind,
         lane=_int_field(header, "l", 1 << 10),
         stage=_int_field(header, "s", 1 << 12),
-        batch_id=_int_field(header, "b", 1 << 53),
         rows=tuple(_decode_row(raw) for raw in raw_rows),
         final=header["f"],
         hidden=_decode_hidden(payload, width),

@@ -7,7 +7,6 @@ from services.coordinator.domain.pacing import pace
 from services.coordinator.domain.session import Session
 from services.coordinator.service.membership import Member
 from shared.contracts.messages import Peer, StageRef, WorkAssignment
-from shared.domain.ids import NodeId
 from shared.domain.plan import Partition, PartitionPlan
 
 
@@ -29,14 +28,12 @@ def assignments(
     pacing = pace([member.capability for member in members])
     prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
 
-    def peer(member: Member, sender: NodeId, receiver: NodeId) -> Peer:
-        return Peer(
-            node_id=member.node_id, address=member.address, link_token=link_token(link_secret, sender, receiver)
-        )
+    def peer(member: Member, *, sender: Member, receiver: Member) -> Peer:
+        token = link_token(link_secret, sender.node_id, receiver.node_id, receiver_boot=receiver.boot_id)
+        return Peer(node_id=member.node_id, address=member.address, link_token=token)
 
     def order(stage: int) -> WorkAssignment:
-        own = members[stage].node_id
-        previous, following = members[stage - 1], members[(stage + 1) % len(members)]
+        own, previous, following = members[stage], members[stage - 1], members[(stage + 1) % len(members)]
         is_ring = len(members) > 1
         return WorkAssignment(
             task_id=session.task.task_id,
@@ -46,8 +43,8 @@ def assignments(
             num_stages=len(seats),
             plan_id=plan.plan_id,
             stage_ref=stage_ref(plan, seats[stage]),
-            previous=peer(previous, previous.node_id, own) if is_ring else None,
-            next=peer(following, own, following.node_id) if is_ring else None,
+            previous=peer(previous, sender=previous, receiver=own) if is_ring else None,
+            next=peer(following, sender=own, receiver=following) if is_ring else None,
             prefix_ids=prefix if stage in {0, len(seats) - 1} else (),
             num_prompt=len(session.task.prompt_ids),
             max_rows=session.max_rows,

@@ -271,9 +271,7 @@ class SessionRun:
         _, is_ours = await asyncio.gather(
             self._free_seats("completed"),
             self._persist(
-                lambda: self._parts.registry.finish(
-                    session.task.task_id, epoch=session.epoch, finish=finish, last=last
-                )
+                lambda: self._parts.registry.finish(session.task.task_id, epoch=session.epoch, finish=finish, last=last)
             ),
         )
         if not is_ours:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 MIN_INTERVAL_S = 0.04  # a message costs about as much as several steps; a reader does not see 40 ms
 RETRY_S = 0.2
+MAX_RECORDS_PER_MESSAGE = 2_048  # below the coordinator's limit of bytes, also with all the log-probabilities asked for
 
 
 @dataclass(slots=True)
@@ -60,9 +61,7 @@ class DraftSender:
         """
         await self._wake.wait()
         self._wake.clear()
-        taken = dict(itertools.islice(self._waiting.items(), MAX_DRAFTS_PER_MESSAGE))
-        for seat in taken:
-            del self._waiting[seat]
+        taken = self._take()
         drafts = tuple(
             Draft(
                 task_id=seat.key.task_id,
@@ -88,6 +87,22 @@ class DraftSender:
                 await self._clock.sleep(RETRY_S)
         if self._waiting and not self._timer_runs:
             self._wake.set()
+
+    def _take(self) -> dict[Seat, _Waiting]:
+        """Of what waits as much as one message holds, the longest waiting first."""
+        taken: dict[Seat, _Waiting] = {}
+        room = MAX_RECORDS_PER_MESSAGE
+        for seat, waiting in list(itertools.islice(self._waiting.items(), MAX_DRAFTS_PER_MESSAGE)):
+            now, later = waiting.records[:room], waiting.records[room:]
+            if not now:
+                break
+            taken[seat] = _Waiting(waiting.first_position, now)
+            room -= len(now)
+            if later:
+                self._waiting[seat] = _Waiting(waiting.first_position + len(now), later)
+            else:
+                del self._waiting[seat]
+        return taken
 
     def _put_back(self, taken: dict[Seat, _Waiting]) -> None:
         later, self._waiting = self._waiting, taken

@@ -32,7 +32,6 @@ def frames(draw: st.DrawFn) -> Frame:
         kind=draw(st.sampled_from(FrameKind)),
         lane=draw(st.integers(0, 5)),
         stage=draw(st.integers(0, 50)),
-        batch_id=draw(st.integers(0, 2**50)),
         rows=tuple(draw(st.lists(rows, max_size=4))),
         final=draw(st.booleans()),
         hidden=hidden,
@@ -40,7 +39,7 @@ def frames(draw: st.DrawFn) -> Frame:
 
 
 def same(left: Frame, right: Frame) -> bool:
-    plain = [(f.kind, f.lane, f.stage, f.batch_id, f.rows, f.final) for f in (left, right)]
+    plain = [(f.kind, f.lane, f.stage, f.rows, f.final) for f in (left, right)]
     if left.hidden is None or right.hidden is None:
         return plain[0] == plain[1] and left.hidden is right.hidden
     return plain[0] == plain[1] and left.hidden.tobytes() == right.hidden.tobytes()
@@ -62,7 +61,7 @@ def raw(header: object, payload: bytes = b"", *, magic: bytes = b"BFL1") -> byte
 
 
 def header(payload: bytes = b"", **changes: object) -> dict[str, object]:
-    fields: dict[str, object] = {"k": "decode", "l": 0, "s": 1, "b": 7, "r": [], "f": False, "w": 0}
+    fields: dict[str, object] = {"k": "decode", "l": 0, "s": 1, "r": [], "f": False, "w": 0}
     return fields | {"c": zlib.crc32(payload)} | changes
 
 

@@ -205,8 +205,15 @@ class TestSlots:
         assert ledger.used(NodeId("n1")) == 0
 
 
-def test_a_link_token_depends_on_both_ends_their_order_and_the_secret() -> None:
+def test_a_link_token_depends_on_both_ends_their_order_the_receiver_s_run_and_the_secret() -> None:
     a, b = NodeId("a"), NodeId("b")
-    tokens = {link_token(b"s", a, b), link_token(b"s", b, a), link_token(b"t", a, b), link_token(b"s", a, a)}
-    assert len(tokens) == 4
-    assert link_token(b"s", a, b) == link_token(b"s", a, b)
+    told_apart = [
+        (b"s", a, b, "boot"),
+        (b"s", b, a, "boot"),
+        (b"t", a, b, "boot"),
+        (b"s", a, a, "boot"),
+        (b"s", a, b, "later"),
+    ]
+    tokens = {link_token(secret, sender, receiver, receiver_boot=boot) for secret, sender, receiver, boot in told_apart}
+    assert len(tokens) == len(told_apart)
+    assert link_token(b"s", a, b, receiver_boot="boot") in tokens

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.worker.domain.seat import Seat
-from services.worker.service.drafts import MIN_INTERVAL_S, RETRY_S, DraftSender
+from services.worker.service.drafts import MAX_RECORDS_PER_MESSAGE, MIN_INTERVAL_S, RETRY_S, DraftSender
 from shared.contracts.messages import DraftTokens
 from shared.domain.errors import PeerUnavailable, StaleEpoch
 from shared.domain.task import TokenRecord
@@ -120,3 +120,17 @@ async def test_drafts_of_a_freed_seat_are_not_sent(bench: Bench) -> None:
     bench.draft(seat)
     await bench.clock.settle()
     assert bench.told() == []
+
+
+async def test_what_gathered_in_a_long_outage_goes_in_several_messages(bench: Bench) -> None:
+    for name in "abc":
+        bench.draft(bench.seat(name), 1_000)
+    for _ in range(3):
+        await bench.clock.advance(MIN_INTERVAL_S)
+    messages = bench.told()
+    assert max(sum(count for _, _, count in message) for message in messages) <= MAX_RECORDS_PER_MESSAGE
+    for name in "abc":
+        parts = [(first, count) for message in messages for task, first, count in message if task == name]
+        ends = [first + count for first, count in parts]
+        assert [first for first, _ in parts] == [3, *ends[:-1]]
+        assert ends[-1] == 1_003
