@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.measure import Memory, Rates, memory_of
+from bench.measure import Load, Memory, Rates, memory_of
 
 START_LIMIT_S = 180.0
 ENDPOINT = "/v1/completions"
@@ -27,13 +27,18 @@ class Cluster:
     data_dir: Path
     startup_s: float
 
-    def measure(self, sequences: int, prompt: list[int], num_tokens: int) -> Rates:
-        """Rates as clients see them: the time of one token per answer is prefill, the rest of a long one decode."""
-        one = asyncio.run(self._answer_all(sequences, prompt, 1))
-        many = asyncio.run(self._answer_all(sequences, prompt, 1 + num_tokens))
+    def measure(self, sequences: int, load: Load) -> Rates:
+        """Rates as clients see them, through the gateway.
+
+        Prefill: long prompts, one token each. Decode: what more tokens of short prompts take than one token each, so
+        that prefill does not count and all sequences decode together nearly all the time.
+        """
+        prefill_s = asyncio.run(self._answer_all(sequences, load.long_prompt, 1))
+        one_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1))
+        many_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1 + load.num_tokens))
         return Rates(
-            prefill_tokens_per_s=sequences * len(prompt) / one,
-            decode_tokens_per_s=sequences * num_tokens / max(many - one, 1e-9),
+            prefill_tokens_per_s=sequences * len(load.long_prompt) / prefill_s,
+            decode_tokens_per_s=sequences * load.num_tokens / (many_s - one_s),
         )
 
     def memory(self) -> dict[str, Memory]:

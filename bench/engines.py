@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bench.measure import Rates
+from bench.measure import Load, Rates
 from services.worker.engine.base import StageSpec
 from services.worker.engine.llama_engine import LlamaEngine
 from shared.llama.cutting import cut_stage, open_model
@@ -53,23 +53,33 @@ class Chain:
             x = engine.forward(x, *places)
         return self._engines[-1].forward(x, *places, np.array(wanted))
 
-    def measure(self, sequences: int, prompt: list[int], num_tokens: int) -> Rates:
-        """Prefill `sequences` prompts in chunks, then decode all of them together, greedily."""
+    def measure(self, sequences: int, load: Load) -> Rates:
+        """Prefill long prompts in chunks; then, on short ones, decode all sequences together, greedily."""
         started = time.perf_counter()
-        tokens = [self._prefill(slot, prompt) for slot in range(sequences)]
+        self._prefill_all(sequences, load.long_prompt)
         prefilled = time.perf_counter()
-        slots = list(range(sequences))
-        for step in range(num_tokens):
-            logits = self.forward(tokens, slots, [len(prompt) + step] * sequences, [True] * sequences)
+        self._drop_all(sequences)
+        tokens = self._prefill_all(sequences, load.short_prompt)
+        began = time.perf_counter()
+        for step in range(load.num_tokens):
+            positions = [len(load.short_prompt) + step] * sequences
+            logits = self.forward(tokens, list(range(sequences)), positions, [True] * sequences)
             tokens = [int(row.argmax()) for row in logits]
         decoded = time.perf_counter()
-        for engine in self._engines:
-            for slot in slots:
-                engine.drop(slot)
+        self._drop_all(sequences)
         return Rates(
-            prefill_tokens_per_s=sequences * len(prompt) / (prefilled - started),
-            decode_tokens_per_s=sequences * num_tokens / (decoded - prefilled),
+            prefill_tokens_per_s=sequences * len(load.long_prompt) / (prefilled - started),
+            decode_tokens_per_s=sequences * load.num_tokens / (decoded - began),
         )
+
+    def _prefill_all(self, sequences: int, prompt: list[int]) -> list[int]:
+        """The first token of each sequence."""
+        return [self._prefill(slot, prompt) for slot in range(sequences)]
+
+    def _drop_all(self, sequences: int) -> None:
+        for engine in self._engines:
+            for slot in range(sequences):
+                engine.drop(slot)
 
     def _prefill(self, slot: int, prompt: list[int]) -> int:
         token = -1

@@ -10,6 +10,16 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What every subject is asked to do."""
+
+    long_prompt: list[int]
+    short_prompt: list[int]
+    num_tokens: int
+    """Tokens decoded after the first, per sequence."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """What one subject reached in one round with so many sequences at once."""
 

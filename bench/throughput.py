@@ -17,13 +17,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 from bench.cluster import running_cluster
 from bench.engines import Chain
-from bench.measure import as_json, commit, interleave, machine, table
+from bench.measure import Load, as_json, commit, interleave, machine, table
 from shared.llama.cutting import open_model
 from shared.llama.library import load_library
 
 ROOT = Path(__file__).parent.parent
 SEQUENCES = (1, 4, 16)
-PROMPT_TOKENS = 128
+LONG_PROMPT = 128
+SHORT_PROMPT = 8
 NUM_TOKENS = 64
 ROWS_PER_SLOT = 512
 
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base-port", type=int, default=28080)
     options = parser.parse_args()
-    prompt = [(7 * i) % 4096 + 300 for i in range(PROMPT_TOKENS)]  # any ids do: the cost does not depend on them
+    prompt = [(7 * i) % 4096 + 300 for i in range(LONG_PROMPT)]  # any ids do: the cost does not depend on them
+    load = Load(long_prompt=prompt, short_prompt=prompt[:SHORT_PROMPT], num_tokens=NUM_TOKENS)
     num_layers = open_model(options.model).num_layers
     thirds = [0, num_layers // 3, 2 * num_layers // 3, num_layers]
     before = machine()
@@ -48,9 +50,9 @@ def main() -> None:
             cold_start_s = cluster.startup_s
             summaries = interleave(
                 [
-                    ("whole model, one process", lambda n: whole.measure(n, prompt, NUM_TOKENS)),
-                    ("3 stages, one process", lambda n: chain.measure(n, prompt, NUM_TOKENS)),
-                    ("3 workers over HTTP", lambda n: cluster.measure(n, prompt, NUM_TOKENS)),
+                    ("whole model, one process", lambda n: whole.measure(n, load)),
+                    ("3 stages, one process", lambda n: chain.measure(n, load)),
+                    ("3 workers over HTTP", lambda n: cluster.measure(n, load)),
                 ],
                 SEQUENCES,
                 options.rounds,
@@ -62,7 +64,7 @@ def main() -> None:
         "commit": commit(),
         "model": options.model.stem,
         "machine": before,
-        "prompt_tokens": PROMPT_TOKENS,
+        "prefilled_tokens": LONG_PROMPT,
         "decoded_tokens": NUM_TOKENS,
         "rounds": options.rounds,
         "rates": as_json(summaries),
