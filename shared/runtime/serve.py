@@ -1,6 +1,7 @@
 """The main function of every service: configuration in, uvicorn up, clean stop on SIGTERM."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -132,6 +133,9 @@ class _Server(uvicorn.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"host": host, "port": port, "pid": os.getpid()})
+        # What start-up made stays until the end: collections need not look at it again, in the middle of answers.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On a signal: only notes it. Not handed on to the base class, which would raise it again at the end."""

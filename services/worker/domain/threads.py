@@ -35,7 +35,11 @@ class _Size:
 
 
 class ThreadChoice:
-    """Starts with all the threads allowed and looks at half and twice the best count now and then."""
+    """Looks at half and twice the best count now and then.
+
+    Starts with all the threads allowed, a single row with one: where several workers share the cores, a thread that has
+    to be woken for each of a row's small operations makes the call up to three times longer.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[tuple[int, int], _Size] = {}
@@ -80,7 +84,7 @@ class ThreadChoice:
         key = (rows.bit_length(), limit)
         size = self._sizes.get(key)
         if size is None:
-            size = self._sizes[key] = _Size(threads=limit)
+            size = self._sizes[key] = _Size(threads=1 if rows == 1 else limit)
         return size
 
 
