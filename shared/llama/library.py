@@ -23,6 +23,8 @@ DISTRIBUTION = "xllamacpp"
 GGML_TYPE_F32 = 0
 GGML_TYPE_F16 = 1
 GGML_TYPE_Q8_0 = 8
+LOAD_MODE_READ = 0
+"""`load_mode`: copy the weights into memory of the process, instead of mapping the file."""
 
 _log = logging.getLogger(__name__)
 

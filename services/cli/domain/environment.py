@@ -74,6 +74,8 @@ def join_environment(
         "BUTTERFLY_NETWORK__LISTEN_ADDRESS": listen,
         "BUTTERFLY_SECURITY__JOIN_TOKEN": join_token,
         "BUTTERFLY_WORKER__DATA_DIR": data_dir,
+        # Huge pages for weights and KV cache, which are streamed at every step; read by the C library at exec.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     if advertise is not None:
         variables["BUTTERFLY_NETWORK__ADVERTISE_ADDRESS"] = advertise

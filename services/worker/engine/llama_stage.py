@@ -19,7 +19,7 @@ from shared.domain.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
-from shared.llama.library import GGML_TYPE_F16, GGML_TYPE_Q8_0, Library
+from shared.llama.library import GGML_TYPE_F16, GGML_TYPE_Q8_0, LOAD_MODE_READ, Library
 
 MAX_ROWS = 512
 """Rows of one call, the library's default `n_ubatch`: a longer call would come back in pieces."""
@@ -44,6 +44,7 @@ class LlamaModel:
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = True  # weights are repacked at load: part of the numerics class
+        params.load_mode = LOAD_MODE_READ  # into memory that may have huge pages, which a mapped file has not
         self.pointer: int | None = api.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise _load_error(library, f"{path.name} cannot be loaded")
