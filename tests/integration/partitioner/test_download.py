@@ -1,3 +1,5 @@
+import asyncio
+
 """A worker's download over a real connection."""
 
 from collections.abc import AsyncIterator
@@ -24,7 +26,7 @@ async def client(demo_model: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncC
     )
     async with served(create_app(config)) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
         while (await http.get("/models/demo")).status_code == 503:
-            pass
+            await asyncio.sleep(0.01)
         yield http
 
 

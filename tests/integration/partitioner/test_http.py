@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -45,10 +46,15 @@ async def control(worker: httpx.AsyncClient) -> httpx.AsyncClient:
     """A control service, once the catalogue is complete."""
     client = worker
     headers = {SERVICE_TOKEN_HEADER: TOKEN}
-    while (await client.get("/models/tiny", headers=headers)).status_code == 503:
-        pass
+    await until_ready(client, "/models/tiny", headers)
     client.headers.update(headers)
     return client
+
+
+async def until_ready(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> None:
+    """Asking without a break would starve the thread that reads the model's file."""
+    while (await client.get(path, headers=headers)).status_code == 503:
+        await asyncio.sleep(0.01)
 
 
 def nodes(count: int, **more: object) -> list[dict[str, object]]:
@@ -152,9 +158,8 @@ async def test_workers_fetch_stages_without_the_service_token_and_nothing_else(w
         await worker.delete("/plans"),
     ]
     assert {answer.status_code for answer in refused} == {401}
-    while (answer := await worker.get(f"{STAGE}/info")).status_code == 503:
-        pass
-    assert answer.status_code == 200
+    await until_ready(worker, f"{STAGE}/info", {})
+    assert (await worker.get(f"{STAGE}/info")).status_code == 200
     assert (await worker.get(STAGE, headers={"Range": "bytes=0-3"})).content == b"GGUF"
 
 
