@@ -1,7 +1,6 @@
-import asyncio
-
 """A worker's download over a real connection."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ async def client(demo_model: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncC
         services=ServicesConfig(metrics_url="http://127.0.0.1:9"),  # nobody listens: events are dropped and counted
     )
     async with served(create_app(config)) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
-        while (await http.get("/models/demo")).status_code == 503:
+        while (await http.get("/models/demo")).status_code == 503:  # noqa: ASYNC110  a caller has only the answer
             await asyncio.sleep(0.01)
         yield http
 
