@@ -1,5 +1,6 @@
 """What surrounds the gateway beside the scheduler: models, vocabularies, nodes, the other services."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from services.api.domain.chat_template import ChatMessage
@@ -7,24 +8,18 @@ from services.api.ports import Catalogue, ModelVocabulary, Nodes, ServiceHealth,
 from shared.contracts.coordinator import NodeView, SeatView
 from shared.domain.errors import ButterflyError, ModelNotFound, NoChatTemplate
 from shared.domain.ids import ModelId, NodeId
-from shared.domain.layers import LayerInfo, ModelInfo
+from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.domain.task import TokenRecord
+from tests.fakes.partitioner import TINY
 
-BYTE_MODEL = ModelInfo(
+BYTE_MODEL = dataclasses.replace(
+    TINY,
     model_id=ModelId("bytes"),
     root="cd" * 32,
-    architecture="llama",
-    n_embd=64,
     n_vocab=257,
     context_tokens=4_096,
-    layers=tuple(LayerInfo(index, f"block.{index}", 1_000, 2_000, 256, 128) for index in range(6)),
-    embedding_bytes=1_000,
-    head_bytes=1_000,
-    file_bytes=10_000,
-    has_chat_template=True,
-    splittable=True,
     created_s=1_700_000_000,
 )
 END_ID = 256
