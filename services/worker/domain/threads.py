@@ -1,18 +1,38 @@
-"""How many cores an engine call takes: what was quickest here, for calls of that size.
+"""How many cores an engine call takes, and which: what was quickest here, for calls of that size.
 
 More threads help big batches and hurt small ones (a barrier costs more than the work between two of them), and how
 much depends on the machine and on what else runs there. The choice changes no bit on the exact profile (engine.md 7).
 """
 
+import itertools
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-TRIES = 3  # calls in a row with another count, before it is judged
+TRIES = 4  # calls with each of two counts, in turns, before they are judged: the machine is now slower, now quicker
 KEPT = 5  # calls whose median is the estimate: one slow call says nothing
 BETTER = 0.95  # a count takes over when it needs less than this share of the time
 EXPLORING_SHARE = 0.02  # of the time, at most, goes into looking whether another count is quicker by now
 MIN_CALLS_BETWEEN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """The count in use against another. Times are per row."""
+
+    current: int
+    other: int
+    times_s: dict[int, list[float]]
+
+    @property
+    def next_threads(self) -> int:
+        times_s = self.times_s
+        return self.current if len(times_s[self.current]) < len(times_s[self.other]) else self.other
+
+    @property
+    def is_over(self) -> bool:
+        return min(map(len, self.times_s.values())) >= TRIES
 
 
 @dataclass(slots=True)
@@ -20,22 +40,22 @@ class _Size:
     """What is known of calls of about the same number of rows. Times are per row."""
 
     threads: int
-    times_s: dict[int, deque[float]] = field(default_factory=dict)
+    times_s: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    """The latest calls with `threads`."""
     estimates_s: dict[int, float] = field(default_factory=dict)
-    """Medians of `times_s`."""
-    trying: int | None = None
-    tries_left: int = 0
+    """Medians, by count."""
+    trial: _Trial | None = None
     calls_since: int = 0
+    """The last trial."""
     allowance_s: float = 0.0
 
-    def add(self, threads: int, time_s: float) -> None:
-        times_s = self.times_s.setdefault(threads, deque(maxlen=KEPT))
-        times_s.append(time_s)
-        self.estimates_s[threads] = statistics.median_low(times_s)
+    @property
+    def next_threads(self) -> int:
+        return self.threads if self.trial is None else self.trial.next_threads
 
 
 class ThreadChoice:
-    """Looks at half and twice the best count now and then.
+    """Compares the count in use with half and twice of it now and then.
 
     Starts with all the threads allowed, a single row with one: where several workers share the cores, a thread that has
     to be woken for each of a row's small operations makes the call up to three times longer.
@@ -46,37 +66,36 @@ class ThreadChoice:
 
     def choose(self, rows: int, limit: int) -> int:
         """The count for the next call of `rows` rows, in [1, limit]. Every choice is answered by `note`."""
-        size = self._size(rows, limit)
-        return size.threads if size.trying is None else size.trying
+        return self._size(rows, limit).next_threads
 
     def expected_s(self, rows: int, limit: int) -> float | None:
         """How long the next call of `rows` rows will take; None while nothing is known."""
-        per_row_s = self._size(rows, limit).estimates_s.get(self.choose(rows, limit))
+        size = self._size(rows, limit)
+        per_row_s = size.estimates_s.get(size.next_threads)
         return None if per_row_s is None else per_row_s * rows
 
     def note(self, rows: int, limit: int, threads: int, took_s: float) -> None:
         size = self._size(rows, limit)
-        size.add(threads, took_s / rows)
-        if threads == size.trying:
-            size.tries_left -= 1
-            if size.tries_left == 0:
-                _judge(size)
-        elif size.trying is None:
-            size.calls_since += 1
-            size.allowance_s += EXPLORING_SHARE * took_s
-            self._maybe_try(size, rows, limit)
+        if size.trial is not None:
+            size.trial.times_s[threads].append(took_s / rows)
+            if size.trial.is_over:
+                _judge(size, size.trial)
+            return
+        size.times_s.append(took_s / rows)
+        size.estimates_s[threads] = statistics.median_low(size.times_s)
+        size.calls_since += 1
+        size.allowance_s += EXPLORING_SHARE * took_s
+        self._maybe_try(size, rows, limit)
 
     def _maybe_try(self, size: _Size, rows: int, limit: int) -> None:
-        best_s = size.estimates_s.get(size.threads)
-        if best_s is None or len(size.times_s[size.threads]) < TRIES:
+        if len(size.times_s) < TRIES:
             return
         for other in _neighbours(size.threads, limit):
             known_s = size.estimates_s.get(other)
-            excess_s = 0.0 if known_s is None else TRIES * rows * (known_s - best_s)
+            excess_s = 0.0 if known_s is None else TRIES * rows * (known_s - size.estimates_s[size.threads])
             is_due = known_s is None or (size.calls_since >= MIN_CALLS_BETWEEN and size.allowance_s >= excess_s)
             if is_due:
-                size.trying, size.tries_left = other, TRIES
-                size.times_s.pop(other, None)
+                size.trial = _Trial(size.threads, other, {size.threads: [], other: []})
                 size.calls_since, size.allowance_s = 0, 0.0
                 return
 
@@ -88,12 +107,21 @@ class ThreadChoice:
         return size
 
 
-def _judge(size: _Size) -> None:
-    tried, best_s = size.trying, size.estimates_s.get(size.threads)
-    size.trying = None
-    tried_s = None if tried is None else size.estimates_s.get(tried)
-    if tried is not None and tried_s is not None and best_s is not None and tried_s < BETTER * best_s:
-        size.threads = tried
+def core_shares(cores: Sequence[int], n_threads: int) -> list[frozenset[int]]:
+    """`cores` in `n_threads` disjoint runs, as even as can be; with fewer cores than threads everybody gets all."""
+    if n_threads > len(cores):
+        return [frozenset(cores)] * n_threads
+    bounds = [len(cores) * index // n_threads for index in range(n_threads + 1)]
+    return [frozenset(cores[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
+def _judge(size: _Size, trial: _Trial) -> None:
+    medians_s = {threads: statistics.median_low(times_s) for threads, times_s in trial.times_s.items()}
+    size.trial = None
+    size.estimates_s.update(medians_s)
+    if medians_s[trial.other] < BETTER * medians_s[trial.current]:
+        size.threads = trial.other
+    size.times_s = deque(trial.times_s[size.threads], maxlen=KEPT)
 
 
 def _neighbours(threads: int, limit: int) -> tuple[int, ...]:

@@ -5,6 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from services.worker.service.thread_team import ThreadTeam
+
+SHORT_CALL_S = 0.006  # the event loop may stand still for so long: a tenth of what anybody waiting would notice
+LONG_CALL_S = 0.05  # many turns of the kernel's scheduler
+
 T = TypeVar("T")
 
 
@@ -17,16 +22,25 @@ class EngineThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._team = ThreadTeam("engine")
         self._unfinished = 0
 
-    def submit(self, call: Callable[[], T], done: Callable[["Future[T]"], None], *, is_short: bool = False) -> None:
+    def submit(
+        self,
+        call: Callable[[], T],
+        done: Callable[["Future[T]"], None],
+        *,
+        n_threads: int = 1,
+        expected_s: float | None = None,
+    ) -> None:
         """Run `call`; then run `done` with its finished future on the event loop, from which this is called.
 
-        A callback, not a coroutine: to resume one costs two turns of the loop at every step of the ring. A call that
-        `is_short` runs here and now if nothing else is under way: to wake the thread, and to be woken by it, would
-        cost a good part of the call itself, and the event loop waits for it in any case.
+        A callback, not a coroutine: to resume one costs two turns of the loop at every step of the ring. A short
+        call of one thread runs here and now if nothing else is under way: to wake the engine's thread, and to be woken
+        by it, would cost a good part of the call itself, and the event loop waits for it in any case.
         """
         loop = asyncio.get_running_loop()
+        is_short = n_threads == 1 and expected_s is not None and expected_s < SHORT_CALL_S
         if is_short and self._unfinished == 0:
             loop.call_soon(done, _run(call))
             return
@@ -36,8 +50,15 @@ class EngineThread:
             self._unfinished -= 1
             done(future)
 
-        future = self._executor.submit(call)
+        future = self._executor.submit(self._run_spread, call, n_threads, expected_s)
         future.add_done_callback(lambda future: loop.call_soon_threadsafe(finished, future))
+
+    def _run_spread(self, call: Callable[[], T], n_threads: int, expected_s: float | None) -> T:
+        self._team.before_call(n_threads, is_long=expected_s is None or expected_s > LONG_CALL_S)
+        try:
+            return call()
+        finally:
+            self._team.after_call(n_threads)
 
     def close(self) -> None:
         """Wait for the calls given so far: at most one of each stage computes, the others only free memory."""

@@ -22,8 +22,6 @@ from shared.domain.token_rule import choose_token
 
 log = logging.getLogger(__name__)
 
-SHORT_CALL_S = 0.006  # the event loop may stand still for so long: a tenth of what anybody waiting would notice
-
 EngineCall = DecodeCall | PrefillCall
 Inputs = Ints | Rows
 
@@ -152,9 +150,8 @@ class StageRunner:
         rows, limit = _size_of(call)
         threads = self._choice.choose(rows, limit)
         expected_s = self._choice.expected_s(rows, limit)
-        is_short = expected_s is not None and expected_s < SHORT_CALL_S
         step = self._prepare(call, threads)
-        self._thread.submit(step, partial(self._finished, call, threads), is_short=is_short)
+        self._thread.submit(step, partial(self._finished, call, threads), n_threads=threads, expected_s=expected_s)
 
     def close(self) -> None:
         """No more calls; the engine is closed after the one that runs. Idempotent."""

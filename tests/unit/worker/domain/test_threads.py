@@ -4,7 +4,7 @@ from statistics import mode
 
 import pytest
 
-from services.worker.domain.threads import ThreadChoice
+from services.worker.domain.threads import ThreadChoice, core_shares
 
 Cost = Callable[[int, int], float]
 """Seconds of a call, by rows and threads."""
@@ -56,7 +56,7 @@ def test_one_slow_call_changes_nothing() -> None:
     run(choice, barriers, rows=1, limit=2, calls=100)
     choice.note(1, 2, choice.choose(1, 2), 1.0)
     chosen, _ = run(choice, barriers, rows=1, limit=2, calls=20)
-    assert chosen.count(1) >= 17
+    assert chosen.count(1) >= 16  # one comparison at most
 
 
 def test_the_choice_follows_a_machine_that_changes() -> None:
@@ -81,3 +81,16 @@ def test_what_a_call_will_take_is_known_after_the_first() -> None:
     assert choice.expected_s(1, 1) is None
     choice.note(1, 1, 1, 0.003)
     assert choice.expected_s(1, 1) == pytest.approx(0.003)
+
+
+@pytest.mark.parametrize(
+    ("cores", "n_threads", "shares"),
+    [
+        ([0, 1], 2, [{0}, {1}]),
+        ([0, 1, 2, 3, 4], 2, [{0, 1}, {2, 3, 4}]),
+        ([3, 5, 9], 1, [{3, 5, 9}]),
+        ([4, 6], 3, [{4, 6}] * 3),
+    ],
+)
+def test_threads_share_the_cores_without_overlap(cores: list[int], n_threads: int, shares: list[set[int]]) -> None:
+    assert core_shares(cores, n_threads) == shares

@@ -15,9 +15,9 @@ async def thread() -> AsyncIterator[EngineThread]:
     await asyncio.to_thread(thread.close)
 
 
-async def result_of(thread: EngineThread, call: object, *, is_short: bool = False) -> object:
+async def result_of(thread: EngineThread, call: object, *, expected_s: float | None = None) -> object:
     finished: asyncio.Future[Future[object]] = asyncio.get_running_loop().create_future()
-    thread.submit(call, finished.set_result, is_short=is_short)  # type: ignore[arg-type]
+    thread.submit(call, finished.set_result, expected_s=expected_s)  # type: ignore[arg-type]
     return (await finished).result()
 
 
@@ -32,7 +32,7 @@ async def test_a_long_call_runs_beside_the_event_loop(thread: EngineThread) -> N
 
 
 async def test_a_short_call_runs_at_once_when_nothing_else_is_under_way(thread: EngineThread) -> None:
-    assert await result_of(thread, threading.get_ident, is_short=True) == threading.get_ident()
+    assert await result_of(thread, threading.get_ident, expected_s=0.001) == threading.get_ident()
 
 
 async def test_a_short_call_does_not_overtake_one_that_is_under_way(thread: EngineThread) -> None:
@@ -44,17 +44,17 @@ async def test_a_short_call_does_not_overtake_one_that_is_under_way(thread: Engi
 
     first = asyncio.ensure_future(result_of(thread, long))
     await asyncio.sleep(0)
-    second = asyncio.ensure_future(result_of(thread, lambda: order.append("short"), is_short=True))
+    second = asyncio.ensure_future(result_of(thread, lambda: order.append("short"), expected_s=0.001))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(first, second)
     assert order == ["long", "short"]
 
 
-@pytest.mark.parametrize("is_short", [True, False])
-async def test_an_error_reaches_whoever_asked(thread: EngineThread, *, is_short: bool) -> None:
+@pytest.mark.parametrize("expected_s", [0.001, 1.0])
+async def test_an_error_reaches_whoever_asked(thread: EngineThread, *, expected_s: float) -> None:
     def fail() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await result_of(thread, fail, is_short=is_short)
+        await result_of(thread, fail, expected_s=expected_s)
