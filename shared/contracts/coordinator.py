@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from shared.contracts.base import Contract
+from shared.contracts.messages import SignedText
 from shared.domain.ids import Attempt, ModelId, NodeId, TaskId
 from shared.domain.plan import NodeCapability, PartitionPlan
 from shared.domain.session import NodeState
@@ -25,6 +26,11 @@ class RegisterNode(Contract):
     """Base URL at which the other nodes reach this worker."""
     boot_id: str = Field(max_length=64)
     """New with each start of the process: what the node held before is gone."""
+    public_key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Ed25519. The node id is its hash (shared.domain.signing.node_id_of)."""
+    proof: SignedText
+    """Canonical text of kind `node`: {v, node_id, address, boot_id, coordinator}, signed with that key; `coordinator`
+    is the URL the worker registers at, so that nobody can register with it elsewhere."""
 
 
 class Registered(Contract):
@@ -38,6 +44,8 @@ class Registered(Contract):
     """Where this worker fetches its stages."""
     metrics_url: str
     """Where it posts its events."""
+    coordinator_key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Ed25519: assignments are signed with it."""
 
 
 class NodeView(Contract):

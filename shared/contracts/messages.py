@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from shared.contracts.base import Contract
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.plan import LayerRange
+from shared.domain.signing import Signed
 from shared.domain.task import SamplerParams, TokenRecord
 
 MAX_PREFIX_TOKENS = 262_144
@@ -57,6 +58,20 @@ class LoadStage(Contract):
     stage_ref: StageRef
 
 
+class SignedText(Contract):
+    """A text in canonical form (shared.domain.canonical), and its Ed25519 signature in hex."""
+
+    text: str = Field(max_length=16_384)
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+    @classmethod
+    def of(cls, signed: Signed) -> "SignedText":
+        return cls(text=signed.text.decode("ascii"), signature=signed.signature.hex())
+
+    def signed(self) -> Signed:
+        return Signed(self.text.encode(), bytes.fromhex(self.signature))
+
+
 class WorkAssignment(SessionMessage):
     """C->W: take this seat. The answer says whether the stage is loaded and a slot taken; else `SeatReady` follows."""
 
@@ -82,6 +97,15 @@ class WorkAssignment(SessionMessage):
     decode_batches_in_flight: int = 1
     threads: int = 1
     """Cores an engine call may use."""
+    order: SignedText
+    """The `shared.domain.receipt.Assignment` of this seat, signed by the coordinator."""
+    decodes: bool = True
+    """False: an audit lane. It runs rows before `first_row` of its order when started, later ones as windows are
+    released, and yields a record for every row from there on."""
+    max_windows_ahead: int = 0
+    """Lane 0: windows it may be ahead of the last commit; 0: no limit (nothing waits for a commit)."""
+    sink_start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Last stage: the chain of sample records before the first one of this epoch; empty: from its start."""
 
 
 class SessionStart(SessionMessage):
@@ -96,6 +120,35 @@ class SessionStop(SessionMessage):
 
     type: Literal["session_stop"] = "session_stop"
     reason: str
+
+
+class WindowRelease(SessionMessage):
+    """C->W (stage 0 of an audit lane): run the rows of a window. Lane 0 has signed for it."""
+
+    type: Literal["window_release"] = "window_release"
+    lane: int
+    window: int
+    row_start: int
+    ids: Annotated[tuple[int, ...], Field(min_length=1, max_length=MAX_PREFIX_TOKENS)]
+    """The ids at rows row_start, row_start + 1, …"""
+
+
+class SealWindow(SessionMessage):
+    """C->W (every seat of a lane): this window ends at `row_end` already, sign for it once you are there. Never sent
+    for a window that may have been signed in full; a seat that has signed it ignores the message."""
+
+    type: Literal["seal_window"] = "seal_window"
+    lane: int
+    window: int
+    row_end: int
+
+
+class WindowCommitted(SessionMessage):
+    """C->W (every seat): nothing up to this window will be asked again, and lane 0 may run ahead of it."""
+
+    type: Literal["window_committed"] = "window_committed"
+    lane: int
+    window: int
 
 
 class Drain(Contract):
@@ -141,6 +194,18 @@ class DraftTokens(Contract):
 
     type: Literal["draft_tokens"] = "draft_tokens"
     drafts: Annotated[tuple[Draft, ...], Field(max_length=MAX_DRAFTS_PER_MESSAGE)]
+
+
+class ReceiptPosted(SessionMessage):
+    """W->C: this seat has computed a window. The barrier of a window is complete when every seat has posted."""
+
+    type: Literal["receipt_posted"] = "receipt_posted"
+    lane: int
+    stage: int
+    window: int
+    receipt: SignedText
+    records: Annotated[tuple[TokenRecord, ...], Field(max_length=MAX_PREFIX_TOKENS)] = ()
+    """Last stage of an audit lane: its own sample records of the window."""
 
 
 class SessionFault(SessionMessage):
@@ -192,13 +257,18 @@ class Ack(Contract):
     ready: bool = True
 
 
-ToWorker = Annotated[LoadStage | WorkAssignment | SessionStart | SessionStop | Drain, Field(discriminator="type")]
+ToWorker = Annotated[
+    LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted | Drain,
+    Field(discriminator="type"),
+]
 ToCoordinator = Annotated[
-    StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave,
+    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave,
     Field(discriminator="type"),
 ]
 
-to_worker: TypeAdapter[LoadStage | WorkAssignment | SessionStart | SessionStop | Drain] = TypeAdapter(ToWorker)
-to_coordinator: TypeAdapter[StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave] = (
-    TypeAdapter(ToCoordinator)
-)
+to_worker: TypeAdapter[
+    LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted | Drain
+] = TypeAdapter(ToWorker)
+to_coordinator: TypeAdapter[
+    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+] = TypeAdapter(ToCoordinator)
