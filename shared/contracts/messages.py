@@ -257,18 +257,12 @@ class Ack(Contract):
     ready: bool = True
 
 
-ToWorker = Annotated[
-    LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted | Drain,
-    Field(discriminator="type"),
-]
-ToCoordinator = Annotated[
-    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave,
-    Field(discriminator="type"),
-]
-
-to_worker: TypeAdapter[
+AnyToWorker = (
     LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted | Drain
-] = TypeAdapter(ToWorker)
-to_coordinator: TypeAdapter[
-    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
-] = TypeAdapter(ToCoordinator)
+)
+AnyToCoordinator = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+ToWorker = Annotated[AnyToWorker, Field(discriminator="type")]
+ToCoordinator = Annotated[AnyToCoordinator, Field(discriminator="type")]
+
+to_worker: TypeAdapter[AnyToWorker] = TypeAdapter(ToWorker)
+to_coordinator: TypeAdapter[AnyToCoordinator] = TypeAdapter(ToCoordinator)

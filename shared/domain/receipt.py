@@ -121,7 +121,7 @@ def read_assignment(signed: Signed, public_key: bytes) -> Assignment:
     return assignment
 
 
-def _read(kind: str, cls: type[Any], text: bytes) -> Any:  # noqa: ANN401  the caller names the class
+def _read(kind: str, cls: type[Any], text: bytes) -> Any:
     body = canonical.decode(kind, text)
     wanted = {field.name: field.type for field in fields(cls)}
     if body.keys() != wanted.keys():
@@ -134,9 +134,9 @@ def _read(kind: str, cls: type[Any], text: bytes) -> Any:  # noqa: ANN401  the c
             raise InvalidInput(f"{name} of a {kind} is out of range")
         if not is_number and len(value) > _MAX_TEXT:
             raise InvalidInput(f"{name} of a {kind} is too long")
-        if name.endswith(("_digest", "_hash", "_start", "_receipt")) and not is_number:
-            if not _HEX_DIGEST.fullmatch(value):
-                raise InvalidInput(f"{name} of a {kind} is no digest")
+        is_digest = name.endswith(("_digest", "_hash", "_start", "_receipt")) and not is_number
+        if is_digest and not _HEX_DIGEST.fullmatch(value):
+            raise InvalidInput(f"{name} of a {kind} is no digest")
     if body["v"] != 1:
         raise InvalidInput(f"a {kind} of version {body['v']}")
     return cls(**body)
