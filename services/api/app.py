@@ -36,6 +36,8 @@ from shared.domain.task import Verification
 from shared.llama.library import load_library
 from shared.llama.vocabulary import Vocabulary
 from shared.registry.base import TaskRegistry
+from shared.registry.receipts import ReceiptStore
+from shared.registry.redis_receipts import RedisReceiptStore
 from shared.registry.redis_registry import connect_registry
 from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.hooks import PeerHooks
@@ -64,6 +66,7 @@ class Surroundings:
     nodes: Nodes
     services: Services
     registry: TaskRegistry
+    receipts: ReceiptStore
     vocabularies: Vocabularies
     clock: Clock
     readiness: Mapping[str, Check] = field(default_factory=dict)
@@ -116,6 +119,7 @@ def create_app(config: Config) -> FastAPI:
         nodes=HttpNodes(coordinator),
         services=HttpServices(asked),
         registry=registry,
+        receipts=RedisReceiptStore(registry.clients),
         vocabularies=VocabularyStore(
             fetch=catalogue.vocabulary_file, load=_load_vocabulary, executor=executor, tasks=loads, now=clock.now_s
         ),
@@ -137,7 +141,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
     clock, draining = outside.clock, asyncio.Event()
     background = BackgroundTasks(clock)
     hub = StreamHub(outside.registry, clock=clock)
-    reader = RegistryTaskReader(outside.registry, hub)
+    reader = RegistryTaskReader(outside.registry, outside.receipts, hub)
     preparation = TaskPreparation(
         catalogue=outside.catalogue,
         vocabularies=outside.vocabularies,

@@ -12,6 +12,7 @@ from shared.domain.ids import ModelId, TaskId
 from shared.domain.layers import ModelInfo
 from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
+from shared.domain.window_entry import WindowEntry
 from shared.registry.base import StreamEntry, TaskPage, TaskRecord
 
 
@@ -103,6 +104,10 @@ class TaskReader(ABC):
     @abstractmethod
     async def tokens(self, task_id: TaskId) -> tuple[TokenRecord, ...]:
         """Committed tokens. Raises `ResultExpired`."""
+
+    @abstractmethod
+    async def receipts(self, task_id: TaskId) -> tuple[WindowEntry, ...]:
+        """What is kept of the windows, by window, then epoch. Raises `ResultExpired`."""
 
     @abstractmethod
     async def page(

@@ -9,16 +9,25 @@ from fastapi import FastAPI
 
 from services.coordinator.clients.http_partitioner import HttpPartitioner
 from services.coordinator.clients.http_workers import HttpWorkers
+from services.coordinator.domain.blame import PairMarks
+from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
-from services.coordinator.routes import PUBLIC_PATHS, build_router
+from services.coordinator.routes import PUBLIC_PATHS, build_evidence_router, build_nodes_router, build_router
 from services.coordinator.service.committer import Committer
+from services.coordinator.service.evidence_shelf import EvidenceShelf
 from services.coordinator.service.membership import Membership, Terms
 from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
+from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
-from services.coordinator.service.session_run import Parts
 from services.coordinator.service.sessions import Sessions
-from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
+from services.coordinator.service.standing_book import StandingBook
+from services.coordinator.stores.coordinator_key import load_coordinator_key
+from services.coordinator.stores.evidence import RedisEvidenceStore
+from services.coordinator.stores.standings import RedisStandings
+from shared.registry.connection import RedisClients, make_clients
+from shared.registry.redis_receipts import RedisReceiptStore
+from shared.registry.redis_registry import RedisTaskRegistry
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config, ConfigError, is_loopback
@@ -34,15 +43,18 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     clock = clock or SystemClock()
     coordination = config.coordination
     telemetry = Telemetry(source="coordinator", address=coordination.bind_address, config=config, clock=clock)
-    registry = _registry(config)
+    clients = _clients(config)
+    registry = RedisTaskRegistry(clients, allow_weak_durability=config.redis.allow_weak_durability)
+    key = load_coordinator_key(coordination.data_dir)
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
     partitioner_client = telemetry.peers.get("partitioner", config.services.partitioner_url)
     partitioner = HttpPartitioner(partitioner_client)
     slots = SlotLedger()
     members = Membership(
-        terms=_terms(config),
+        terms=_terms(config, key.public_key),
         workers=HttpWorkers(telemetry.peers),
+        standings=StandingBook(RedisStandings(clients.commands), clock),
         slots=slots,
         events=telemetry.events,
         clock=clock,
@@ -50,14 +62,23 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         new_token=lambda: secrets.token_urlsafe(32),
     )
     committer = Committer(registry=registry, events=telemetry.events, clock=clock)
+    evidence = RedisEvidenceStore(clients.commands)
     parts = Parts(
         registry=registry,
+        receipts=RedisReceiptStore(clients),
+        evidence=evidence,
         members=members,
         partitioner=partitioner,
         committer=committer,
         slots=slots,
         events=telemetry.events,
         clock=clock,
+        tasks=tasks,
+        key=key,
+        windows=WindowSizes(
+            coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
+        ),
+        pair_marks=PairMarks(),
         link_secret=secrets.token_bytes(32),
     )
     sessions = Sessions(
@@ -86,7 +107,11 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
 
     return make_app(
         "coordinator",
-        routers=[build_router(members, sessions, Placements(members), messages)],
+        routers=[
+            build_nodes_router(members),
+            build_evidence_router(EvidenceShelf(evidence)),
+            build_router(sessions, Placements(members), messages),
+        ],
         lifespan=lifespan,
         readiness={"registry": registry.ping, "partitioner": partitioner_client.check},
         service_token=config.security.service_token.get_secret_value(),
@@ -98,17 +123,15 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     )
 
 
-def _registry(config: Config) -> RedisTaskRegistry:
+def _clients(config: Config) -> RedisClients:
     if config.redis.url is None:
         raise ConfigError(
             "redis.url is not set: the coordinator needs the task registry, such as redis://127.0.0.1:6379"
         )
-    return connect_registry(
-        config.redis.url.get_secret_value(), allow_weak_durability=config.redis.allow_weak_durability
-    )
+    return make_clients(config.redis.url.get_secret_value())
 
 
-def _terms(config: Config) -> Terms:
+def _terms(config: Config, coordinator_key: bytes) -> Terms:
     return Terms(
         join_token=config.security.join_token.get_secret_value(),
         admits_all=is_loopback(config.coordination.bind_address),
@@ -116,4 +139,6 @@ def _terms(config: Config) -> Terms:
         lease_ms=config.coordination.lease_ms,
         partitioner_url=config.services.partitioner_url,
         metrics_url=config.services.metrics_url,
+        join_urls=frozenset({config.services.coordinator_url, *config.coordination.join_urls}),
+        coordinator_key=coordinator_key,
     )

@@ -1,13 +1,22 @@
 """What the coordinator needs from outside: its workers, and the partitioner. (The registry: `shared.registry.base`.)"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from services.coordinator.domain.standing import Standing
 from services.coordinator.domain.token_table import TokenTable
-from shared.contracts.messages import LoadStage, SessionStart, SessionStop, WorkAssignment
+from shared.contracts.messages import (
+    LoadStage,
+    SealWindow,
+    SessionStart,
+    SessionStop,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 
 
 class Worker(ABC):
@@ -27,6 +36,10 @@ class Worker(ABC):
         """Begin; for the worker of stage 0."""
 
     @abstractmethod
+    async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
+        """What became of a window, or is to be done with it."""
+
+    @abstractmethod
     async def stop(self, message: SessionStop) -> None:
         """Forget the session. One try: a worker that missed it is told again after its next heartbeat."""
 
@@ -41,14 +54,47 @@ class Workers(ABC):
         """The node is gone: close its connections."""
 
 
+class Standings(ABC):
+    """Who may not serve, kept for good. Every call raises `RegistryUnavailable` when the store does not answer."""
+
+    @abstractmethod
+    async def all(self) -> tuple[Standing, ...]:
+        """What is kept, one per node, in no order."""
+
+    @abstractmethod
+    async def put(self, standing: Standing) -> None:
+        """Keep this in place of the node's earlier one."""
+
+    @abstractmethod
+    async def remove(self, node_id: NodeId) -> None:
+        """Nothing is kept of this node from now on; nothing was is no error."""
+
+
+class EvidenceStore(ABC):
+    """What proves nodes guilty, kept for 90 days. Every call raises `RegistryUnavailable` when the store is away."""
+
+    @abstractmethod
+    async def put(self, evidence_id: str, evidence: Mapping[str, object]) -> None:
+        """Keep it. The id is a hash of the content: the same again changes nothing."""
+
+    @abstractmethod
+    async def get(self, evidence_id: str) -> Mapping[str, object] | None:
+        """None: never seen, or no longer kept."""
+
+
 class Partitioner(ABC):
     """Every call may raise `PeerUnavailable`."""
 
     @abstractmethod
     async def plan(
-        self, model_id: ModelId, nodes: Sequence[NodeCapability], *, num_stages: int | None
+        self,
+        model_id: ModelId,
+        nodes: Sequence[NodeCapability],
+        *,
+        num_stages: int | None,
+        seating: Seating,
     ) -> PartitionPlan:
-        """A plan with lane 0 over `nodes`. Raises `NoCapacity`, `InvalidPlanInput`, `ModelNotFound`."""
+        """A plan over `nodes`. Raises `NoCapacity`, `VerificationUnavailable`, `InvalidPlanInput`, `ModelNotFound`."""
 
     @abstractmethod
     async def model(self, model_id: ModelId) -> ModelInfo:

@@ -8,19 +8,29 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 
 from services.coordinator.service.interfaces import (
+    EvidenceInterface,
     MembershipInterface,
     MessagesInterface,
     PlacementsInterface,
     SessionsInterface,
 )
 from shared.contracts.base import Empty
-from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, Registered, RegisterNode
+from shared.contracts.coordinator import (
+    CoordinatorState,
+    NodeList,
+    OpenSession,
+    Place,
+    QuarantineNode,
+    Registered,
+    RegisterNode,
+)
 from shared.contracts.messages import Ack, ToCoordinator
 from shared.domain.errors import InvalidCredentials
 from shared.domain.ids import NodeId, TaskId
 
 PUBLIC_PATHS = ("/nodes", "/messages")
 BEARER = "bearer "
+BY_OPERATOR = QuarantineNode()
 
 
 def bearer_of(request: Request) -> str:
@@ -35,12 +45,7 @@ def require_trust(request: Request) -> None:
         raise InvalidCredentials("this path needs the service token")
 
 
-def build_router(
-    members: MembershipInterface,
-    sessions: SessionsInterface,
-    placements: PlacementsInterface,
-    messages: MessagesInterface,
-) -> APIRouter:
+def build_nodes_router(members: MembershipInterface) -> APIRouter:
     router = APIRouter()
 
     @router.post("/nodes")
@@ -63,6 +68,36 @@ def build_router(
         require_trust(request)
         members.resume(NodeId(node_id))
         return Empty()
+
+    @router.post("/nodes/{node_id}/quarantine")
+    async def quarantine(node_id: str, request: Request, body: QuarantineNode = BY_OPERATOR) -> Empty:
+        require_trust(request)
+        await members.quarantine(NodeId(node_id), body.reason, until_reinstated=True)
+        return Empty()
+
+    @router.post("/nodes/{node_id}/reinstate")
+    async def reinstate(node_id: str, request: Request) -> Empty:
+        require_trust(request)
+        await members.reinstate(NodeId(node_id))
+        return Empty()
+
+    return router
+
+
+def build_evidence_router(evidence: EvidenceInterface) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/evidence/{evidence_id}")
+    async def find(evidence_id: str) -> dict[str, object]:
+        return dict(await evidence.find(evidence_id))
+
+    return router
+
+
+def build_router(
+    sessions: SessionsInterface, placements: PlacementsInterface, messages: MessagesInterface
+) -> APIRouter:
+    router = APIRouter()
 
     @router.post("/messages")
     async def message(body: Annotated[ToCoordinator, Body()], request: Request) -> Ack:

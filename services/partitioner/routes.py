@@ -96,7 +96,7 @@ def build_plans_router(plans: PartitionInterface, catalogue: CatalogueInterface,
             nodes=tuple(sorted(body.nodes, key=lambda node: node.node_id)),
             strategy=body.strategy or default_strategy,
             num_stages=body.num_stages,
-            num_lanes=body.num_lanes,
+            seating=body.seating,
         )
         plan, is_cached = await plans.compute_plan(wanted)
         return PlanResponse(plan=plan, model=model, cached=is_cached)

@@ -18,6 +18,8 @@ from services.scheduler.service.preloading import Preloader
 from services.scheduler.service.reconciling import Reconciler
 from services.scheduler.service.scheduling import SchedulingService
 from shared.domain.ids import ModelId
+from shared.domain.plan import Seating
+from shared.domain.task import Verification
 from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
@@ -74,6 +76,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         coordinator=coordinator,
         clock=clock,
         models=[ModelId(name) for name in scheduling.preload_models],
+        seating=_default_seating(config),
     )
     watch = QueueWatch(registry=registry, clock=clock)
     telemetry.registry.register(SchedulerMetrics(watch, reconciler.mended))
@@ -109,6 +112,11 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         registry=telemetry.registry,
         draining=draining,
     )
+
+
+def _default_seating(config: Config) -> Seating:
+    mode = Verification(config.coordination.default_verification)
+    return Seating() if mode is Verification.NONE else Seating(mode, config.coordination.max_byzantine)
 
 
 def _registry(config: Config) -> RedisTaskRegistry:

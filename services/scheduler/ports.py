@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from services.scheduler.domain.capacity import ReadyNode
 from shared.contracts.coordinator import OpenSession
 from shared.domain.ids import ModelId, TaskId
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 
 
 class Partitioner(ABC):
     """Every call may raise `PeerUnavailable`."""
 
     @abstractmethod
-    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability]) -> PartitionPlan:
-        """A plan over `nodes`. Raises `NoCapacity`, `InvalidPlanInput`, `ModelNotFound`, `UnsupportedModel`."""
+    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating) -> PartitionPlan:
+        """A plan over `nodes`, whatever runs on them now, with all lanes of `seating`.
+
+        Raises `NoCapacity`, `VerificationUnavailable` (not with these nodes), `InvalidPlanInput`, `ModelNotFound`,
+        `UnsupportedModel`.
+        """
 
     @abstractmethod
     async def model_ids(self) -> frozenset[ModelId]:

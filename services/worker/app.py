@@ -3,7 +3,7 @@
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,26 +14,40 @@ from services.worker.clients.coordinator import HttpCoordinator
 from services.worker.clients.link import HttpLinkCarrier
 from services.worker.clients.metrics import MetricsUplink
 from services.worker.clients.partitioner import PartitionerStages
+from services.worker.domain.identity import CoordinatorKey, Identity
 from services.worker.engine.loader import LlamaLoader
 from services.worker.engine.self_test import FileSelfTestCache
-from services.worker.ports import EngineLoader
+from services.worker.ports import Coordinator, EngineLoader, LinkCarrier, ReceiptSigner
 from services.worker.routes import build_router
 from services.worker.service.drafts import DraftSender
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.incoming_links import IncomingLinks
-from services.worker.service.membership import Membership
+from services.worker.service.membership import Membership, registration
+from services.worker.service.orders import OrderCheck
 from services.worker.service.outbox import Outbox
 from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.receipts import KeySigner, ReceiptDesk
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from services.worker.service.state import StateReader
 from services.worker.stores.machine import available_memory_bytes, host_fingerprint, usable_cores
-from services.worker.stores.node_identity import load_node_id
+from services.worker.stores.node_identity import load_identity
 from services.worker.stores.stage_files import CachedStageFiles
-from shared.contracts.coordinator import Registered, RegisterNode
-from shared.contracts.messages import Ack, Drain, LoadStage, SessionStart, SessionStop, WorkAssignment
+from shared.contracts.coordinator import Registered
+from shared.contracts.messages import (
+    Ack,
+    Drain,
+    LoadStage,
+    SealWindow,
+    SessionStart,
+    SessionStop,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
+from shared.domain.chain import class_hash
 from shared.domain.errors import MissingLibrary
 from shared.domain.message_router import MessageRouter
 from shared.domain.plan import NodeCapability
@@ -69,10 +83,22 @@ def create_app(config: Config) -> FastAPI:
     return assemble(config, loader=loader, numerics_class=library.build_class, clock=clock)
 
 
-def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock: Clock) -> FastAPI:
-    """The worker's app around a loader of engines."""
+def assemble(
+    config: Config,
+    *,
+    loader: EngineLoader,
+    numerics_class: str,
+    clock: Clock,
+    make_signer: Callable[[Identity], ReceiptSigner] = KeySigner,
+    make_carrier: Callable[[PeerClients], LinkCarrier] = HttpLinkCarrier,
+    make_coordinator: Callable[[PeerClient, str], Coordinator] = HttpCoordinator,
+) -> FastAPI:
+    """The worker's app around a loader of engines. `make_coordinator` gets the join token beside the client."""
     network, settings = config.network, config.worker
-    node_id = load_node_id(settings.data_dir)
+    identity = load_identity(settings.data_dir)
+    node_id = identity.node_id
+    coordinator_key = CoordinatorKey()
+    coordinator_url = network.peer_addresses[0] if network.peer_addresses else config.services.coordinator_url
     boot_id = secrets.token_hex(8)
     address = network.advertise_address or network.listen_address
     tasks = BackgroundTasks(clock)
@@ -97,13 +123,13 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
     peers = PeerClients(hooks=hooks, now=clock.now_s, max_connections=network.max_connections, retry=retry)
     coordinator_peer = PeerClient(
         name="coordinator",
-        base_url=network.peer_addresses[0] if network.peer_addresses else config.services.coordinator_url,
+        base_url=coordinator_url,
         hooks=hooks,
         now=clock.now_s,
         retry=retry,
         breaker=COORDINATOR_BREAKER,
     )
-    coordinator = HttpCoordinator(coordinator_peer, join_token=config.security.join_token.get_secret_value())
+    coordinator = make_coordinator(coordinator_peer, config.security.join_token.get_secret_value())
     source = PartitionerStages(peers)
 
     seating = Seating()
@@ -111,18 +137,20 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
     drafts = DraftSender(coordinator=coordinator, tasks=tasks, clock=clock)
     outgoing = OutgoingLinks(
         node_id=node_id,
-        carrier=HttpLinkCarrier(peers),
+        carrier=make_carrier(peers),
         seating=seating,
         report=outbox.report,
         tasks=tasks,
         clock=clock,
         events=events,
     )
+    receipts = ReceiptDesk(signer=make_signer(identity), report=outbox.report, send_drafts=drafts.hurry)
     ring = Ring(
         node_id=node_id,
         seating=seating,
         send=outgoing.send,
         drafts=drafts,
+        receipts=receipts,
         report=outbox.report,
         events=events,
         now=clock.now_s,
@@ -148,6 +176,8 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
         stages=stages,
         outgoing=outgoing,
         incoming=incoming,
+        orders=OrderCheck(node_id=node_id, numerics_hash=class_hash(numerics_class), coordinator_key=coordinator_key),
+        receipts=receipts,
         report=outbox.report,
         tasks=tasks,
         context_tokens=settings.context_tokens,
@@ -172,7 +202,8 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
 
     membership = Membership(
         coordinator=coordinator,
-        request=RegisterNode(capability=capability, address=f"http://{address}", boot_id=boot_id),
+        request=registration(identity, capability, f"http://{address}", boot_id=boot_id, coordinator=coordinator_url),
+        coordinator_key=coordinator_key,
         stages=stages,
         seating=seating,
         sessions=sessions,
@@ -187,6 +218,9 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
             WorkAssignment: lambda _, message: sessions.assign(message),
             SessionStart: lambda _, message: sessions.start(message),
             SessionStop: lambda _, message: sessions.stop(message),
+            WindowRelease: lambda _, message: sessions.release(message),
+            SealWindow: lambda _, message: sessions.seal(message),
+            WindowCommitted: lambda _, message: sessions.committed(message),
             Drain: lambda _, message: sessions.drain(message),
         }
     )

@@ -16,18 +16,21 @@ from shared.contracts.messages import (
     Leave,
     LinkFault,
     Peer,
+    ReceiptPosted,
     SeatReady,
     SessionFault,
     StageReady,
     StageRef,
 )
 from shared.contracts.partitioner import StageFileInfo
+from shared.domain.receipt import Receipt
+from shared.domain.signing import Signed
 
 Ints = NDArray[np.int32]
 Rows = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-Report = StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave
+Report = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,12 @@ class EngineLoader(ABC):
 
         Raises `UnsupportedModel`, `SelfTestFailed`, `OutOfMemory`, `AbiMismatch`, `MissingLibrary`.
         """
+
+
+class ReceiptSigner(ABC):
+    @abstractmethod
+    def sign(self, receipt: Receipt) -> Signed:
+        """The signed text of a receipt, of kind `receipt`. Called once for each window of a seat, in order."""
 
 
 class LinkCarrier(ABC):

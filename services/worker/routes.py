@@ -8,12 +8,11 @@ from starlette.responses import Response
 
 from services.worker.service.incoming_links import IncomingLinks
 from services.worker.service.state import StateReader, WorkerState
-from shared.contracts.messages import Ack, Drain, LoadStage, SessionStart, SessionStop, ToWorker, WorkAssignment
+from shared.contracts.messages import Ack, AnyToWorker, ToWorker
 from shared.domain.errors import InvalidCredentials
 from shared.domain.message_router import MessageRouter
 
-Command = LoadStage | WorkAssignment | SessionStart | SessionStop | Drain
-Commands = MessageRouter[None, Command, Ack]
+Commands = MessageRouter[None, AnyToWorker, Ack]
 
 
 def build_router(

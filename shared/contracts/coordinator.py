@@ -33,6 +33,12 @@ class RegisterNode(Contract):
     is the URL the worker registers at, so that nobody can register with it elsewhere."""
 
 
+class QuarantineNode(Contract):
+    """`POST /nodes/{node_id}/quarantine` of an operator."""
+
+    reason: str = Field("by the operator", max_length=500)
+
+
 class Registered(Contract):
     node_token: str
     """Bearer of every later request of this worker to the coordinator."""
@@ -61,6 +67,7 @@ class NodeView(Contract):
     slots_used: int
     heartbeat_age_ms: int
     reason: str = ""
+    """Why it is quarantined or evicted."""
 
 
 class NodeList(Contract):

@@ -6,7 +6,8 @@ ButterflyError
 │   ├── UnsupportedContentPart  NoChatTemplate  TemplateError  IdempotencyKeyReused
 │   ├── InvalidPlanInput  BadModelFile  UnsupportedModel  InvalidCursor
 │   └── InvalidJson  UnsupportedMediaType  BodyTooLarge
-├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  ResultExpired  UnknownUrl
+├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  EvidenceNotFound  ResultExpired  UnknownUrl
+│                           ReceiptNotAvailable
 ├── NotAllowed              InvalidCredentials  Forbidden
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
 │   ├── NoCapacity  QueueFull  QuotaExceeded  ServerDraining  RegistryUnavailable
@@ -118,6 +119,16 @@ class TaskNotFound(NotFound):
 
 class NodeNotFound(NotFound):
     code = "node_not_found"
+
+
+class ReceiptNotAvailable(NotFound):
+    """The task is there, but nothing of it was committed with receipts (yet)."""
+
+    code = "receipt_not_available"
+
+
+class EvidenceNotFound(NotFound):
+    code = "evidence_not_found"
 
 
 class UnknownUrl(NotFound):

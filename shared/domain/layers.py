@@ -56,3 +56,8 @@ def stage_weight_bytes(model: ModelInfo, start: int, end: int) -> int:
     if end == model.num_layers:
         weights += model.head_bytes
     return weights
+
+
+def kv_bytes_per_token(model: ModelInfo, start: int, end: int) -> int:
+    """Bytes of KV cache of layers [start, end), per row of a slot."""
+    return sum(layer.kv_bytes_per_token for layer in model.layers[start:end])

@@ -1,16 +1,20 @@
 """What a worker signs for each window it has computed, and what the coordinator signs to have it computed."""
 
+import hashlib
 import re
+import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from shared.domain import canonical
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import Epoch, NodeId, TaskId
-from shared.domain.signing import Signed, SigningKey, digest_of, is_signed_by
+from shared.domain.signing import Signed, SigningKey, digest_of, is_signed_by, node_id_of
 
 RECEIPT = "receipt"
 ASSIGNMENT = "assignment"
+COMMITMENT = "commit"
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_INT = 2**53
 _MAX_TEXT = 256
@@ -97,6 +101,23 @@ class SignedReceipt:
         return digest_of(self.signed)
 
 
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What the coordinator signs when it commits a window."""
+
+    v: int
+    task_id: TaskId
+    choice: int
+    epoch: Epoch
+    window: int
+    row_start: int
+    row_end: int
+    ids_digest: str
+    """Of the prompt's and all generated ids up to row `row_end`, that row included (see `ids_digest`)."""
+    root: str
+    """Merkle root of the window's receipts (`shared.domain.window_check.merkle_root`), by lane, then stage."""
+
+
 def sign_receipt(key: SigningKey, receipt: Receipt) -> SignedReceipt:
     return SignedReceipt(receipt, key.sign(RECEIPT, asdict(receipt)))
 
@@ -104,6 +125,8 @@ def sign_receipt(key: SigningKey, receipt: Receipt) -> SignedReceipt:
 def read_receipt(signed: Signed, public_key: bytes) -> SignedReceipt:
     """Raises `InvalidInput` unless it is a receipt in canonical form, signed with that key and of that node."""
     receipt: Receipt = _read(RECEIPT, Receipt, signed.text)
+    if receipt.node_id != node_id_of(public_key):
+        raise InvalidInput("a receipt of another node")
     if not is_signed_by(public_key, signed):
         raise InvalidInput("a receipt with a wrong signature")
     return SignedReceipt(receipt, signed)
@@ -121,22 +144,50 @@ def read_assignment(signed: Signed, public_key: bytes) -> Assignment:
     return assignment
 
 
+def sign_commitment(key: SigningKey, commitment: Commitment) -> Signed:
+    return key.sign(COMMITMENT, asdict(commitment))
+
+
+def read_commitment(signed: Signed, public_key: bytes) -> Commitment:
+    """Raises `InvalidInput` unless it is a commitment in canonical form, signed with that key."""
+    commitment: Commitment = _read(COMMITMENT, Commitment, signed.text)
+    if not is_signed_by(public_key, signed):
+        raise InvalidInput("a commitment with a wrong signature")
+    return commitment
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """Names token ids, in hex."""
+    packed = struct.pack(f"<{len(ids)}I", *ids)
+    return hashlib.blake2b(packed, digest_size=32, person=b"bfly/ids/1").hexdigest()
+
+
 def _read(kind: str, cls: type[Any], text: bytes) -> Any:
     body = canonical.decode(kind, text)
     wanted = {field.name: field.type for field in fields(cls)}
     if body.keys() != wanted.keys():
         raise InvalidInput(f"the fields of this {kind} are not those of a {kind}")
     for name, value in body.items():
-        is_number = isinstance(value, int)
-        if is_number != (wanted[name] in {int, Epoch}):
-            raise InvalidInput(f"{name} of a {kind} has a wrong type")
-        if is_number and not 0 <= value < _MAX_INT:
-            raise InvalidInput(f"{name} of a {kind} is out of range")
-        if not is_number and len(value) > _MAX_TEXT:
-            raise InvalidInput(f"{name} of a {kind} is too long")
-        is_digest = name.endswith(("_digest", "_hash", "_start", "_receipt")) and not is_number
-        if is_digest and not _HEX_DIGEST.fullmatch(value):
-            raise InvalidInput(f"{name} of a {kind} is no digest")
+        if wanted[name] in {int, Epoch}:
+            wrong = _wrong_number(value)
+        else:
+            wrong = _wrong_text(value, is_digest=name.endswith(("_digest", "_hash", "_start", "_receipt")))
+        if wrong:
+            raise InvalidInput(f"{name} of a {kind} {wrong}")
     if body["v"] != 1:
         raise InvalidInput(f"a {kind} of version {body['v']}")
     return cls(**body)
+
+
+def _wrong_number(value: object) -> str:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return "has a wrong type"
+    return "" if 0 <= value < _MAX_INT else "is out of range"
+
+
+def _wrong_text(value: object, *, is_digest: bool) -> str:
+    if not isinstance(value, str):
+        return "has a wrong type"
+    if len(value) > _MAX_TEXT:
+        return "is too long"
+    return "is no digest" if is_digest and not _HEX_DIGEST.fullmatch(value) else ""

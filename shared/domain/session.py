@@ -19,5 +19,8 @@ class NodeState(StrEnum):
     READY = "ready"
     SUSPECT = "suspect"
     DRAINING = "draining"
+    QUARANTINED = "quarantined"
+    """Odd: no new seats for a while."""
     LOST = "lost"
     EVICTED = "evicted"
+    """Proven guilty: its key is refused."""

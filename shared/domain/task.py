@@ -19,6 +19,28 @@ class Verification(StrEnum):
     QUORUM = "quorum"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class TaskGroup:
+    """Tasks that one plan serves: they wait in a queue of their own."""
+
+    model_id: ModelId
+    verification: Verification = Verification.NONE
+    max_byzantine: int = 0
+
+    def __str__(self) -> str:
+        """`model` or `model:audit:1`; model ids have no colon."""
+        if self.verification is Verification.NONE:
+            return self.model_id
+        return f"{self.model_id}:{self.verification}:{self.max_byzantine}"
+
+    @classmethod
+    def parse(cls, text: str) -> "TaskGroup":
+        """What `str` made."""
+        model_id, _, rest = text.partition(":")
+        mode, _, max_byzantine = rest.partition(":")
+        return cls(ModelId(model_id), Verification(mode), int(max_byzantine)) if rest else cls(ModelId(model_id))
+
+
 @dataclass(frozen=True, slots=True)
 class SamplerParams:
     """The parameters of the token rule (shared.domain.token_rule); signed into the assignment.
@@ -70,6 +92,10 @@ class InferenceTask:
     owner: str = ""
     """Name of the API key that sent it."""
     metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def group(self) -> TaskGroup:
+        return TaskGroup(self.model_id, self.verification, self.max_byzantine)
 
 
 class FinishReason(StrEnum):

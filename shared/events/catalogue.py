@@ -179,6 +179,18 @@ class SessionReassigned:
 
 
 @dataclass(frozen=True, slots=True)
+class GuaranteeReduced:
+    """A verified session goes on with fewer nodes than one is admitted with. Safety does not rest on what it lacks."""
+
+    task_id: str
+    epoch: Count
+    blind: bool
+    """No audit lane's node sees what it has to compute."""
+    spare: Count
+    """Nodes left to decide a dispute."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokensCommitted:
     task_id: str
     num_tokens: Count
@@ -235,6 +247,7 @@ Event = (
     | StageLoaded
     | SessionOpened
     | SessionReassigned
+    | GuaranteeReduced
     | TokensCommitted
     | BreakerChanged
     | CallRetried

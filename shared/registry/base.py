@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.task import FinishReason, InferenceTask, TokenRecord
+from shared.domain.task import FinishReason, InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import TaskEvent, TaskState
 
 ATTACHMENT_TTL_S = 15.0
@@ -145,12 +145,12 @@ class TaskRegistry(ABC):
         """
 
     @abstractmethod
-    async def groups(self) -> tuple[ModelId, ...]:
-        """Models that have queued tasks."""
+    async def groups(self) -> tuple[TaskGroup, ...]:
+        """Those that have queued tasks, in order."""
 
     @abstractmethod
     async def claim(
-        self, group: ModelId, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
+        self, group: TaskGroup, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
     ) -> tuple[Claim, ...]:
         """Take up to `count` (at most 32) tasks in queue order: Queued -> Partitioning, attempt + 1, leased to `owner`.
 
@@ -222,14 +222,14 @@ class TaskRegistry(ABC):
 
     @abstractmethod
     async def reconcile(
-        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[ModelId, str]
+        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[TaskGroup, str]
     ) -> Reconciled:
         """Mend up to `limit` tasks of each kind; harmless in parallel.
 
         Lease lapsed before Computing: requeued, or failed with `attempts_exhausted` when that happened `max_attempts`
         times (giving a task back by `Requeue` is not counted). Lapsed later: adopted, that is leased to `owner` with
         attempt + 1 while its session goes on. Queued but in no queue: added again. Past the deadline: failed with
-        `deadline_exceeded`, and with the reason `waiting` gives for its model if it still was queued. Client gone:
+        `deadline_exceeded`, and with the reason `waiting` gives for its group if it still was queued. Client gone:
         cancelled.
         """
 

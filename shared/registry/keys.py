@@ -13,7 +13,8 @@ PREFIXES = MappingProxyType(
         "request": f"{ROOT}:request:",  # string: the prompt's token ids
         "tokens": f"{ROOT}:tokens:",  # list: committed tokens
         "events": f"{ROOT}:events:",  # stream: what clients read
-        "queue": f"{ROOT}:queue:",  # zset per model: task id -> -rank * 1e13 + sequence
+        "receipts": f"{ROOT}:receipts:",  # hash: "epoch:window" -> the window's signed receipts
+        "queue": f"{ROOT}:queue:",  # zset per group: task id -> -rank * 1e13 + sequence
         "open": f"{ROOT}:open:",  # set per owner: unfinished tasks
         "index_of": f"{ROOT}:tasks:",  # zset per owner, all scores 0: task ids in order
     }
@@ -22,7 +23,7 @@ PREFIXES = MappingProxyType(
 
 SINGLES = MappingProxyType(
     {
-        "groups": f"{ROOT}:groups",  # set: models with queued tasks
+        "groups": f"{ROOT}:groups",  # set: groups with queued tasks
         "queued": f"{ROOT}:queued",  # zset: queued tasks of all groups -> time of submission, ms
         "sequence": f"{ROOT}:sequence",  # counter: arrival
         "wake": f"{ROOT}:wake",  # list with at most one entry: nudges a blocked dispatcher
@@ -51,6 +52,10 @@ def tokens(task_id: TaskId) -> str:
 
 def events(task_id: TaskId) -> str:
     return PREFIXES["events"] + task_id
+
+
+def receipts(task_id: TaskId) -> str:
+    return PREFIXES["receipts"] + task_id
 
 
 def index(owner: str | None, *, unfinished_only: bool) -> str:

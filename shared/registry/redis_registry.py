@@ -23,7 +23,7 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.task import InferenceTask, TokenRecord
+from shared.domain.task import InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import TERMINAL, TaskEvent, TaskState
 from shared.registry import keys
 from shared.registry.base import (
@@ -67,7 +67,8 @@ def connect_registry(url: str, *, allow_weak_durability: bool) -> "RedisTaskRegi
 
 class RedisTaskRegistry(TaskRegistry):
     def __init__(self, clients: RedisClients, *, allow_weak_durability: bool) -> None:
-        self._clients = clients
+        self.clients = clients
+        """Other stores of the same server may use them until `aclose`."""
         self._commands: Redis = clients.commands
         self._durability = DurabilityCheck(clients.commands, allow_weak_durability=allow_weak_durability)
         self._sources = load_scripts()
@@ -77,7 +78,7 @@ class RedisTaskRegistry(TaskRegistry):
         self._sweep_cursor = "0"
 
     async def aclose(self) -> None:
-        await self._clients.aclose()
+        await self.clients.aclose()
 
     async def submit(
         self,
@@ -100,7 +101,7 @@ class RedisTaskRegistry(TaskRegistry):
             max_queue_size,
             max_queued_per_owner,
             task.priority if rank is None else rank,
-            task.model_id,
+            str(task.group),
             _ms(task.deadline_s),
             task.result_ttl_s,
             encode_task(task),
@@ -118,14 +119,14 @@ class RedisTaskRegistry(TaskRegistry):
             case _:
                 raise IdempotencyKeyReused("this idempotency key came with another request before")
 
-    async def groups(self) -> tuple[ModelId, ...]:
+    async def groups(self) -> tuple[TaskGroup, ...]:
         (members,) = await self._together(("SMEMBERS", keys.SINGLES["groups"]))
-        return tuple(sorted(ModelId(member.decode()) for member in members))
+        return tuple(sorted(TaskGroup.parse(member.decode()) for member in members))
 
     async def claim(
-        self, group: ModelId, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
+        self, group: TaskGroup, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
     ) -> tuple[Claim, ...]:
-        found = await self._run("claim", group, min(count, MAX_CLAIM), owner, _ms(lease_s), plan_id or "")
+        found = await self._run("claim", str(group), min(count, MAX_CLAIM), owner, _ms(lease_s), plan_id or "")
         return tuple(
             Claim(TaskId(task_id.decode()), Attempt(int(attempt)))
             for task_id, attempt in zip(found[::2], found[1::2], strict=True)
@@ -209,9 +210,9 @@ class RedisTaskRegistry(TaskRegistry):
             await self._run("attach", _ms(ttl_s), *some)
 
     async def reconcile(
-        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[ModelId, str]
+        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[TaskGroup, str]
     ) -> Reconciled:
-        reasons = [text for pair in waiting.items() for text in pair]
+        reasons = [text for group, reason in waiting.items() for text in (str(group), reason)]
         cursor, *mended = await self._run(
             "reconcile", limit, max_attempts, owner, _ms(lease_s), self._sweep_cursor, *reasons
         )
@@ -221,7 +222,7 @@ class RedisTaskRegistry(TaskRegistry):
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         with reaching_registry():
-            nudge = await self._clients.blocking.blpop([keys.SINGLES["wake"]], timeout=max(timeout_s, 0.001))
+            nudge = await self.clients.blocking.blpop([keys.SINGLES["wake"]], timeout=max(timeout_s, 0.001))
         return nudge is not None
 
     async def record(self, task_id: TaskId) -> TaskRecord:
@@ -248,7 +249,7 @@ class RedisTaskRegistry(TaskRegistry):
         block = ("BLOCK", _ms(block_s)) if block_s > 0 else ()  # BLOCK 0 would wait for ever
         names = map(keys.events, after)
         seen = (entry_id if ENTRY_ID.fullmatch(entry_id) else "0" for entry_id in after.values())
-        client = self._clients.blocking if block else self._commands
+        client = self.clients.blocking if block else self._commands
         with reaching_registry():
             found = await client.execute_command(  # type: ignore[no-untyped-call]
                 "XREAD", "COUNT", STREAM_BATCH, *block, "STREAMS", *names, *seen

@@ -18,6 +18,7 @@ NAMES = (
     "attach",
     "reconcile",
     "queue",
+    "append_receipts",
 )
 
 

@@ -112,6 +112,16 @@ class CoordinationConfig(_Section):
     checkpoint_interval: int = Field(10, ge=1, le=10_000)
     """Tokens between progress marks."""
     window_checkpoints: int = Field(4, ge=1, le=1_000)
+    max_windows_ahead: int = Field(2, ge=1, le=1_000)
+    """How far lane 0 may be ahead of the last verified window."""
+    require_blind: Literal["admission", "always"] = "admission"
+    """Whether a session that lost nodes goes on where an auditor could copy (verification.md C2), or waits."""
+    spread_by: str = ""
+    """Label in which the nodes of a stage must differ, such as `operator`. Empty: nodes are enough."""
+    data_dir: Path = Path(".butterfly/coordinator")
+    """Holds the coordinator's signing key."""
+    join_urls: tuple[Url, ...] = ()
+    """At which workers may join, beside `services.coordinator_url`."""
     heartbeat_ms: int = Field(500, ge=10, le=60_000)
     lease_ms: int = Field(2_000, ge=50, le=600_000)
 

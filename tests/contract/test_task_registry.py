@@ -19,12 +19,20 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.task import FinishReason, InferenceTask, SamplerParams, StopRules, TokenRecord
+from shared.domain.task import (
+    FinishReason,
+    InferenceTask,
+    SamplerParams,
+    StopRules,
+    TaskGroup,
+    TokenRecord,
+    Verification,
+)
 from shared.domain.task_state import TERMINAL, TRANSITIONS, TaskEvent, TaskState
 from shared.registry.base import Claim, Commit, Finish, Reconciled, StreamEntry, Submission, TaskRegistry
 from shared.registry.redis_registry import connect_registry
 from tests.fakes.task_registry import MemoryTaskRegistry
-from tests.fakes.tasks import MODEL, make_task, make_token, make_tokens
+from tests.fakes.tasks import GROUP, MODEL, make_task, make_token, make_tokens
 from tests.fakes.valkey import ValkeyServer
 
 LIMIT_S = 5.0
@@ -65,7 +73,7 @@ async def submit(
 async def claim(
     registry: TaskRegistry, count: int = 1, *, lease_s: float = 10.0, plan: str | None = None
 ) -> tuple[Claim, ...]:
-    return await registry.claim(MODEL, count, owner="replica-1", lease_s=lease_s, plan_id=plan)
+    return await registry.claim(GROUP, count, owner="replica-1", lease_s=lease_s, plan_id=plan)
 
 
 async def computing(registry: TaskRegistry, task: InferenceTask, *, lease_s: float = 10.0) -> tuple[Claim, Epoch]:
@@ -78,7 +86,7 @@ async def computing(registry: TaskRegistry, task: InferenceTask, *, lease_s: flo
 
 
 async def reconcile(
-    registry: TaskRegistry, *, max_attempts: int = 5, waiting: dict[ModelId, str] | None = None
+    registry: TaskRegistry, *, max_attempts: int = 5, waiting: dict[TaskGroup, str] | None = None
 ) -> Reconciled:
     return await registry.reconcile(
         limit=100, max_attempts=max_attempts, owner="replica-2", lease_s=10.0, waiting=waiting or {}
@@ -248,12 +256,23 @@ async def test_a_claim_with_a_plan_goes_on_to_coordinating(registry: TaskRegistr
     ]
 
 
-async def test_groups_are_the_models_with_queued_tasks(registry: TaskRegistry) -> None:
+async def test_groups_are_those_with_queued_tasks(registry: TaskRegistry) -> None:
     await submit(registry, make_task())
     await submit(registry, make_task(model_id=ModelId("other")))
-    assert await registry.groups() == (ModelId("other"), MODEL)
+    assert await registry.groups() == (TaskGroup(ModelId("other")), GROUP)
     await claim(registry)
-    assert await registry.groups() == (ModelId("other"),)
+    assert await registry.groups() == (TaskGroup(ModelId("other")),)
+
+
+async def test_tasks_that_need_other_lanes_wait_in_a_queue_of_their_own(registry: TaskRegistry) -> None:
+    plain, audited = make_task(), make_task(verification=Verification.AUDIT, max_byzantine=1)
+    await submit(registry, plain)
+    await submit(registry, audited)
+    assert set(await registry.groups()) == {GROUP, audited.group}
+    claims = await registry.claim(audited.group, 5, owner="replica-1", lease_s=10, plan_id="plan-1")
+    assert [claim.task_id for claim in claims] == [audited.task_id]
+    assert await registry.groups() == (GROUP,)
+    assert (await registry.queue()).depth == 1
 
 
 async def test_the_queue_is_described(registry: TaskRegistry) -> None:
@@ -635,7 +654,7 @@ async def test_a_task_past_its_deadline_fails_and_says_what_it_waited_for(regist
 
     async def all_ended() -> bool:
         assert await claim(registry) == ()
-        ended.update((await reconcile(registry, waiting={MODEL: "no node is ready"})).expired)
+        ended.update((await reconcile(registry, waiting={GROUP: "no node is ready"})).expired)
         return len(ended) == 3
 
     await until(all_ended)

@@ -146,12 +146,11 @@ def test_errors_arrive_as_the_clients_own_classes(
     assert raised.value.request_id
 
 
-def test_verification_that_cannot_be_given_is_refused_without_a_retry(client: openai.OpenAI, cluster: Cluster) -> None:
-    with pytest.raises(openai.InternalServerError) as raised:
-        client.chat.completions.create(
-            model=cluster.model, messages=ASK, max_tokens=4, extra_body={"butterfly": {"verification": "audit"}}
-        )
-    assert raised.value.code == "verification_unavailable"
+def test_more_liars_than_the_cluster_withstands_cannot_be_asked_for(client: openai.OpenAI, cluster: Cluster) -> None:
+    wish = {"verification": "audit", "max_byzantine": 2}
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=cluster.model, messages=ASK, max_tokens=4, extra_body={"butterfly": wish})
+    assert raised.value.param == "butterfly.max_byzantine"
     assert raised.value.response.headers["x-should-retry"] == "false"
 
 

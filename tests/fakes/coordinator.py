@@ -23,6 +23,8 @@ from shared.contracts.messages import (
     Leave,
     LinkFault,
     Peer,
+    ReceiptPosted,
+    SealWindow,
     SeatReady,
     SessionFault,
     SessionStart,
@@ -30,19 +32,25 @@ from shared.contracts.messages import (
     StageReady,
     StageRef,
     ToCoordinator,
+    WindowCommitted,
+    WindowRelease,
     WorkAssignment,
 )
 from shared.contracts.partitioner import StageFileInfo
 from shared.contracts.problem import Ack as Taken
 from shared.domain.errors import InvalidCredentials, ModelNotFound, NodeNotFound
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.node_proof import check_proof
 from shared.domain.plan import LayerRange
+from shared.domain.receipt import SignedReceipt, read_receipt
 from shared.domain.task import SamplerParams, TokenRecord
 from shared.llama.cutting import cut_stage, open_model
 from shared.resilience.hooks import PeerHooks
 from shared.resilience.http_client import PeerClients
 from shared.runtime.app import make_app
 from shared.runtime.clock import SystemClock
+from tests.fakes.identities import COORDINATOR_KEY
+from tests.fakes.orders import order_of, signed_order
 
 JOIN_TOKEN = "join"
 FIRST_EPOCH = Epoch(1)
@@ -74,6 +82,12 @@ class Job:
     threads: int = 1
     max_rows: int = 512
     plan_id: str = ""
+    lane: int = 0
+    decodes: bool = True
+    max_windows_ahead: int = 0
+    first_window: int | None = None
+    sink_start: str = "ab" * 32
+    """For epochs that go on after `generated_ids`; nobody checks the chain unless a test does."""
 
     def again(self, generated_ids: Sequence[int], nodes: Sequence[NodeId] | None = None) -> "Job":
         """The same in the next epoch, going on after `generated_ids`."""
@@ -88,9 +102,11 @@ class Job:
 
 @dataclass
 class Run:
-    """What came back for one epoch of a session."""
+    """What came back for one epoch and lane of a session."""
 
     job: Job
+    receipts: list[list[SignedReceipt]] = field(default_factory=list)
+    """Per stage."""
     records: list[TokenRecord] = field(default_factory=list)
     arrived_at_s: list[float] = field(default_factory=list)
     error: str | None = None
@@ -125,8 +141,10 @@ class FakeCoordinator:
         self.num_layers = self._model.num_layers
         self.heartbeat_ms = heartbeat_ms
         self.url = ""
+        self.key = COORDINATOR_KEY
         self.nodes: dict[NodeId, RegisterNode] = {}
-        self.runs: dict[tuple[TaskId, Epoch], Run] = {}
+        self.runs: dict[tuple[TaskId, Epoch, int], Run] = {}
+        """By task, epoch and lane."""
         self.reports: list[StageReady | SeatReady | SessionFault | LinkFault | Leave] = []
         self.heartbeats: dict[NodeId, Heartbeat] = {}
         self.downloaded_bytes = 0
@@ -157,7 +175,7 @@ class FakeCoordinator:
 
     async def begin(self, job: Job) -> Run:
         """Assign every seat, wait until all are ready, start."""
-        run = self.runs[job.task_id, job.epoch] = Run(job)
+        run = self.runs[job.task_id, job.epoch, job.lane] = Run(job, [[] for _ in job.nodes])
         orders = [self.order(job, stage) for stage in range(len(job.nodes))]
         answers = await asyncio.gather(*(self.tell(job.nodes[order.stage], order) for order in orders))
         run.ready |= {stage for stage, answer in enumerate(answers) if answer.ready}
@@ -166,8 +184,34 @@ class FakeCoordinator:
                 assert run.error is None, run.error
                 run.changed.clear()
                 await run.changed.wait()
-        await self.tell(job.nodes[0], SessionStart(task_id=job.task_id, epoch=job.epoch))
+        await self.tell(job.nodes[0], SessionStart(task_id=job.task_id, epoch=job.epoch, lane=job.lane))
         return run
+
+    async def signed(self, run: Run, windows: int) -> list[list[SignedReceipt]]:
+        """Wait until every seat of the lane has signed so many windows."""
+        async with asyncio.timeout(30):
+            while any(len(receipts) < windows for receipts in run.receipts):
+                assert run.error is None, run.error
+                run.changed.clear()
+                await run.changed.wait()
+        return run.receipts
+
+    async def release(self, run: Run, window: int, row_start: int, ids: Sequence[int]) -> None:
+        job = run.job
+        message = WindowRelease(
+            task_id=job.task_id, epoch=job.epoch, lane=job.lane, window=window, row_start=row_start, ids=tuple(ids)
+        )
+        await self.tell(job.nodes[0], message)
+
+    async def seal(self, run: Run, window: int, row_end: int) -> None:
+        job = run.job
+        message = SealWindow(task_id=job.task_id, epoch=job.epoch, lane=job.lane, window=window, row_end=row_end)
+        await asyncio.gather(*(self.tell(node_id, message) for node_id in dict.fromkeys(job.nodes)))
+
+    async def committed(self, run: Run, window: int) -> None:
+        job = run.job
+        message = WindowCommitted(task_id=job.task_id, epoch=job.epoch, lane=job.lane, window=window)
+        await asyncio.gather(*(self.tell(node_id, message) for node_id in dict.fromkeys(job.nodes)))
 
     async def finish(self, run: Run) -> None:
         """Free its seats."""
@@ -180,7 +224,11 @@ class FakeCoordinator:
         await self.finish(run)
         return tokens
 
-    async def tell(self, node_id: NodeId, message: WorkAssignment | SessionStart | SessionStop) -> Ack:
+    async def tell(
+        self,
+        node_id: NodeId,
+        message: WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted,
+    ) -> Ack:
         client = self._peers.get(node_id, self.nodes[node_id].address)
         return await client.post("/messages", message, Ack, bearer=self._tokens[node_id], timeout_s=30.0)
 
@@ -188,10 +236,23 @@ class FakeCoordinator:
         num_stages = len(job.nodes)
         is_ring = num_stages > 1
         prefix = (*job.prompt_ids, *job.generated_ids)
+        order = order_of(
+            node_id=job.nodes[stage],
+            task_id=job.task_id,
+            epoch=job.epoch,
+            lane=job.lane,
+            stage=stage,
+            ref=self.ref(job.cuts[stage]),
+            sampler=job.sampler,
+            numerics_class=self.nodes[job.nodes[stage]].capability.numerics_class,
+            prompt_ids=job.prompt_ids,
+            generated_ids=job.generated_ids,
+            first_window=job.first_window,
+        )
         return WorkAssignment(
             task_id=job.task_id,
             epoch=job.epoch,
-            lane=0,
+            lane=job.lane,
             stage=stage,
             num_stages=num_stages,
             plan_id=job.plan_id or "-".join(job.nodes),
@@ -208,6 +269,10 @@ class FakeCoordinator:
             end_ids=job.end_ids,
             decode_batches_in_flight=job.batches_in_flight,
             threads=job.threads,
+            order=signed_order(self.key, order),
+            decodes=job.decodes,
+            max_windows_ahead=job.max_windows_ahead,
+            sink_start=job.sink_start if job.generated_ids else "",
         )
 
     def ref(self, layers: LayerRange) -> StageRef:
@@ -229,6 +294,14 @@ class FakeCoordinator:
             if _bearer(request) != JOIN_TOKEN:
                 raise InvalidCredentials("the join token is wrong")
             node_id, node_token = body.capability.node_id, secrets.token_hex(8)
+            check_proof(
+                body.proof.signed(),
+                node_id=node_id,
+                public_key=bytes.fromhex(body.public_key),
+                address=body.address,
+                boot_id=body.boot_id,
+                coordinators=[self.url],
+            )
             self.nodes[node_id] = body
             self._node_tokens[node_token] = node_id
             self._tokens[node_id] = secrets.token_hex(8)
@@ -240,6 +313,7 @@ class FakeCoordinator:
                 lease_ms=10 * self.heartbeat_ms,
                 partitioner_url=self.url,
                 metrics_url=self.url,
+                coordinator_key=self.key.public_key.hex(),
             )
 
         @router.post("/messages")
@@ -269,7 +343,7 @@ class FakeCoordinator:
         match message:
             case DraftTokens(drafts=drafts):
                 for draft in drafts:
-                    run = self.runs[draft.task_id, draft.epoch]
+                    run = self.runs[draft.task_id, draft.epoch, draft.lane]
                     job = run.job
                     expected = len(job.prompt_ids) + len(job.generated_ids) + len(run.records)
                     assert draft.first_position == expected, (draft.first_position, expected)
@@ -278,9 +352,15 @@ class FakeCoordinator:
                     run.changed.set()
             case Heartbeat():
                 self.heartbeats[sender] = message
+            case ReceiptPosted():
+                run = self.runs[message.task_id, message.epoch, message.lane]
+                key = bytes.fromhex(self.nodes[sender].public_key)
+                run.receipts[message.stage].append(read_receipt(message.receipt.signed(), key))
+                run.records += message.records
+                run.changed.set()
             case SeatReady():
                 self.reports.append(message)
-                run = self.runs[message.task_id, message.epoch]
+                run = self.runs[message.task_id, message.epoch, message.lane]
                 if message.error_code is None:
                     run.ready.add(message.stage)
                 else:
@@ -288,7 +368,7 @@ class FakeCoordinator:
                 run.changed.set()
             case SessionFault():
                 self.reports.append(message)
-                run = self.runs[message.task_id, message.epoch]
+                run = self.runs[message.task_id, message.epoch, message.lane]
                 run.error = f"{message.error_code}: {message.error}"
                 run.changed.set()
             case StageReady() | LinkFault() | Leave():

@@ -1,14 +1,29 @@
 """A partitioner in this process: cuts a small model evenly over the first nodes it is given."""
 
+import itertools
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.coordinator.domain.token_table import TokenTable
 from services.coordinator.ports import Partitioner
-from shared.domain.errors import ModelNotFound, NoCapacity, PeerUnavailable
+from shared.domain.errors import (
+    ModelNotFound,
+    NoCapacity,
+    PeerUnavailable,
+    VerificationUnavailable,
+)
 from shared.domain.ids import ModelId, NodeId, PlanId
 from shared.domain.layers import LayerInfo, ModelInfo
-from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan
+from shared.domain.plan import (
+    Lane,
+    LayerRange,
+    NodeCapability,
+    Partition,
+    PartitionPlan,
+    Seating,
+    shows_seat,
+)
 
 TINY = ModelInfo(
     model_id=ModelId("tiny"),
@@ -24,6 +39,9 @@ TINY = ModelInfo(
     has_chat_template=True,
     splittable=True,
 )
+
+
+ONE_LANE = Seating()
 
 
 def token_block(tokens: Sequence[bytes]) -> bytes:
@@ -42,7 +60,12 @@ class FakePartitioner(Partitioner):
         self.min_nodes = 1
 
     async def plan(
-        self, model_id: ModelId, nodes: Sequence[NodeCapability], *, num_stages: int | None
+        self,
+        model_id: ModelId,
+        nodes: Sequence[NodeCapability],
+        *,
+        num_stages: int | None,
+        seating: Seating = ONE_LANE,
     ) -> PartitionPlan:
         self.asked.append((tuple(node.node_id for node in nodes), num_stages))
         if self.is_away:
@@ -50,7 +73,12 @@ class FakePartitioner(Partitioner):
         count = num_stages or min(3, len(nodes))
         if len(nodes) < max(count, self.min_nodes):
             raise NoCapacity(f"{len(nodes)} nodes are too few")
-        return even_plan([node.node_id for node in nodes[:count]])
+        if len(nodes) < seating.num_lanes:
+            raise VerificationUnavailable(f"{len(nodes)} nodes are too few for {seating.num_lanes} lanes")
+        made = _apart([node.node_id for node in nodes], count, seating)
+        if seating.keep:
+            made = replace(made, lanes=(*seating.keep, *made.lanes[len(seating.keep) :]))
+        return replace(made, spare=len(nodes) - seating.num_lanes)
 
     async def model(self, model_id: ModelId) -> ModelInfo:
         if self.is_away:
@@ -64,17 +92,33 @@ class FakePartitioner(Partitioner):
         return TokenTable(token_block([bytes([byte]) for byte in range(256)]))
 
 
-def even_plan(nodes: Sequence[str]) -> PartitionPlan:
-    """The layers of `TINY`, cut evenly over `nodes` in their order."""
+def _apart(nodes: Sequence[NodeId], count: int, seating: Seating) -> PartitionPlan:
+    """The first even plan that keeps marked pairs from sitting side by side."""
+    for order in itertools.permutations(nodes, count):
+        links = set(zip(order, (*order[1:], order[0]), strict=True)) if count > 1 else set()
+        if all((a, b) not in links and (b, a) not in links for a, b in seating.apart):
+            return even_plan(order, num_lanes=seating.num_lanes)
+    raise NoCapacity("these nodes cannot be kept apart")
+
+
+def even_plan(nodes: Sequence[str], *, num_lanes: int = 1) -> PartitionPlan:
+    """The layers of `TINY`, cut evenly over `nodes` in their order; each further lane has them turned by one."""
     borders = [round(stage * len(TINY.layers) / len(nodes)) for stage in range(len(nodes) + 1)]
-    partitions = tuple(
-        Partition(stage, NodeId(node), LayerRange(borders[stage], borders[stage + 1]))
-        for stage, node in enumerate(nodes)
+    lanes = tuple(
+        Lane(
+            lane,
+            tuple(
+                Partition(stage, NodeId(nodes[(stage - lane) % len(nodes)]), LayerRange(*borders[stage : stage + 2]))
+                for stage in range(len(nodes))
+            ),
+        )
+        for lane in range(num_lanes)
     )
     return PartitionPlan(
-        plan_id=PlanId("plan-" + "-".join(nodes)),
+        plan_id=PlanId("-".join(("plan", *nodes, str(num_lanes)))),
         model_id=TINY.model_id,
         model_root=TINY.root,
         strategy="uniform",
-        lanes=(Lane(0, partitions),),
+        lanes=lanes,
+        blind=shows_seat(lanes) is None,
     )

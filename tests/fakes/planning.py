@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import LayerInfo, ModelInfo
-from shared.domain.plan import NodeCapability, PlanInput
+from shared.domain.plan import NodeCapability, PlanInput, Seating
+from shared.domain.task import Verification
+
+NO_LANES = Seating()
+
+
+def audited(f: int = 1, **more: object) -> Seating:
+    return Seating(Verification.AUDIT, f, **more)  # type: ignore[arg-type]  # a test names fields that exist
 
 
 def planned_model(
@@ -37,9 +44,24 @@ def planned_model(
 
 
 def node(
-    name: str, *, memory: int = 10_000, speed: float = 1.0, slots: int = 1, context_tokens: int = 1
+    name: str,
+    *,
+    memory: int = 10_000,
+    speed: float = 1.0,
+    slots: int = 1,
+    context_tokens: int = 1,
+    numerics_class: str = "",
+    **labels: str,
 ) -> NodeCapability:
-    return NodeCapability(NodeId(name), memory, speed, slots, context_tokens)
+    return NodeCapability(
+        NodeId(name),
+        memory,
+        speed,
+        slots,
+        context_tokens,
+        numerics_class=numerics_class,
+        labels=tuple(sorted(labels.items())),
+    )
 
 
 def question(
@@ -48,6 +70,6 @@ def question(
     *,
     strategy: str = "load_balanced",
     num_stages: int | None = None,
-    num_lanes: int = 1,
+    seating: Seating = NO_LANES,
 ) -> PlanInput:
-    return PlanInput(model or planned_model(), tuple(nodes), strategy, num_stages, num_lanes)
+    return PlanInput(model or planned_model(), tuple(nodes), strategy, num_stages, seating)

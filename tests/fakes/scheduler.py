@@ -62,7 +62,7 @@ class Conductor:
     async def start(self, task_id: TaskId) -> None:
         """Queued -> Computing."""
         record = await self._registry.record(task_id)
-        claims = await self._registry.claim(record.task.model_id, 32, owner="test", lease_s=60, plan_id="plan")
+        claims = await self._registry.claim(record.task.group, 32, owner="test", lease_s=60, plan_id="plan")
         self._attempts |= {claim.task_id: claim.attempt for claim in claims}
         attempt = self._attempts[task_id]
         epoch, _, _ = await self._registry.open_session(task_id, attempt=attempt, plan_id="plan")

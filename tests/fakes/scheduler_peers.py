@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from services.scheduler.domain.capacity import ReadyNode
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.contracts.coordinator import OpenSession
-from shared.domain.errors import ButterflyError, NoCapacity
+from shared.domain.errors import ButterflyError, NoCapacity, VerificationUnavailable
 from shared.domain.ids import Epoch, ModelId, NodeId, PlanId, TaskId
-from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan
+from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan, Seating
 from shared.domain.task_state import TaskEvent
 from shared.registry.base import TaskRegistry
 
@@ -19,18 +19,24 @@ def make_node(name: str, *, slots: int = 16, used: int = 0, boot_id: str = "boot
     return ReadyNode(capability=capability, boot_id=boot_id, slots_used=used)
 
 
-def make_plan(model_id: ModelId, *node_ids: NodeId) -> PartitionPlan:
-    """One stage of one layer on each node."""
-    partitions = tuple(
-        Partition(stage=stage, node_id=node_id, layers=LayerRange(stage, stage + 1))
-        for stage, node_id in enumerate(node_ids)
-    )
+def make_plan(model_id: ModelId, *node_ids: NodeId, num_lanes: int = 1) -> PartitionPlan:
+    """One stage of one layer on each node; further lanes by rotation."""
+
+    def lane(index: int) -> Lane:
+        return Lane(
+            index,
+            tuple(
+                Partition(stage, node_ids[(stage - index) % len(node_ids)], LayerRange(stage, stage + 1))
+                for stage in range(len(node_ids))
+            ),
+        )
+
     return PartitionPlan(
         plan_id=PlanId(f"plan-{'-'.join(node_ids)}"),
         model_id=model_id,
         model_root="root",
         strategy="uniform",
-        lanes=(Lane(index=0, partitions=partitions),),
+        lanes=tuple(lane(index) for index in range(num_lanes)),
     )
 
 
@@ -40,15 +46,19 @@ class FakePartitioner(Partitioner):
     def __init__(self, *models: ModelId, min_nodes: int = 1) -> None:
         self.models = set(models)
         self.min_nodes = min_nodes
+        self.asked: list[Seating] = []
         self.asked_for_models = 0
         self.error: ButterflyError | None = None
 
-    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability]) -> PartitionPlan:
+    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating) -> PartitionPlan:
+        self.asked.append(seating)
         if self.error is not None:
             raise self.error
         if len(nodes) < self.min_nodes:
             raise NoCapacity(f"the model needs {self.min_nodes} nodes, {len(nodes)} are ready")
-        return make_plan(model_id, *(node.node_id for node in nodes))
+        if seating.num_lanes > len(nodes):
+            raise VerificationUnavailable(f"{seating.num_lanes} lanes need as many nodes, {len(nodes)} are ready")
+        return make_plan(model_id, *(node.node_id for node in nodes), num_lanes=seating.num_lanes)
 
     async def model_ids(self) -> frozenset[ModelId]:
         self.asked_for_models += 1

@@ -1,8 +1,12 @@
 """Seats for tests of the worker."""
 
 from services.worker.domain.seat import Feed, FlowKey, Seat, SeatKey, Tail
-from shared.domain.ids import Epoch, NodeId, TaskId
+from services.worker.domain.window_keeper import WindowKeeper
+from shared.contracts.messages import StageRef
+from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.plan import LayerRange
 from shared.domain.task import SamplerParams
+from tests.fakes.orders import order_of
 
 RING = FlowKey("plan", 0)
 
@@ -32,9 +36,41 @@ def seat_of(
         previous=node_id,
         next=node_id,
         slot=slot,
+        windows=keeper_of(task, epoch=epoch, stage=stage, lane=ring.lane),
         feed=feed,
         tail=tail,
     )
+
+
+def keeper_of(
+    task: str = "task",
+    *,
+    epoch: int = 1,
+    stage: int = 0,
+    lane: int = 0,
+    layers: LayerRange | None = None,
+    prompt_ids: tuple[int, ...] = (1, 2, 3),
+    generated_ids: tuple[int, ...] = (),
+    first_window: int | None = None,
+    sink_start: bytes = b"",
+    keeps_records: bool = False,
+) -> WindowKeeper:
+    """Of a model of six layers, of which a stage has two if nothing else is said."""
+    layers = layers or LayerRange(2 * stage, 2 * stage + 2)
+    order = order_of(
+        node_id=NodeId("own"),
+        task_id=TaskId(task),
+        epoch=Epoch(epoch),
+        lane=lane,
+        stage=stage,
+        ref=StageRef(model_id=ModelId("model"), model_root="root", layers=layers, num_layers=6),
+        sampler=SamplerParams(temperature=0.0),
+        numerics_class="synthetic",
+        prompt_ids=prompt_ids,
+        generated_ids=generated_ids,
+        first_window=first_window,
+    )
+    return WindowKeeper(order, order_digest="00" * 32, sink_start=sink_start, keeps_records=keeps_records)
 
 
 def feed_of(num_prefix: int, *, running: bool = True) -> Feed:

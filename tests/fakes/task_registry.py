@@ -19,7 +19,7 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.task import InferenceTask, TokenRecord
+from shared.domain.task import InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import CANCELLABLE, TERMINAL, TRANSITIONS, TaskEvent, TaskState, next_state
 from shared.registry.base import (
     ATTACHMENT_TTL_S,
@@ -109,14 +109,14 @@ class MemoryTaskRegistry(TaskRegistry):
         await self._announce()
         return self._submission(task.task_id, created=True)
 
-    async def groups(self) -> tuple[ModelId, ...]:
-        return tuple(sorted({entry.record.task.model_id for entry in self._queued()}))
+    async def groups(self) -> tuple[TaskGroup, ...]:
+        return tuple(sorted({entry.record.task.group for entry in self._queued()}))
 
     async def claim(
-        self, group: ModelId, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
+        self, group: TaskGroup, count: int, *, owner: str, lease_s: float, plan_id: str | None = None
     ) -> tuple[Claim, ...]:
         now = self._now()
-        waiting = [entry for entry in self._queued() if entry.record.task.model_id == group]
+        waiting = [entry for entry in self._queued() if entry.record.task.group == group]
         claims = []
         for entry in [entry for entry in waiting if entry.record.deadline_s > now][: min(count, 32)]:
             attempt = Attempt(entry.record.attempt + 1)
@@ -237,14 +237,14 @@ class MemoryTaskRegistry(TaskRegistry):
                 entry.attached_until = self._now() + ttl_s
 
     async def reconcile(
-        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[ModelId, str]
+        self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[TaskGroup, str]
     ) -> Reconciled:
         now = self._now()
         requeued, adopted, expired, detached, exhausted = [], [], [], [], []
         for task_id, entry in [item for item in self._entries.items() if item[1].unfinished]:
             state = entry.record.state
             if entry.record.deadline_s <= now:
-                reason = waiting.get(entry.record.task.model_id) if state is TaskState.QUEUED else None
+                reason = waiting.get(entry.record.task.group) if state is TaskState.QUEUED else None
                 message = f"the deadline passed while the task was {state}" + (f": {reason}" if reason else "")
                 self._end(entry, TaskState.FAILED, error_code="deadline_exceeded", error=message, fence=True)
                 expired.append(task_id)

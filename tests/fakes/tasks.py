@@ -4,9 +4,10 @@ import itertools
 from dataclasses import replace
 
 from shared.domain.ids import ModelId, TaskId
-from shared.domain.task import InferenceTask, SamplerParams, StopRules, TaskKind, TokenRecord
+from shared.domain.task import InferenceTask, SamplerParams, StopRules, TaskGroup, TaskKind, TokenRecord
 
 MODEL = ModelId("tiny")
+GROUP = TaskGroup(MODEL)
 
 _numbers = itertools.count(1)
 

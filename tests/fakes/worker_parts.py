@@ -1,34 +1,56 @@
 """Workers in one process without HTTP: real services around synthetic engines, links as plain iterators."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.worker.domain.identity import CoordinatorKey, Identity
 from services.worker.ports import Coordinator, LinkCarrier, Report, StageFile, StageFiles
 from services.worker.service.drafts import DraftSender
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.orders import OrderCheck
 from services.worker.service.outbox import Outbox
 from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.receipts import KeySigner, ReceiptDesk
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from shared.contracts.coordinator import Registered, RegisterNode
-from shared.contracts.messages import DraftTokens, Peer, SessionStart, SessionStop, StageRef, WorkAssignment
+from shared.contracts.messages import (
+    DraftTokens,
+    Peer,
+    ReceiptPosted,
+    SealWindow,
+    SessionStart,
+    SessionStop,
+    StageRef,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
+from shared.domain import canonical
+from shared.domain.chain import class_hash
 from shared.domain.errors import ButterflyError, PeerUnavailable
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.plan import LayerRange
+from shared.domain.receipt import RECEIPT, Receipt, SignedReceipt
+from shared.domain.signing import SigningKey, is_signed_by
 from shared.domain.task import SamplerParams
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.tasks import BackgroundTasks
-from tests.fakes.engine import SyntheticLoader
+from tests.fakes.engine import NUMERICS_CLASS, SyntheticLoader
 from tests.fakes.events import RecordingPublisher
+from tests.fakes.identities import COORDINATOR_KEY
+from tests.fakes.orders import order_of, signed_order
 
 GREEDY = SamplerParams(temperature=0.0)
 FIRST_EPOCH = Epoch(1)
+SOME_DIGEST = "ab" * 32
 
 
 async def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
@@ -61,6 +83,7 @@ class RecordingCoordinator(Coordinator):
             lease_ms=2_000,
             partitioner_url="http://partitioner",
             metrics_url="http://metrics",
+            coordinator_key=COORDINATOR_KEY.public_key.hex(),
         )
 
     async def tell(self, report: Report) -> None:
@@ -152,6 +175,9 @@ class MemoryWorker:
         before_step: Callable[[], object] | None = None,
     ) -> None:
         self.node_id = node_id
+        self.key = SigningKey(hashlib.sha256(node_id.encode()).digest())
+        self.coordinator_key = CoordinatorKey()
+        self.coordinator_key.value = COORDINATOR_KEY.public_key
         self.coordinator = coordinator
         self.tasks = BackgroundTasks(clock)
         self.events = RecordingPublisher()
@@ -170,11 +196,15 @@ class MemoryWorker:
             clock=clock,
             events=self.events,
         )
+        self.receipts = ReceiptDesk(
+            signer=KeySigner(Identity(node_id, self.key)), report=self.outbox.report, send_drafts=self.drafts.hurry
+        )
         self.ring = Ring(
             node_id=node_id,
             seating=self.seating,
             send=self.outgoing.send,
             drafts=self.drafts,
+            receipts=self.receipts,
             report=self.outbox.report,
             events=self.events,
             now=clock.now_s,
@@ -199,6 +229,10 @@ class MemoryWorker:
             stages=self.stages,
             outgoing=self.outgoing,
             incoming=self.incoming,
+            orders=OrderCheck(
+                node_id=node_id, numerics_hash=class_hash(NUMERICS_CLASS), coordinator_key=self.coordinator_key
+            ),
+            receipts=self.receipts,
             report=self.outbox.report,
             tasks=self.tasks,
             context_tokens=ctx_per_slot,
@@ -232,6 +266,12 @@ class Order:
     max_rows: int = 400
     num_layers: int = 6
     model: str = "synthetic"
+    lane: int = 0
+    decodes: bool = True
+    max_windows_ahead: int = 0
+    first_window: int | None = None
+    sink_start: str = SOME_DIGEST
+    """For epochs that go on after `generated_ids`."""
 
     @property
     def task_id(self) -> TaskId:
@@ -272,19 +312,33 @@ class MemoryCluster:
         nodes, count = order.nodes, len(order.nodes)
         bounds = [order.num_layers * place // count for place in range(count + 1)]
         own, following = nodes[stage], nodes[(stage + 1) % count]
+        ref = StageRef(
+            model_id=ModelId(order.model),
+            model_root=f"root of {order.model}",
+            layers=LayerRange(bounds[stage], bounds[stage + 1]),
+            num_layers=order.num_layers,
+        )
+        signed = order_of(
+            node_id=NodeId(own),
+            task_id=order.task_id,
+            epoch=order.epoch,
+            lane=order.lane,
+            stage=stage,
+            ref=ref,
+            sampler=order.sampler,
+            numerics_class=NUMERICS_CLASS,
+            prompt_ids=order.prompt_ids,
+            generated_ids=order.generated_ids,
+            first_window=order.first_window,
+        )
         return WorkAssignment(
             task_id=order.task_id,
             epoch=order.epoch,
-            lane=0,
+            lane=order.lane,
             stage=stage,
             num_stages=count,
             plan_id="-".join(nodes),
-            stage_ref=StageRef(
-                model_id=ModelId(order.model),
-                model_root=f"root of {order.model}",
-                layers=LayerRange(bounds[stage], bounds[stage + 1]),
-                num_layers=order.num_layers,
-            ),
+            stage_ref=ref,
             previous=_peer(nodes[stage - 1], nodes[stage - 1], own) if count > 1 else None,
             next=_peer(following, own, following) if count > 1 else None,
             prefix_ids=(*order.prompt_ids, *order.generated_ids) if stage in {0, count - 1} else (),
@@ -294,6 +348,10 @@ class MemoryCluster:
             sampler=order.sampler,
             end_ids=order.end_ids,
             decode_batches_in_flight=order.batches_in_flight,
+            order=signed_order(COORDINATOR_KEY, signed),
+            decodes=order.decodes,
+            max_windows_ahead=order.max_windows_ahead,
+            sink_start=order.sink_start if order.generated_ids else "",
         )
 
     async def assign(self, order: Order) -> None:
@@ -304,7 +362,29 @@ class MemoryCluster:
             assert (await self[node_id].sessions.assign(assignment)).ready
 
     async def start(self, order: Order) -> None:
-        await self[order.nodes[0]].sessions.start(SessionStart(task_id=order.task_id, epoch=order.epoch))
+        start = SessionStart(task_id=order.task_id, epoch=order.epoch, lane=order.lane)
+        await self[order.nodes[0]].sessions.start(start)
+
+    async def release(self, order: Order, window: int, row_start: int, ids: Sequence[int]) -> None:
+        message = WindowRelease(
+            task_id=order.task_id,
+            epoch=order.epoch,
+            lane=order.lane,
+            window=window,
+            row_start=row_start,
+            ids=tuple(ids),
+        )
+        await self[order.nodes[0]].sessions.release(message)
+
+    async def seal(self, order: Order, window: int, row_end: int) -> None:
+        message = SealWindow(task_id=order.task_id, epoch=order.epoch, lane=order.lane, window=window, row_end=row_end)
+        for node_id in dict.fromkeys(order.nodes):
+            await self[node_id].sessions.seal(message)
+
+    async def committed(self, order: Order, window: int) -> None:
+        message = WindowCommitted(task_id=order.task_id, epoch=order.epoch, lane=order.lane, window=window)
+        for node_id in dict.fromkeys(order.nodes):
+            await self[node_id].sessions.committed(message)
 
     async def stop(self, order: Order) -> None:
         for node_id in order.nodes:
@@ -326,6 +406,26 @@ class MemoryCluster:
         )
         return self.drafted(order)
 
+    def posted(self, order: Order) -> list[list[ReceiptPosted]]:
+        """Per stage what its seat has signed in this epoch, in the order in which it came."""
+        found: list[list[ReceiptPosted]] = [[] for _ in order.nodes]
+        for report in self.coordinator.told:
+            if isinstance(report, ReceiptPosted) and (report.task_id, report.epoch, report.lane) == (
+                order.task_id,
+                order.epoch,
+                order.lane,
+            ):
+                found[report.stage].append(report)
+        return found
+
+    async def receipts(self, order: Order, windows: int) -> list[list[SignedReceipt]]:
+        """Wait until every seat has signed so many windows; their signatures are checked."""
+        await self.coordinator.until(lambda: all(len(seat) >= windows for seat in self.posted(order)))
+        return [
+            [_receipt_of(one, self[node_id]) for one in seat]
+            for node_id, seat in zip(order.nodes, self.posted(order), strict=True)
+        ]
+
     def drafted(self, order: Order) -> list[int]:
         """The tokens this epoch has drafted so far; their positions are checked."""
         tokens: list[int] = []
@@ -338,6 +438,15 @@ class MemoryCluster:
                     assert draft.first_position == expected
                     tokens += [record.token_id for record in draft.records]
         return tokens
+
+
+def _receipt_of(posted: ReceiptPosted, worker: MemoryWorker) -> SignedReceipt:
+    """Nodes have short names here, not those of their keys."""
+    signed = posted.receipt.signed()
+    assert is_signed_by(worker.key.public_key, signed)
+    receipt = Receipt(**canonical.decode(RECEIPT, signed.text))
+    assert receipt.node_id == worker.node_id
+    return SignedReceipt(receipt, signed)
 
 
 def _peer(node_id: str, sender: str, receiver: str) -> Peer:

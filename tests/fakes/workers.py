@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 
 from services.coordinator.ports import Worker, Workers
-from shared.contracts.messages import LoadStage, SessionStart, SessionStop, WorkAssignment
+from shared.contracts.messages import (
+    LoadStage,
+    SealWindow,
+    SessionStart,
+    SessionStop,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
 from shared.domain.errors import ButterflyError, PeerUnavailable
 from shared.domain.ids import NodeId, TaskId
 
-Told = LoadStage | WorkAssignment | SessionStart | SessionStop
+Told = LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted
 
 
 class FakeWorker(Worker):
@@ -37,6 +45,9 @@ class FakeWorker(Worker):
         return not self.is_cold
 
     async def start(self, message: SessionStart) -> None:
+        self._hear(message)
+
+    async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
         self._hear(message)
 
     async def stop(self, message: SessionStop) -> None:

@@ -1,12 +1,16 @@
 """Nodes and models as clients see them. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from shared.contracts.coordinator import NodeView
 from shared.domain.layers import ModelInfo, stage_weight_bytes
 from shared.domain.session import NodeState
+from shared.domain.task import Verification
 
 Json = dict[str, object]
+
+LEAST_TO_VERIFY = 3  # 2f + 1 with f = 1
 
 
 def node_resource(node: NodeView) -> Json:
@@ -47,10 +51,17 @@ def model_resource(model: ModelInfo, nodes: Sequence[NodeView], *, context_token
             "context": min(model.context_tokens, context_tokens),
             "bytes": model.file_bytes,
             "profile": "exact",
-            "verification": ["none"],
+            "verification": list(modes(nodes)),
             "ready": can_be_held(model, nodes),
         },
     }
+
+
+def modes(nodes: Iterable[NodeView]) -> tuple[Verification, ...]:
+    """What can be asked for now: a liar is found out by three nodes that compute alike."""
+    ready = [node.capability.numerics_class for node in nodes if node.state is NodeState.READY]
+    most_alike = max(Counter(ready).values(), default=0)
+    return tuple(Verification) if most_alike >= LEAST_TO_VERIFY else (Verification.NONE,)
 
 
 def can_be_held(model: ModelInfo, nodes: Iterable[NodeView]) -> bool:

@@ -32,6 +32,11 @@ class AnswerHead:
     def verified(self) -> bool:
         return self.verification is not Verification.NONE
 
+    @property
+    def receipt_url(self) -> str | None:
+        """Where the proof of a verified answer is."""
+        return f"/v1/tasks/{self.task_id}/receipt" if self.verified else None
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -65,11 +70,12 @@ def text_chunk(head: AnswerHead, part: AnswerPart, *, include_usage: bool) -> Js
 
 
 def closing_chunk(head: AnswerHead, finish_reason: FinishReason, *, include_usage: bool) -> Json:
-    return _chunk(head, _choice(head, {}, finish_reason=finish_reason), include_usage=include_usage)
+    choice = _choice(head, {}, finish_reason=finish_reason)
+    return _with_receipt(head, _chunk(head, choice, include_usage=include_usage))
 
 
 def usage_chunk(head: AnswerHead, usage: Usage) -> Json:
-    return _chunk(head, None, include_usage=True) | {"usage": usage.as_json()}
+    return _with_receipt(head, _chunk(head, None, include_usage=True) | {"usage": usage.as_json()})
 
 
 def error_event(error: ButterflyError, task_id: TaskId) -> Json:
@@ -104,7 +110,7 @@ def whole_answer(
         "verification": head.verification,
         "verified": head.verified,
         "seed": head.seed,
-        "receipt_url": None,
+        "receipt_url": head.receipt_url,
     }
     return body if error is None else body | {"error": error}
 
@@ -125,6 +131,18 @@ def _chunk(head: AnswerHead, choice: Json | None, *, include_usage: bool) -> Jso
     body = _envelope(head, name) | {"choices": [] if choice is None else [choice]}
     body["butterfly"] = {"verified": head.verified, "seed": head.seed, "task_id": head.task_id}
     return body | ({"usage": None} if include_usage else {})
+
+
+def _with_receipt(head: AnswerHead, chunk: Json) -> Json:
+    """Of the last chunks: how the answer was verified, and where its proof is. OpenAI clients pass the field by."""
+    told = {
+        "task_id": head.task_id,
+        "seed": head.seed,
+        "verification": head.verification,
+        "verified": head.verified,
+        "receipt": head.receipt_url,
+    }
+    return chunk | {"butterfly": told}
 
 
 def _choice(

@@ -85,7 +85,9 @@ def _error(code: str, message: str) -> Json:
 
 def _links(task_id: TaskId) -> Json:
     here = f"/v1/tasks/{task_id}"
-    return {"self": here, "result": f"{here}/result", "events": f"{here}/events", "cancel": f"{here}/cancel"}
+    ends = ("result", "events", "receipt", "cancel")
+    links: Json = {end: f"{here}/{end}" for end in ends}
+    return {"self": here} | links
 
 
 def _utc(unix_s: float | None) -> str | None:

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.api.domain.openai_bodies import AnswerHead
 from services.api.json_body import read_json_object
 from services.api.routes.callers import caller_of
 from services.api.schemas import ChatBody, CompletionBody, parse_body
@@ -17,6 +18,8 @@ from services.api.sse import DONE, EventStream, data_event, while_connected
 from shared.runtime.clock import Clock
 
 TASK_ID_HEADER = "x-butterfly-task-id"
+VERIFIED_HEADER = "x-butterfly-verified"
+RECEIPT_HEADER = "x-butterfly-receipt"
 STREAM_PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -33,7 +36,7 @@ def build_openai_router(gateway: GatewayInterface, cluster: ClusterInterface, cl
         body = await read_json_object(request)
         wanted = parse_body(schema, body).to_wanted()
         opened = await gateway.open(wanted, caller_of(request, route=request.url.path, body=body))
-        headers = {TASK_ID_HEADER: opened.head.task_id}
+        headers = _headers(opened.head)
         if wanted.stream:
             events = _events(opened, include_usage=wanted.include_usage)
             return EventStream(events, clock=clock, on_close=opened.close, headers=headers)
@@ -53,6 +56,12 @@ def build_openai_router(gateway: GatewayInterface, cluster: ClusterInterface, cl
     router.add_api_route("/v1/models", models, methods=["GET", "HEAD"], response_model=None)
     router.add_api_route("/v1/models/{model_id:path}", model, methods=["GET", "HEAD"], response_model=None)
     return router
+
+
+def _headers(head: AnswerHead) -> dict[str, str]:
+    """Sent before the first token of a stream: no token of a verified answer goes out before it is committed."""
+    headers = {TASK_ID_HEADER: head.task_id, VERIFIED_HEADER: head.verification.value}
+    return headers if head.receipt_url is None else headers | {RECEIPT_HEADER: head.receipt_url}
 
 
 async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:

@@ -45,6 +45,9 @@ def build_tasks_router(tasks: TasksInterface, clock: Clock) -> APIRouter:
             return JSONResponse({"task_id": task_id, "object": "task.pending"}, 202, headers=POLL_AGAIN)
         return JSONResponse(found)
 
+    async def receipt(request: Request, task_id: str) -> Response:
+        return JSONResponse(await tasks.receipt(task_id, caller_of(request)))
+
     async def cancel(request: Request, task_id: str) -> Response:
         cancelled = await tasks.cancel(task_id, caller_of(request))
         return JSONResponse(cancelled.resource, 202 if cancelled.accepted else 200)
@@ -58,6 +61,7 @@ def build_tasks_router(tasks: TasksInterface, clock: Clock) -> APIRouter:
     router.add_api_route("/v1/tasks", page, methods=["GET", "HEAD"], response_model=None)
     router.add_api_route("/v1/tasks/{task_id}", view, methods=["GET", "HEAD"], response_model=None)
     router.add_api_route("/v1/tasks/{task_id}/result", result, methods=["GET", "HEAD"], response_model=None)
+    router.add_api_route("/v1/tasks/{task_id}/receipt", receipt, methods=["GET", "HEAD"], response_model=None)
     router.add_api_route("/v1/tasks/{task_id}/cancel", cancel, methods=["POST"], response_model=None)
     router.add_api_route("/v1/tasks/{task_id}/events", events, methods=["GET"], response_model=None)
     return router

@@ -56,7 +56,7 @@ class TaskPreparation:
     async def prepare(self, wanted: WantedAnswer, *, owner: str) -> PreparedTask:
         """Raises `InvalidInput` and its kin, `ModelNotFound`, `VerificationUnavailable`, `PeerUnavailable`."""
         model = await self._catalogue.model(wanted.model_id)
-        verification = self._verification(wanted.terms)
+        verification, max_byzantine = self._verification(wanted.terms)
         vocabulary = await self._vocabularies.of(model)
         prompt_ids = await self._prompt_ids(wanted, vocabulary, context_tokens=self._context_tokens(model))
         max_tokens = tokens_to_generate(
@@ -76,7 +76,7 @@ class TaskPreparation:
             sampler=wanted.sampler if wanted.seeded else replace(wanted.sampler, seed=self._drawn_seed()),
             stop=_stop_rules(wanted, vocabulary),
             verification=verification,
-            max_byzantine=0 if verification is Verification.NONE else self._defaults.max_byzantine,
+            max_byzantine=max_byzantine,
             priority=wanted.terms.priority,
             deadline_s=self._defaults.deadline_s if wanted.terms.deadline_s is None else wanted.terms.deadline_s,
             result_ttl_s=wanted.terms.result_ttl_s,
@@ -90,18 +90,21 @@ class TaskPreparation:
         model = await self._catalogue.model(task.model_id)
         return PreparedTask(task, model, await self._vocabularies.of(model))
 
-    def _verification(self, terms: TaskTerms) -> Verification:
+    def _verification(self, terms: TaskTerms) -> tuple[Verification, int]:
+        """The mode, and how many liars it is to withstand. Whether the nodes can give it, the scheduler knows."""
         mode = self._defaults.verification if terms.verification is None else terms.verification
         if mode is Verification.NONE:
-            return mode
+            return mode, 0
+        if self._defaults.max_byzantine == 0:
+            raise VerificationUnavailable(
+                f"verification '{mode}' means nothing here: coordination.max_byzantine is 0",
+                param="butterfly.verification",
+            )
         if terms.max_byzantine is not None and terms.max_byzantine > self._defaults.max_byzantine:
             raise InvalidInput(
                 f"max_byzantine may be at most {self._defaults.max_byzantine} here", param="butterfly.max_byzantine"
             )
-        raise VerificationUnavailable(
-            f"this build verifies no answers yet: ask for verification 'none' instead of '{mode}'",
-            param="butterfly.verification",
-        )
+        return mode, self._defaults.max_byzantine if terms.max_byzantine is None else terms.max_byzantine
 
     def _context_tokens(self, model: ModelInfo) -> int:
         return min(model.context_tokens, self._defaults.context_tokens)

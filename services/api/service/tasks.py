@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from services.api.domain.answer_text import AnswerPart, AnswerText
 from services.api.domain.openai_bodies import Json, Usage, whole_answer
+from services.api.domain.receipt_bundle import bundle_of
 from services.api.domain.stream_entries import committed, end_of, entry_order
 from services.api.domain.task_ids import is_task_id
 from services.api.domain.task_resource import event_body, is_terminal, task_error, task_resource
@@ -14,6 +15,7 @@ from services.api.domain.wanted import Caller, WantedAnswer
 from services.api.ports import EntryStream, Scheduler, TaskReader
 from services.api.service.preparation import PreparedTask, TaskPreparation, head_of
 from services.api.task_schemas import ListQuery
+from shared.contracts.receipts import BundleBody
 from shared.contracts.scheduler import SubmitTask
 from shared.domain.errors import ResultExpired, ServerDraining, TaskNotFound
 from shared.domain.ids import TaskId
@@ -66,6 +68,13 @@ class TasksInterface(ABC):
         """
 
     @abstractmethod
+    async def receipt(self, task_id: str, caller: Caller) -> Json:
+        """The proof of the answer (`shared.contracts.receipts.BundleBody`); while the task runs, of what is committed.
+
+        Raises `ReceiptNotAvailable` when nothing is, `ResultExpired`.
+        """
+
+    @abstractmethod
     async def cancel(self, task_id: str, caller: Caller) -> CancelledView:
         """Stop the task unless it has ended. Idempotent."""
 
@@ -114,6 +123,12 @@ class TasksService(TasksInterface):
     async def result(self, task_id: str, caller: Caller) -> Json | None:
         record = await self._own(task_id, caller)
         return await self._result(record) if is_terminal(record) else None
+
+    async def receipt(self, task_id: str, caller: Caller) -> Json:
+        record = await self._own(task_id, caller)
+        entries = await self._reader.receipts(record.task.task_id)
+        tokens = await self._reader.tokens(record.task.task_id)
+        return BundleBody.of(bundle_of(record, entries, tokens)).model_dump(mode="json")
 
     async def cancel(self, task_id: str, caller: Caller) -> CancelledView:
         record = await self._own(task_id, caller)

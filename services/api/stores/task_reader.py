@@ -7,12 +7,15 @@ from services.api.stores.stream_hub import StreamHub
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
+from shared.domain.window_entry import WindowEntry
 from shared.registry.base import TaskPage, TaskRecord, TaskRegistry
+from shared.registry.receipts import ReceiptStore
 
 
 class RegistryTaskReader(TaskReader):
-    def __init__(self, registry: TaskRegistry, hub: StreamHub) -> None:
+    def __init__(self, registry: TaskRegistry, receipts: ReceiptStore, hub: StreamHub) -> None:
         self._registry = registry
+        self._receipts = receipts
         self._hub = hub
 
     async def record(self, task_id: TaskId) -> TaskRecord:
@@ -20,6 +23,9 @@ class RegistryTaskReader(TaskReader):
 
     async def tokens(self, task_id: TaskId) -> tuple[TokenRecord, ...]:
         return await self._registry.tokens(task_id)
+
+    async def receipts(self, task_id: TaskId) -> tuple[WindowEntry, ...]:
+        return await self._receipts.entries(task_id)
 
     async def page(
         self, *, owner: str, states: frozenset[TaskState], model_id: ModelId | None, limit: int, cursor: str | None

@@ -1,8 +1,10 @@
 """The few questions the operator's command asks of coordinator and partitioner."""
 
 from collections.abc import Callable
+from urllib.parse import quote
 
-from shared.contracts.coordinator import NodeList, NodeView
+from shared.contracts.base import Empty
+from shared.contracts.coordinator import NodeList, NodeView, QuarantineNode
 from shared.contracts.partitioner import ModelList
 from shared.domain.errors import ModelNotFound
 from shared.resilience.hooks import PeerHooks
@@ -18,6 +20,14 @@ class Coordinator:
 
     async def nodes(self) -> tuple[NodeView, ...]:
         return (await self._peer.get("/nodes", NodeList)).nodes
+
+    async def quarantine(self, node_id: str, reason: str) -> None:
+        """Until it is reinstated. Raises `NodeNotFound`, `RegistryUnavailable`."""
+        await self._peer.post(_of(node_id, "quarantine"), QuarantineNode(reason=reason), Empty, idempotent=True)
+
+    async def reinstate(self, node_id: str) -> None:
+        """Raises `NodeNotFound` when nothing keeps the node away, `RegistryUnavailable`."""
+        await self._peer.post(_of(node_id, "reinstate"), None, Empty)
 
     async def aclose(self) -> None:
         await self._peer.aclose()
@@ -42,6 +52,10 @@ class Partitioner:
 
     async def aclose(self) -> None:
         await self._peer.aclose()
+
+
+def _of(node_id: str, action: str) -> str:
+    return f"/nodes/{quote(node_id, safe='')}/{action}"
 
 
 def _peer(name: str, url: str, service_token: str, now: Callable[[], float]) -> PeerClient:

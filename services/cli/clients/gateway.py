@@ -42,6 +42,8 @@ class Node(_Answer):
     state: str
     address: str = ""
     stages: tuple[Stage, ...] = ()
+    reason: str | None = None
+    """Why it is quarantined or evicted."""
     heartbeat_age_ms: float | None = None
 
 
@@ -90,6 +92,9 @@ class Gateway:
 
     def task(self, task_id: str) -> Mapping[str, object]:
         return _object(self._json("GET", f"/v1/tasks/{quote(task_id, safe='')}"))
+
+    def receipt(self, task_id: str) -> Mapping[str, object]:
+        return _object(self._json("GET", f"/v1/tasks/{quote(task_id, safe='')}/receipt"))
 
     def cancel(self, task_id: str) -> Task:
         return _parsed(Task, self._json("POST", f"/v1/tasks/{quote(task_id, safe='')}/cancel", {}))

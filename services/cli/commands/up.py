@@ -100,6 +100,7 @@ class _Up:
                 host=self._cluster.layout.reach_host,
                 api_url=self._cluster.url(Kind.API),
                 partitioner_url=self._cluster.url(Kind.PARTITIONER),
+                coordinator_url=self._cluster.url(Kind.COORDINATOR),
                 model=self._wishes.model,
                 processes=processes,
             )

@@ -57,6 +57,7 @@ def environment_of(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> 
         "BUTTERFLY_SECURITY__SERVICE_TOKEN": layout.service_token,
         "BUTTERFLY_SECURITY__JOIN_TOKEN": layout.join_token,
         "BUTTERFLY_PARTITION__MODELS_DIR": f"{layout.data_dir}/models",
+        "BUTTERFLY_COORDINATION__DATA_DIR": f"{layout.data_dir}/coordinator",
         "BUTTERFLY_SCHEDULING__PRELOAD_MODELS": ",".join(layout.preload_models),
     }
     if layout.num_stages is not None:

@@ -44,6 +44,7 @@ class ClusterStatus(BaseModel):
     """Where its processes are reached."""
     api_url: str
     partitioner_url: str
+    coordinator_url: str
     model: str
     processes: tuple[ProcessStatus, ...]
 

@@ -10,7 +10,7 @@ from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.errors import ModelNotFound, ProtocolViolation
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 from shared.resilience.http_client import PeerClient
 
 PLAN_TIMEOUT_S = 5.0
@@ -22,9 +22,14 @@ class HttpPartitioner(Partitioner):
         self._client = client
 
     async def plan(
-        self, model_id: ModelId, nodes: Sequence[NodeCapability], *, num_stages: int | None
+        self,
+        model_id: ModelId,
+        nodes: Sequence[NodeCapability],
+        *,
+        num_stages: int | None,
+        seating: Seating,
     ) -> PartitionPlan:
-        wanted = PlanRequest(model_id=model_id, nodes=tuple(nodes), num_stages=num_stages)
+        wanted = PlanRequest(model_id=model_id, nodes=tuple(nodes), num_stages=num_stages, seating=seating)
         answer = await self._client.post("/plans", wanted, PlanResponse, timeout_s=PLAN_TIMEOUT_S, idempotent=True)
         return answer.plan
 

@@ -2,7 +2,16 @@
 
 from services.coordinator.ports import Worker, Workers
 from shared.contracts.base import Contract
-from shared.contracts.messages import Ack, LoadStage, SessionStart, SessionStop, WorkAssignment
+from shared.contracts.messages import (
+    Ack,
+    LoadStage,
+    SealWindow,
+    SessionStart,
+    SessionStop,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
 from shared.domain.ids import NodeId
 from shared.resilience.http_client import PeerClients
 
@@ -25,6 +34,9 @@ class HttpWorker(Worker):
         return (await self._post(message)).ready
 
     async def start(self, message: SessionStart) -> None:
+        await self._post(message)
+
+    async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
         await self._post(message)
 
     async def stop(self, message: SessionStop) -> None:

@@ -8,10 +8,7 @@ from urllib.parse import urlsplit
 from shared.domain.errors import InvalidInput
 from shared.domain.plan import NodeCapability
 
-_NODE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HOST_LABEL = re.compile(r"(?!xn--)[A-Za-z0-9_-]{1,63}")
-SERVICES = frozenset({"api", "scheduler", "partitioner", "coordinator", "metrics"})
-"""No node may be called like one: calls and events are told apart by the name of the peer."""
 MIN_MEMORY_BYTES = 1 << 20  # less holds no layer of any model
 MAX_MEMORY_BYTES = 1 << 50
 MAX_SPEED = 1e16  # weight bytes per second: a thousand times the fastest memory known
@@ -24,10 +21,6 @@ MAX_LABELS = 32
 
 def check_capability(capability: NodeCapability) -> None:
     """Raise `InvalidInput`, naming the field, for values that no node can have. True values may still be lies."""
-    if not _NODE_ID.fullmatch(capability.node_id):
-        raise InvalidInput("a node id has 1 to 128 letters, digits and . _ : -", param="capability.node_id")
-    if capability.node_id in SERVICES:
-        raise InvalidInput(f"{capability.node_id} is the name of a service", param="capability.node_id")
     if not math.isfinite(capability.speed) or not 0 < capability.speed <= MAX_SPEED:
         raise InvalidInput(f"speed must lie in (0, {MAX_SPEED:g}]", param="capability.speed")
     for name, value, low, high in (

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from shared.domain.errors import ProtocolViolation
 from shared.domain.task import TokenRecord
 
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
+
 
 def new_records(
     records: Sequence[TokenRecord],
@@ -25,12 +27,17 @@ def new_records(
         raise ProtocolViolation(f"drafts begin at generated token {first_index}, expected {len(known)}")
     if first_index + len(records) > limit:
         raise ProtocolViolation(f"drafts reach beyond the limit of {limit} tokens")
-    for record in records:
-        _check(record, n_vocab=n_vocab, num_logprobs=num_logprobs)
+    check_records(records, n_vocab=n_vocab, num_logprobs=num_logprobs)
     for index, record in enumerate(records[: len(known) - first_index], start=first_index):
         if record.token_id != known[index].token_id:
             raise ProtocolViolation(f"generated token {index} was drafted before, and as another token")
     return records[len(known) - first_index :]
+
+
+def check_records(records: Sequence[TokenRecord], *, n_vocab: int, num_logprobs: int | None) -> None:
+    """Raise `ProtocolViolation` for values that no token can have."""
+    for record in records:
+        _check(record, n_vocab=n_vocab, num_logprobs=num_logprobs)
 
 
 def _check(record: TokenRecord, *, n_vocab: int, num_logprobs: int | None) -> None:
@@ -42,6 +49,8 @@ def _check(record: TokenRecord, *, n_vocab: int, num_logprobs: int | None) -> No
         numbers.append(record.logprob)
     if not all(math.isfinite(number) for number in numbers):
         raise ProtocolViolation("a draft holds a logit that is not finite")
+    if max(abs(record.logit), abs(record.other_logit)) > MAX_FLOAT32:
+        raise ProtocolViolation("a draft holds a logit that is no float32")
     if (record.logprob is None) is not (num_logprobs is None):
         raise ProtocolViolation("a draft holds a logprob where none was asked, or none where one was")
     if len(record.top_logprobs) > (num_logprobs or 0):

@@ -23,6 +23,10 @@ class FaultKind(StrEnum):
     STALL = "stall"
     RULES = "rules"
     """The worker broke the protocol."""
+    DISPUTE = "dispute"
+    """Seats signed different results, and nothing tells yet who is wrong."""
+    CONVICTED = "convicted"
+    """A node was proven guilty. Each such loss takes one node away, so there are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,6 @@ def verdict(faults: Sequence[Fault]) -> GiveUp | None:
             f"poison: the engine crashed {CRASHES_AT_ONE_POSITION} times after generated token {crashes[-1].position}"
             f" ({crashes[-1].reason})",
         )
-    if len(faults) > MAX_REASSIGNMENTS:
+    if sum(fault.kind is not FaultKind.CONVICTED for fault in faults) > MAX_REASSIGNMENTS:
         return GiveUp(GENERATION_FAILED, f"reassigned {MAX_REASSIGNMENTS} times, and lost again: {faults[-1].reason}")
     return None

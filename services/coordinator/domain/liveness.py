@@ -6,10 +6,12 @@ SUSPECT_AFTER = 0.5  # of a lease without a heartbeat
 BUSY_FACTOR = 12  # phase timeouts that a session may wait behind others on nodes that do make progress
 
 
-def node_state(*, silent_s: float, lease_s: float, draining: bool, unreachable: bool) -> NodeState:
+def node_state(*, silent_s: float, lease_s: float, quarantined: bool, draining: bool, unreachable: bool) -> NodeState:
     """The state of a registered node. `unreachable`: it did not answer a call since its last heartbeat."""
     if silent_s > lease_s:
         return NodeState.LOST
+    if quarantined:
+        return NodeState.QUARANTINED
     if draining:
         return NodeState.DRAINING
     if unreachable or silent_s > lease_s * SUSPECT_AFTER:

@@ -15,12 +15,15 @@ from services.coordinator.domain.token_table import TokenTable
 from shared.domain.errors import ContextLengthExceeded, Forbidden, ProtocolViolation, StaleEpoch
 from shared.domain.ids import Attempt, Epoch, NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import Partition, PartitionPlan
+from shared.domain.plan import Partition, PartitionPlan, num_lanes
 from shared.domain.session import SessionPhase
-from shared.domain.task import InferenceTask, TokenRecord
+from shared.domain.task import InferenceTask, TokenRecord, Verification
 
 NO_EPOCH = Epoch(0)
 """Below every epoch that the registry gives."""
+
+SeatKey = tuple[int, int]
+"""Lane and stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,21 @@ class Session:
         self.records: list[TokenRecord] = []
         """Generated tokens: committed, then drafted."""
         self.num_committed = 0
+        self.num_verified = 0
+        """Tokens of a verified session that may be committed."""
+        self.ring_ends_at: int | None = None
+        """After how many tokens lane 0 stops by itself: at an end token or the limit. It knows no stop strings."""
         self.ending: Ending | None = None
         self.faults: list[Fault] = []
-        self.awaited: set[int] = set()
-        """Stages whose seat is not ready yet."""
+        self.awaited: set[SeatKey] = set()
+        """Seats that are not ready yet."""
         self.cancelled = False
         self.expired = False
         self.progress_at_s = now_s
         self.lost_at_s = now_s if phase is SessionPhase.RECOVERING else None
         """Since when it has been recovering; None once it goes on."""
+        self.apart: set[tuple[NodeId, NodeId]] = set()
+        """Neighbours that disagreed, which accuses neither: they are not seated side by side again."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
         self._excluded_until_s: dict[tuple[NodeId, str], float] = {}
         self._rows_seen: dict[NodeId, int] = {}
@@ -78,6 +87,38 @@ class Session:
     def seats(self) -> tuple[Partition, ...]:
         """The seats of lane 0 in order of stages; none before the first plan of this coordinator."""
         return self.plan.lanes[0].partitions if self.plan else ()
+
+    @property
+    def lanes(self) -> tuple[tuple[Partition, ...], ...]:
+        """The seats of every lane, in order of stages."""
+        return tuple(lane.partitions for lane in self.plan.lanes) if self.plan else ()
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """Every node with a seat, once."""
+        return tuple(dict.fromkeys(seat.node_id for lane in self.lanes for seat in lane))
+
+    @property
+    def is_verified(self) -> bool:
+        """Commits nothing but what enough nodes have signed."""
+        return self.task.verification is not Verification.NONE
+
+    @property
+    def quorum(self) -> int:
+        """Nodes that have to sign the same for each stage of a window; 0: nothing waits for signatures."""
+        return self.task.max_byzantine + 1 if self.is_verified else 0
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes that its verification takes; one that decides a dispute has more."""
+        return num_lanes(self.task.verification, self.task.max_byzantine)
+
+    @property
+    def is_complete(self) -> bool:
+        """The answer has ended, and all of it may be committed."""
+        if self.ending is None:
+            return False
+        return not self.is_verified or self.num_verified >= self.ending.num_tokens
 
     @property
     def limit(self) -> int:
@@ -98,15 +139,18 @@ class Session:
     def has_ended(self) -> bool:
         return self.phase in ENDED
 
-    def stages_of(self, node_id: NodeId) -> tuple[int, ...]:
-        return tuple(seat.stage for seat in self.seats if seat.node_id == node_id)
+    def seats_of(self, node_id: NodeId) -> tuple[SeatKey, ...]:
+        return tuple(
+            (index, seat.stage) for index, lane in enumerate(self.lanes) for seat in lane if seat.node_id == node_id
+        )
 
     def excludes(self, node_id: NodeId, boot_id: str, *, now_s: float) -> bool:
         return now_s < self._excluded_until_s.get((node_id, boot_id), now_s)
 
     def uncommitted(self) -> tuple[TokenRecord, ...]:
-        """Tokens to append now. None of an answer that has ended: those are written with its end, in one step."""
-        if self.ending is not None or not self.is_running:
+        """Drafts to append now. None of an answer that has ended: those are written with its end, in one step; and none
+        of a verified session, whose windows are committed one by one."""
+        if self.ending is not None or not self.is_running or self.is_verified:
             return ()
         return tuple(self.records[self.num_committed :])
 
@@ -135,7 +179,9 @@ class Session:
         self.max_rows = min(num_prompt + self.task.max_tokens, context_tokens)
         self.records = list(committed)
         self.num_committed = len(self.records)
-        self.awaited = {seat.stage for seat in self.seats}
+        self.num_verified = self.num_committed
+        self.ring_ends_at = None
+        self.awaited = {(index, seat.stage) for index, lane in enumerate(self.lanes) for seat in lane}
         self.progress_at_s = now_s
         self._rows_seen.clear()
         if self.limit < 1:
@@ -149,10 +195,10 @@ class Session:
         if self.phase is SessionPhase.RECOVERING:
             self.move(SessionEvent.REASSIGN)
 
-    def seat_ready(self, sender: NodeId, epoch: Epoch, stage: int, *, now_s: float) -> None:
+    def seat_ready(self, sender: NodeId, epoch: Epoch, stage: int, *, lane: int = 0, now_s: float) -> None:
         """Idempotent. Raises `StaleEpoch`, `Forbidden` as `check_sender`."""
-        self.check_sender(sender, epoch, stage)
-        self.awaited.discard(stage)
+        self.check_sender(sender, epoch, stage, lane=lane)
+        self.awaited.discard((lane, stage))
         self.progressed(now_s=now_s)
         self._on_change()
 
@@ -161,11 +207,11 @@ class Session:
     ) -> int:
         """Take new tokens of the last stage; returns how many were new. Position 0 is the prompt's first token.
 
-        Raises `StaleEpoch`, `Forbidden`, `ProtocolViolation`. Tokens after the end of the answer are dropped: the last
-        stage does not know stop strings.
+        Raises `StaleEpoch`, `Forbidden`, `ProtocolViolation`. Tokens after the end of the answer are dropped (the last
+        stage does not know stop strings), but those of a verified session: its window has to be computed to the end.
         """
         self.check_sender(sender, epoch, len(self.seats) - 1)
-        if self.ending is not None:
+        if self.ring_ends_at is not None or (self.ending is not None and not self.is_verified):
             return 0
         if self.phase not in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}:
             raise ProtocolViolation(f"drafts for a session that is {self.phase}")
@@ -177,17 +223,32 @@ class Session:
             n_vocab=self.subject.model.n_vocab,
             num_logprobs=self.task.sampler.logprobs,
         )
-        if fresh and self.phase is SessionPhase.PREFILLING:
+        if not fresh:
+            return 0
+        if self.phase is SessionPhase.PREFILLING:
             self.move(SessionEvent.FIRST_TOKEN)
+        taken = self._take(fresh)
+        self.progressed(now_s=now_s)
+        if self.ending is not None or self.is_verified:
+            self._on_change()
+        return taken
+
+    def _take(self, fresh: Sequence[TokenRecord]) -> int:
+        """Append tokens up to the end; how many that were."""
         for count, record in enumerate(fresh, start=1):
             self.records.append(record)
-            self.ending = self._answer.feed(record.token_id)
-            if self.ending is not None:
-                self._on_change()
+            if self.ending is None:
+                self.ending = self._answer.feed(record.token_id)
+            if record.token_id in self.task.stop.end_ids or len(self.records) >= self.limit:
+                self.ring_ends_at = len(self.records)
                 return count
-        if fresh:
-            self.progressed(now_s=now_s)
+            if self.ending is not None and not self.is_verified:
+                return count
         return len(fresh)
+
+    def verified(self, num_tokens: int) -> None:
+        """So many tokens may be committed now."""
+        self.num_verified = num_tokens
 
     def committed(self, epoch: Epoch, num_committed: int | None) -> None:
         """What the registry said of an append in `epoch`; None: this writer is fenced."""
@@ -203,7 +264,7 @@ class Session:
     def position(self, node_id: NodeId, epoch: Epoch, rows: int, *, now_s: float) -> bool:
         """A heartbeat's word on how far a node is: True when that is progress."""
         rows = min(rows, self.max_rows)
-        if epoch != self.epoch or rows <= self._rows_seen.get(node_id, 0) or not self.stages_of(node_id):
+        if epoch != self.epoch or rows <= self._rows_seen.get(node_id, 0) or not self.seats_of(node_id):
             return False
         self._rows_seen[node_id] = rows
         self.progressed(now_s=now_s)
@@ -214,7 +275,7 @@ class Session:
 
     def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None, now_s: float) -> None:
         """Some seat cannot go on. Counts once per epoch: whatever follows is a consequence."""
-        if not self.is_running or self.ending is not None:
+        if not self.is_running or self.is_complete:
             return
         self.faults.append(Fault(kind, reason, len(self.records), suspect))
         self.lost_at_s = now_s if self.lost_at_s is None else self.lost_at_s
@@ -238,13 +299,14 @@ class Session:
         """Something around the session changed: nodes, slots."""
         self._on_change()
 
-    def check_sender(self, sender: NodeId, epoch: Epoch, stage: int) -> None:
+    def check_sender(self, sender: NodeId, epoch: Epoch, stage: int, *, lane: int = 0) -> None:
         """A worker speaks for the seats it holds in the present epoch, and for no other."""
         if epoch < self.epoch or not (self.is_running or self.phase is SessionPhase.DRAINING):
             raise StaleEpoch(f"epoch {epoch} of task {self.task.task_id} is over")
         if epoch > self.epoch:
             raise ProtocolViolation(f"epoch {epoch} of task {self.task.task_id} has not begun")
-        if not 0 <= stage < len(self.seats):
-            raise ProtocolViolation(f"task {self.task.task_id} has no stage {stage}")
-        if self.seats[stage].node_id != sender:
-            raise Forbidden(f"stage {stage} of task {self.task.task_id} is not held by node {sender}")
+        lanes = self.lanes
+        if not 0 <= lane < len(lanes) or not 0 <= stage < len(lanes[lane]):
+            raise ProtocolViolation(f"task {self.task.task_id} has no stage {stage} of lane {lane}")
+        if lanes[lane][stage].node_id != sender:
+            raise Forbidden(f"stage {stage} of lane {lane} of task {self.task.task_id} is not held by node {sender}")

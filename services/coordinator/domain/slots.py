@@ -13,7 +13,10 @@ StageOfNode = tuple[NodeId, str, int, int]
 
 
 class SlotLedger:
-    """Seats taken and given back all together, so that a session never holds half a ring."""
+    """Seats taken and given back all together, so that a session never holds half a ring or half its lanes.
+
+    A node with several stages has slots of its own for each.
+    """
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[StageOfNode, ...]] = {}
@@ -26,18 +29,21 @@ class SlotLedger:
         seats: Sequence[Partition],
         capabilities: Mapping[NodeId, NodeCapability],
     ) -> None:
-        """Take a slot at every seat or raise `NoCapacity`. What the holder held before is given back first."""
+        """Take a slot at every seat, those of all lanes, or raise `NoCapacity`.
+
+        What the holder held before is given back first.
+        """
         self.release(holder)
-        wanted = tuple((seat.node_id, model_root, seat.layers.start, seat.layers.end) for seat in seats)
-        for stage in wanted:
+        wanted = Counter((seat.node_id, model_root, seat.layers.start, seat.layers.end) for seat in seats)
+        for stage, slots in wanted.items():
             capability = capabilities.get(stage[0])
             if capability is None:
                 raise NoCapacity(f"node {stage[0]} is not ready for seats", retry_after_s=RETRY_AFTER_S)
-            if self._used[stage] >= capability.slots:
+            if self._used[stage] + slots > capability.slots:
                 raise NoCapacity(
                     f"all {capability.slots} slots of node {stage[0]} are taken", retry_after_s=RETRY_AFTER_S
                 )
-        self._held[holder] = wanted
+        self._held[holder] = tuple(wanted.elements())
         self._used.update(wanted)
 
     def release(self, holder: Hashable) -> None:

@@ -1,13 +1,28 @@
 """What each seat of a session is told."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
+from services.coordinator.domain.ledger import Seated
 from services.coordinator.domain.link_token import link_token
 from services.coordinator.domain.pacing import pace
+from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
 from services.coordinator.service.membership import Member
-from shared.contracts.messages import Peer, StageRef, WorkAssignment
+from shared.contracts.messages import Peer, SignedText, StageRef, WorkAssignment
+from shared.domain.chain import class_hash, sampler_hash
 from shared.domain.plan import Partition, PartitionPlan
+from shared.domain.receipt import Assignment, sign_assignment
+from shared.domain.signing import SigningKey
+from shared.domain.windows import WindowSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class SeatOrder:
+    """A seat's orders: what its node is told, and what the node's receipts are held against."""
+
+    assignment: WorkAssignment
+    seated: Seated
 
 
 def stage_ref(plan: PartitionPlan, seat: Partition) -> StageRef:
@@ -15,44 +30,128 @@ def stage_ref(plan: PartitionPlan, seat: Partition) -> StageRef:
         model_id=plan.model_id,
         model_root=plan.model_root,
         layers=seat.layers,
-        num_layers=plan.lanes[0].partitions[-1].layers.end,
+        num_layers=num_layers(plan),
     )
 
 
-def assignments(
-    session: Session, plan: PartitionPlan, members: Sequence[Member], *, link_secret: bytes
-) -> tuple[WorkAssignment, ...]:
-    """One per stage, in order; `members` are the nodes seated there. The first and the last stage get the ids so far:
-    one embeds them, the other needs them for penalties."""
-    seats = session.seats
-    pacing = pace([member.capability for member in members])
-    prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
+def num_layers(plan: PartitionPlan) -> int:
+    return plan.lanes[0].partitions[-1].layers.end
 
-    def peer(member: Member, *, sender: Member, receiver: Member) -> Peer:
-        token = link_token(link_secret, sender.node_id, receiver.node_id, receiver_boot=receiver.boot_id)
-        return Peer(node_id=member.node_id, address=member.address, link_token=token)
 
-    def order(stage: int) -> WorkAssignment:
-        own, previous, following = members[stage], members[stage - 1], members[(stage + 1) % len(members)]
-        is_ring = len(members) > 1
-        return WorkAssignment(
-            task_id=session.task.task_id,
-            epoch=session.epoch,
-            lane=0,
-            stage=stage,
-            num_stages=len(seats),
-            plan_id=plan.plan_id,
-            stage_ref=stage_ref(plan, seats[stage]),
-            previous=peer(previous, sender=previous, receiver=own) if is_ring else None,
-            next=peer(following, sender=own, receiver=following) if is_ring else None,
-            prefix_ids=prefix if stage in {0, len(seats) - 1} else (),
-            num_prompt=len(session.task.prompt_ids),
-            max_rows=session.max_rows,
-            max_tokens=session.limit - len(session.records),
-            sampler=session.task.sampler,
-            end_ids=session.task.stop.end_ids,
-            decode_batches_in_flight=pacing.decode_batches_in_flight,
-            threads=pacing.threads[stage],
+class Assigning:
+    """The orders of one epoch of a session, for all its lanes."""
+
+    def __init__(
+        self,
+        session: Session,
+        plan: PartitionPlan,
+        *,
+        schedule: WindowSchedule,
+        decoding: Collection[int],
+        max_windows_ahead: int,
+        key: SigningKey,
+        link_secret: bytes,
+    ) -> None:
+        """`decoding`: lanes that do; the others run the ids they are given."""
+        self._session, self._plan = session, plan
+        self._schedule = schedule
+        self._decoding, self._max_windows_ahead = decoding, max_windows_ahead
+        self._key, self._link_secret = key, link_secret
+        self._prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
+        self._sampler_hash = sampler_hash(session.task.sampler)
+        self._ids_chains: dict[str, str] = {}
+
+    def sink_start(self, numerics_class: str) -> str:
+        """The chain of sample records that this epoch goes on from."""
+        return sink_chain(
+            self._plan.model_root,
+            num_layers(self._plan),
+            numerics_class,
+            self._session.task.sampler,
+            num_prompt=len(self._session.task.prompt_ids),
+            committed=self._session.records,
         )
 
-    return tuple(order(stage) for stage in range(len(seats)))
+    def lane(self, lane: int, members: Sequence[Member], public_keys: Sequence[bytes]) -> tuple[SeatOrder, ...]:
+        """One per stage, in order; `members` are the nodes seated there. The first and the last stage get the ids so
+        far: one embeds them, the other needs them for penalties."""
+        decodes = lane in self._decoding
+        pacing = pace([member.capability for member in members])
+        orders = []
+        for stage, (member, public_key) in enumerate(zip(members, public_keys, strict=True)):
+            core = self._core(lane, stage, member)
+            signed = sign_assignment(self._key, core)
+            previous, following = self._neighbours(members, stage)
+            is_end = stage in {0, len(members) - 1}
+            task = self._session.task
+            assignment = WorkAssignment(
+                task_id=task.task_id,
+                epoch=self._session.epoch,
+                lane=lane,
+                stage=stage,
+                num_stages=len(members),
+                plan_id=self._plan.plan_id,
+                stage_ref=stage_ref(self._plan, self._session.lanes[lane][stage]),
+                previous=previous,
+                next=following,
+                prefix_ids=self._prefix if is_end else (),
+                num_prompt=len(task.prompt_ids),
+                max_rows=self._session.max_rows,
+                max_tokens=self._session.limit - len(self._session.records),
+                sampler=task.sampler,
+                end_ids=task.stop.end_ids,
+                decode_batches_in_flight=pacing.decode_batches_in_flight,
+                threads=pacing.threads[stage],
+                order=SignedText.of(signed),
+                decodes=decodes,
+                max_windows_ahead=self._max_windows_ahead if decodes else 0,
+                sink_start=self._sink_start(stage, members),
+            )
+            orders.append(SeatOrder(assignment, Seated(core, signed, public_key)))
+        return tuple(orders)
+
+    def _core(self, lane: int, stage: int, member: Member) -> Assignment:
+        seat = self._session.lanes[lane][stage]
+        numerics_class = member.capability.numerics_class
+        if numerics_class not in self._ids_chains:
+            self._ids_chains[numerics_class] = ids_chain(self._plan.model_root, numerics_class, self._prefix)
+        return Assignment(
+            v=1,
+            task_id=self._session.task.task_id,
+            choice=0,
+            epoch=self._session.epoch,
+            lane=lane,
+            stage=stage,
+            node_id=member.node_id,
+            layer_start=seat.layers.start,
+            layer_end=seat.layers.end,
+            num_layers=num_layers(self._plan),
+            model_root=self._plan.model_root,
+            numerics_hash=class_hash(numerics_class),
+            sampler_hash=self._sampler_hash,
+            num_prompt=self._schedule.num_prompt,
+            first_window=self._schedule.first_index,
+            first_row=self._schedule.first_row,
+            checkpoint_interval=self._schedule.checkpoint_interval,
+            window_checkpoints=self._schedule.window_checkpoints,
+            prefix_digest=self._ids_chains[numerics_class],
+        )
+
+    def _sink_start(self, stage: int, members: Sequence[Member]) -> str:
+        if stage < len(members) - 1 or not self._session.records:
+            return ""
+        return self.sink_start(members[stage].capability.numerics_class)
+
+    def _neighbours(self, members: Sequence[Member], stage: int) -> tuple[Peer | None, Peer | None]:
+        """Who sends to this seat, and to whom it sends, around the ring of its lane."""
+        if len(members) == 1:
+            return None, None
+        own, previous, following = members[stage], members[stage - 1], members[(stage + 1) % len(members)]
+        return (
+            self._peer(previous, sender=previous, receiver=own),
+            self._peer(following, sender=own, receiver=following),
+        )
+
+    def _peer(self, member: Member, *, sender: Member, receiver: Member) -> Peer:
+        token = link_token(self._link_secret, sender.node_id, receiver.node_id, receiver_boot=receiver.boot_id)
+        return Peer(node_id=member.node_id, address=member.address, link_token=token)

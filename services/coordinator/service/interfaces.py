@@ -1,6 +1,7 @@
 """What the coordinator does for others: the contract of each use case."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, Registered, RegisterNode
 from shared.contracts.messages import (
@@ -9,13 +10,14 @@ from shared.contracts.messages import (
     Heartbeat,
     Leave,
     LinkFault,
+    ReceiptPosted,
     SeatReady,
     SessionFault,
     StageReady,
 )
 from shared.domain.ids import NodeId, TaskId
 
-FromWorker = StageReady | SeatReady | DraftTokens | SessionFault | LinkFault | Heartbeat | Leave
+FromWorker = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
 
 
 class MembershipInterface(ABC):
@@ -24,12 +26,13 @@ class MembershipInterface(ABC):
         """Admit a node, or a new run of one: then the sessions on its earlier run recover.
 
         Tokens given before to this node end. Raises `InvalidCredentials`, `InvalidInput` (a capability or an
-        address that no node has), `NoCapacity` (too many nodes).
+        address that no node has, a proof of something else), `Forbidden` (evicted), `NoCapacity` (too many nodes),
+        `RegistryUnavailable`.
         """
 
     @abstractmethod
     def nodes(self) -> NodeList:
-        """The registered nodes; one whose lease is over is not among them."""
+        """The registered nodes, and the evicted ones; one whose lease is over is not among them."""
 
     @abstractmethod
     def drain(self, node_id: NodeId) -> None:
@@ -38,6 +41,25 @@ class MembershipInterface(ABC):
     @abstractmethod
     def resume(self, node_id: NodeId) -> None:
         """Undo `drain`. Raises `NodeNotFound`."""
+
+    @abstractmethod
+    async def quarantine(self, node_id: NodeId, reason: str, *, until_reinstated: bool = False) -> None:
+        """No new seats on this node; its running sessions go on. It returns by itself, later each time, unless
+        `until_reinstated`. Idempotent.
+
+        Raises `NodeNotFound`, `RegistryUnavailable` (it holds, until this process ends).
+        """
+
+    @abstractmethod
+    async def reinstate(self, node_id: NodeId) -> None:
+        """End a quarantine or an eviction. Raises `NodeNotFound` (nothing to end), `RegistryUnavailable` (nothing has
+        changed)."""
+
+
+class EvidenceInterface(ABC):
+    @abstractmethod
+    async def find(self, evidence_id: str) -> Mapping[str, object]:
+        """What proves a node guilty (`domain.evidence`). Raises `EvidenceNotFound`, `RegistryUnavailable`."""
 
 
 class SessionsInterface(ABC):

@@ -1,7 +1,8 @@
 """Who is here: registration, heartbeats, leases.
 
 Nodes are kept in memory only: after a restart of the coordinator a heartbeat is answered with `node_not_found`, and
-the worker registers again, so within a heartbeat the picture is whole again. Nothing that must be durable hangs on it.
+the worker registers again, so within a heartbeat the picture is whole again. Durable is only who may not serve
+(`standing_book`).
 """
 
 import hashlib
@@ -15,12 +16,15 @@ from services.coordinator.domain.admission import check_address, check_capabilit
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.standing import Standing
 from services.coordinator.ports import Worker, Workers
 from services.coordinator.service.interfaces import MembershipInterface
+from services.coordinator.service.standing_book import StandingBook
 from shared.contracts.coordinator import NodeList, NodeView, Registered, RegisterNode, SeatView
 from shared.contracts.messages import MAX_STAGES_PER_NODE, Heartbeat, Leave, StageReady, StageRef
-from shared.domain.errors import InvalidCredentials, NoCapacity, NodeNotFound
+from shared.domain.errors import Forbidden, InvalidCredentials, NoCapacity, NodeNotFound, RegistryUnavailable
 from shared.domain.ids import NodeId
+from shared.domain.node_proof import check_proof
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
@@ -31,6 +35,7 @@ from shared.runtime.tasks import BackgroundTasks
 log = logging.getLogger(__name__)
 
 MAX_NODES = 10_000
+SAVE_AGAIN_S = 1.0
 
 StageKey = tuple[str, int, int]
 
@@ -52,6 +57,8 @@ class Member:
     """One run of one node."""
 
     capability: NodeCapability
+    public_key: bytes
+    """Ed25519. Checked: the node id is its hash."""
     address: str
     boot_id: str
     token_hash: bytes
@@ -92,6 +99,10 @@ class Terms:
     lease_ms: int
     partitioner_url: str
     metrics_url: str
+    join_urls: frozenset[str]
+    """Where nodes may join: their proofs name one of them."""
+    coordinator_key: bytes
+    """Ed25519, public: what assignments are signed with."""
 
 
 class Membership(MembershipInterface):
@@ -100,6 +111,7 @@ class Membership(MembershipInterface):
         *,
         terms: Terms,
         workers: Workers,
+        standings: StandingBook,
         slots: SlotLedger,
         events: Publisher,
         clock: Clock,
@@ -109,6 +121,7 @@ class Membership(MembershipInterface):
         """`new_token`: a fresh secret at each call."""
         self._terms = terms
         self._workers = workers
+        self._standings = standings
         self._slots = slots
         self._events = events
         self._clock = clock
@@ -127,13 +140,26 @@ class Membership(MembershipInterface):
         self._check_join_token(join_token)
         check_capability(node.capability)
         check_address(node.address)
-        node_id = node.capability.node_id
+        node_id, public_key = node.capability.node_id, bytes.fromhex(node.public_key)
+        check_proof(
+            node.proof.signed(),
+            node_id=node_id,
+            public_key=public_key,
+            address=node.address,
+            boot_id=node.boot_id,
+            coordinators=self._terms.join_urls,
+        )
+        await self._standings.recall()
+        standing = self._standings.of(node_id)
+        if standing is not None and standing.is_evicted:
+            raise Forbidden(f"node {node_id} is evicted until an operator reinstates it: {_told(standing)}")
         before = self._members.get(node_id)
         if before is None and len(self._members) >= MAX_NODES:
             raise NoCapacity(f"there are {MAX_NODES} nodes already")
         node_token, coordinator_token = self._new_token(), self._new_token()
         member = Member(
             capability=node.capability,
+            public_key=public_key,
             address=node.address,
             boot_id=node.boot_id,
             token_hash=_hash(node_token),
@@ -163,16 +189,35 @@ class Membership(MembershipInterface):
             lease_ms=self._terms.lease_ms,
             partitioner_url=self._terms.partitioner_url,
             metrics_url=self._terms.metrics_url,
+            coordinator_key=self._terms.coordinator_key.hex(),
         )
 
     def nodes(self) -> NodeList:
-        return NodeList(nodes=tuple(self._view(member) for _, member in sorted(self._members.items())))
+        views = [self._view(member) for member in self._members.values()]
+        views += map(_evicted_view, self._standings.evicted())
+        return NodeList(nodes=tuple(sorted(views, key=lambda view: view.node_id)))
 
     def drain(self, node_id: NodeId) -> None:
         self._set_drained(node_id, is_drained=True)
 
     def resume(self, node_id: NodeId) -> None:
         self._set_drained(node_id, is_drained=False)
+
+    async def quarantine(self, node_id: NodeId, reason: str, *, until_reinstated: bool = False) -> None:
+        member = self._member(node_id)
+        self._standings.quarantine(node_id, reason=reason, address=member.address, until_reinstated=until_reinstated)
+        self._update(member)
+        await self._standings.save(node_id)
+
+    async def reinstate(self, node_id: NodeId) -> None:
+        await self._standings.recall()
+        ended = await self._standings.reinstate(node_id)
+        log.info("node_reinstated", extra={"node_id": node_id, "was": _told(ended)})
+        if ended.is_evicted:  # its worker asks to be let in every few seconds
+            self._publish_state(node_id, NodeState.EVICTED, NodeState.LOST, ended.address)
+        member = self._members.get(node_id)
+        if member is not None and self._update(member):
+            self._tell_changed()
 
     # --- for workers' messages
 
@@ -219,6 +264,29 @@ class Membership(MembershipInterface):
     def find(self, node_id: NodeId) -> Member | None:
         return self._members.get(node_id)
 
+    def key_of(self, node_id: NodeId) -> bytes:
+        """Its public key, 32 bytes. Raises `NodeNotFound`."""
+        return self._member(node_id).public_key
+
+    async def evict(self, node_id: NodeId, evidence_id: str, reason: str) -> None:
+        """A node is proven guilty: out at once, and its key is refused until an operator reinstates it. Idempotent.
+
+        Returns when that is durable: while the registry is away it waits.
+        """
+        member = self._members.get(node_id)
+        address = "" if member is None else member.address
+        if self._standings.evict(node_id, evidence_id=evidence_id, reason=reason, address=address):
+            log.warning("node_evicted", extra={"node_id": node_id, "evidence": evidence_id, "reason": reason})
+            self._events.publish(NodeFailure(node_id, evidence=evidence_id, reason="evidence"))
+            if member is not None:
+                self._remove(member, f"node {node_id} is evicted: {reason}", state=NodeState.EVICTED)
+        while True:
+            try:
+                return await self._standings.save(node_id)
+            except RegistryUnavailable as error:
+                log.warning("eviction_not_saved", extra={"node_id": node_id, "error": error.message})
+                await self._clock.sleep(SAVE_AGAIN_S)
+
     def ready(self) -> tuple[Member, ...]:
         """Nodes that may take new seats, in order of their ids."""
         return tuple(member for _, member in sorted(self._members.items()) if member.state is NodeState.READY)
@@ -257,7 +325,8 @@ class Membership(MembershipInterface):
         counts: dict[str, int] = {}
         for member in self._members.values():
             counts[member.state] = counts.get(member.state, 0) + 1
-        return counts
+        evicted = len(self._standings.evicted())
+        return counts | ({NodeState.EVICTED: evicted} if evicted else {})
 
     # ---
 
@@ -270,10 +339,14 @@ class Membership(MembershipInterface):
         if expected and not hmac.compare_digest(given.encode(), expected.encode()):
             raise InvalidCredentials("the join token is wrong")
 
-    def _set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
+    def _member(self, node_id: NodeId) -> Member:
         member = self._members.get(node_id)
         if member is None:
             raise NodeNotFound(f"no node {node_id} is registered")
+        return member
+
+    def _set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
+        member = self._member(node_id)
         member.is_drained = is_drained
         if self._update(member):
             self._tell_changed()
@@ -282,6 +355,7 @@ class Membership(MembershipInterface):
         return node_state(
             silent_s=self._clock.now_s() - member.heard_at_s,
             lease_s=self._terms.lease_ms / 1000,
+            quarantined=self._standings.of(member.node_id) is not None,
             draining=member.is_drained or member.is_stopping,
             unreachable=member.is_unreachable,
         )
@@ -294,12 +368,12 @@ class Membership(MembershipInterface):
         self._tell_state(member, before)
         return True
 
-    def _remove(self, member: Member, reason: str) -> None:
+    def _remove(self, member: Member, reason: str, *, state: NodeState = NodeState.LOST) -> None:
         if self._members.get(member.node_id) is not member:
             return
         del self._members[member.node_id]
         self._by_token.pop(member.token_hash, None)
-        before, member.state = member.state, NodeState.LOST
+        before, member.state = member.state, state
         self._tell_state(member, before)
         self._tell_gone(member.node_id, FaultKind.GONE, reason)
         _ = self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
@@ -309,8 +383,11 @@ class Membership(MembershipInterface):
             await self._workers.forget(node_id)
 
     def _tell_state(self, member: Member, before: NodeState) -> None:
-        log.info("node_state_changed", extra={"node_id": member.node_id, "from": before, "to": member.state})
-        self._events.publish(NodeStateChanged(member.node_id, before, member.state, member.address.partition("://")[2]))
+        self._publish_state(member.node_id, before, member.state, member.address)
+
+    def _publish_state(self, node_id: NodeId, before: NodeState, state: NodeState, address: str) -> None:
+        log.info("node_state_changed", extra={"node_id": node_id, "from": before, "to": state})
+        self._events.publish(NodeStateChanged(node_id, before, state, address.partition("://")[2]))
 
     def _tell_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
         for watcher in self._watchers:
@@ -322,6 +399,7 @@ class Membership(MembershipInterface):
 
     def _view(self, member: Member) -> NodeView:
         refs = sorted({**member.loaded, **member.loading}.items())
+        standing = self._standings.of(member.node_id)
         return NodeView(
             node_id=member.node_id,
             state=member.state,
@@ -333,7 +411,27 @@ class Membership(MembershipInterface):
             ),
             slots_used=self._slots.used(member.node_id),
             heartbeat_age_ms=max(0, int((self._clock.now_s() - member.heard_at_s) * 1000)),
+            reason="" if standing is None else _told(standing),
         )
+
+
+def _told(standing: Standing) -> str:
+    return f"{standing.reason} (evidence {standing.evidence_id})" if standing.evidence_id else standing.reason
+
+
+def _evicted_view(standing: Standing) -> NodeView:
+    """It offers nothing any more."""
+    return NodeView(
+        node_id=standing.node_id,
+        state=NodeState.EVICTED,
+        address=standing.address,
+        boot_id="",
+        capability=NodeCapability(standing.node_id, memory_bytes=0, speed=0.0, slots=0, context_tokens=0),
+        stages=(),
+        slots_used=0,
+        heartbeat_age_ms=0,
+        reason=_told(standing),
+    )
 
 
 def _hash(token: str) -> bytes:

@@ -17,6 +17,7 @@ from shared.contracts.messages import (
     Heartbeat,
     Leave,
     LinkFault,
+    ReceiptPosted,
     SeatReady,
     SessionFault,
     SessionStop,
@@ -46,6 +47,7 @@ class Messages(MessagesInterface):
                 StageReady: self._stage_ready,
                 SeatReady: self._seat_ready,
                 DraftTokens: self._draft_tokens,
+                ReceiptPosted: self._receipt_posted,
                 SessionFault: self._session_fault,
                 LinkFault: self._link_fault,
             }
@@ -73,14 +75,14 @@ class Messages(MessagesInterface):
         return ACK
 
     async def _seat_ready(self, sender: Member, message: SeatReady) -> Ack:
-        _check_lane(message.lane, message.choice)
-        session = self._sessions.get(message.task_id)
+        _check_choice(message.choice)
+        session, lane = self._sessions.get(message.task_id), message.lane
         if message.error_code is None:
-            session.seat_ready(sender.node_id, message.epoch, message.stage, now_s=self._clock.now_s())
+            session.seat_ready(sender.node_id, message.epoch, message.stage, lane=lane, now_s=self._clock.now_s())
             return ACK
-        session.check_sender(sender.node_id, message.epoch, message.stage)
+        session.check_sender(sender.node_id, message.epoch, message.stage, lane=lane)
         if session.plan is not None:
-            self._members.not_loading(sender.node_id, stage_ref(session.plan, session.seats[message.stage]))
+            self._members.not_loading(sender.node_id, stage_ref(session.plan, session.lanes[lane][message.stage]))
         session.exclude(sender.node_id, sender.boot_id)
         self._lose(session, sender, message.error_code, message.error)
         return ACK
@@ -107,25 +109,37 @@ class Messages(MessagesInterface):
         return ACK
 
     def _draft(self, sender: Member, draft: Draft) -> None:
-        _check_lane(draft.lane, draft.choice)
+        _check_choice(draft.choice)
+        if draft.lane != 0:
+            raise ProtocolViolation(f"drafts of lane {draft.lane}: only lane 0 drafts")
         session = self._sessions.get(draft.task_id)
         now_s = self._clock.now_s()
         try:
             fresh = session.draft(sender.node_id, draft.epoch, draft.first_position, draft.records, now_s=now_s)
         except ProtocolViolation as error:
             if session.epoch == draft.epoch:
-                log.warning("draft_refused", extra={"node_id": sender.node_id, "error": error.message})
-                session.exclude(sender.node_id, sender.boot_id)
-                session.lose(FaultKind.RULES, error.message, suspect=sender.node_id, now_s=now_s)
+                self._rules_broken(session, sender, error)
             raise
         if fresh:
             self._sessions.progressed(sender.node_id)
             self._committer.add(session)
 
+    async def _receipt_posted(self, sender: Member, message: ReceiptPosted) -> Ack:
+        _check_choice(message.choice)
+        run = self._sessions.run_of(message.task_id)
+        run.session.check_sender(sender.node_id, message.epoch, message.stage, lane=message.lane)
+        try:
+            run.receipt(sender.node_id, message)
+        except ProtocolViolation as error:
+            self._rules_broken(run.session, sender, error)
+            raise
+        self._sessions.progressed(sender.node_id)
+        return ACK
+
     async def _session_fault(self, sender: Member, message: SessionFault) -> Ack:
-        _check_lane(message.lane, message.choice)
+        _check_choice(message.choice)
         session = self._sessions.get(message.task_id)
-        session.check_sender(sender.node_id, message.epoch, message.stage)
+        session.check_sender(sender.node_id, message.epoch, message.stage, lane=message.lane)
         self._lose(session, sender, message.error_code, message.error)
         return ACK
 
@@ -138,7 +152,13 @@ class Messages(MessagesInterface):
         reason = f"{code}: {error}"[:MAX_REASON]
         session.lose(kind_of_refusal(code), reason, suspect=sender.node_id, now_s=self._clock.now_s())
 
+    def _rules_broken(self, session: Session, sender: Member, error: ProtocolViolation) -> None:
+        """No proof of anything (rule 7), but this session goes on without the sender."""
+        log.warning("message_refused", extra={"node_id": sender.node_id, "error": error.message})
+        session.exclude(sender.node_id, sender.boot_id)
+        session.lose(FaultKind.RULES, error.message, suspect=sender.node_id, now_s=self._clock.now_s())
 
-def _check_lane(lane: int, choice: int) -> None:
-    if lane != 0 or choice != 0:
-        raise ProtocolViolation(f"there is no lane {lane} of choice {choice}")
+
+def _check_choice(choice: int) -> None:
+    if choice != 0:
+        raise ProtocolViolation(f"there is no choice {choice}")

@@ -8,6 +8,12 @@ from services.coordinator.service.membership import Member, Membership
 from shared.contracts.coordinator import Place
 from shared.contracts.messages import LoadStage, StageReady
 from shared.domain.errors import ButterflyError, NoCapacity
+from shared.domain.plan import Partition, PartitionPlan
+
+
+def _stages(plan: PartitionPlan) -> tuple[Partition, ...]:
+    """One seat for each stage that a node is to hold, in whatever lanes."""
+    return tuple({(seat.node_id, seat.layers): seat for seat in plan.seats}.values())
 
 
 class Placements(PlacementsInterface):
@@ -17,7 +23,7 @@ class Placements(PlacementsInterface):
     async def place(self, wanted: Place) -> None:
         plan = wanted.plan
         seated: list[tuple[Member, LoadStage]] = []
-        for partition in plan.lanes[0].partitions:
+        for partition in _stages(plan):
             member = self._members.find(partition.node_id)
             if member is None:
                 raise NoCapacity(f"node {partition.node_id} is not here", retry_after_s=1.0)

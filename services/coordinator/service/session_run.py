@@ -2,35 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
-from services.coordinator.domain.faults import GENERATION_FAILED, FaultKind, kind_of_refusal, verdict
-from services.coordinator.domain.session import NO_EPOCH, Session, Subject
+from services.coordinator.domain.faults import GENERATION_FAILED, verdict
+from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
-from services.coordinator.domain.slots import SlotLedger
-from services.coordinator.ports import Partitioner
-from services.coordinator.service.assigning import assignments
-from services.coordinator.service.committer import Committer
-from services.coordinator.service.membership import Member, Membership
-from shared.contracts.messages import SessionStart, SessionStop, WorkAssignment
+from services.coordinator.service.parts import Failed, Lost, Over, Parts, persist
+from services.coordinator.service.seats import Seats
+from services.coordinator.service.verifying import FirstTry, Verifying
+from shared.contracts.messages import ReceiptPosted
 from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
     DeadlineExceeded,
-    Fenced,
+    InvalidPlanInput,
     NoCapacity,
-    NoSlotSpace,
-    NotFound,
-    PeerUnavailable,
-    RegistryUnavailable,
+    StaleEpoch,
 )
 from shared.domain.ids import Attempt, Epoch, NodeId
-from shared.domain.plan import PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, check_plan, check_seats
 from shared.domain.session import SessionPhase
 from shared.domain.task_state import TaskEvent, TaskState
 from shared.events.catalogue import (
+    GuaranteeReduced,
     PhaseTransition,
     SessionOpened,
     SessionReassigned,
@@ -38,51 +32,11 @@ from shared.events.catalogue import (
     TaskFailed,
     TokensCommitted,
 )
-from shared.events.publisher import Publisher
-from shared.registry.base import Commit, Finish, TaskRegistry
-from shared.runtime.clock import Clock
+from shared.registry.base import Commit, Finish
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-REGISTRY_RETRY_S = 0.25
-SLOT_RETRY_S = 0.2
-AWAY_S = 5.0  # how long a node that did not answer is not asked again for the same task
-MAX_ERROR_CHARACTERS = 500
 ADOPTED = "adopted"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every session works with."""
-
-    registry: TaskRegistry
-    members: Membership
-    partitioner: Partitioner
-    committer: Committer
-    slots: SlotLedger
-    events: Publisher
-    clock: Clock
-    link_secret: bytes
-    """Of this run of the coordinator: later runs make new links."""
-
-
-class _Lost(Exception):
-    """No error: a seat is lost, the session recovers."""
-
-
-class _Over(Exception):
-    """No error: the task is not ours any more, but cancelled, ended or taken over."""
-
-
-class _Failed(Exception):
-    """The task cannot be saved."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class SessionRun:
@@ -107,14 +61,18 @@ class SessionRun:
             on_change=self._wake.set,
             on_phase=self._tell_phase,
         )
+        self._seats = Seats(parts, self.session)
+        self._verifying: Verifying | None = None
+        self._dispute: FirstTry | None = None
+        """To be decided by the next epoch."""
 
     async def open(self, plan: PartitionPlan, *, attempt: Attempt | None) -> None:
         """Take slots, then the next epoch. Raises `NoCapacity` (no epoch taken), `Fenced`, `RegistryUnavailable`,
         `ContextLengthExceeded` (the epoch is taken, the task must fail)."""
         parts, session = self._parts, self.session
-        seats = plan.lanes[0].partitions
         capabilities = {member.node_id: member.capability for member in parts.members.ready()}
-        parts.slots.reserve(session, plan.model_root, seats, capabilities)
+        self._check_lanes(plan, capabilities)
+        parts.slots.reserve(session, plan.model_root, plan.seats, capabilities)
         try:
             epoch, _, committed = await parts.registry.open_session(
                 session.task.task_id, attempt=attempt, plan_id=plan.plan_id
@@ -124,22 +82,41 @@ class SessionRun:
             raise
         finally:
             self.tried.set()
+        self._verifying = None
         session.seat(
             plan,
             epoch,
             committed=committed,
-            context_tokens=min(capabilities[seat.node_id].context_tokens for seat in seats),
+            context_tokens=min(capabilities[seat.node_id].context_tokens for seat in plan.seats),
             now_s=parts.clock.now_s(),
         )
-        parts.events.publish(SessionOpened(session.task.task_id, epoch, len(seats)))
+        parts.events.publish(SessionOpened(session.task.task_id, epoch, len(session.seats)))
+        num_spare = plan.spare + len(plan.lanes) - session.num_lanes  # referees were spares
+        if session.is_verified and not (
+            plan.blind and num_spare >= 2 * session.task.max_byzantine + 1 - session.num_lanes
+        ):
+            parts.events.publish(GuaranteeReduced(session.task.task_id, epoch, plan.blind, num_spare))
+
+    def _check_lanes(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability]) -> None:
+        """Raises `InvalidPlanInput` unless the plan has what safety rests on, and `NoCapacity`."""
+        session = self.session
+        for seat in plan.seats:
+            if seat.node_id not in nodes:
+                raise NoCapacity(f"node {seat.node_id} is not ready for seats", retry_after_s=1.0)
+        check_plan(plan.lanes, nodes, session.subject.model)
+        if len(plan.lanes) < session.num_lanes or (len(plan.lanes) > 1 and not session.is_verified):
+            raise InvalidPlanInput(f"the task needs {session.num_lanes} lanes, the plan has {len(plan.lanes)}")
+        if session.is_verified:
+            f, model = session.task.max_byzantine, session.subject.model
+            check_seats(plan.lanes, nodes, f, model=model, blind=False, spare=False)  # those are the partitioner's
 
     async def run(self) -> None:
         """Bring the session to its end. Cancelled, when the coordinator stops: it stays in the registry."""
         try:
             await self._to_the_end()
-        except _Over:
+        except Over:
             reason = "cancelled"
-        except _Failed as failed:
+        except Failed as failed:
             reason = failed.code
             await self._fail(failed.code, failed.message)
         except Exception:
@@ -150,18 +127,26 @@ class SessionRun:
             return
         if not self.session.has_ended:
             self.session.move(SessionEvent.ABORT)
-        await self._free_seats(reason)
+        await self._seats.free(reason)
 
     async def fail_unopened(self, error: ButterflyError) -> None:
         """The epoch is taken, but nothing can run in it."""
         await self._fail(error.code, error.message)
         self.session.move(SessionEvent.ABORT)
 
-    async def assign_again(self, stage: int) -> None:
+    async def assign_again(self, seat: SeatKey) -> None:
         """The worker says that it holds the stage now: ask for the seat once more."""
-        session, plan = self.session, self.session.plan
-        if plan is not None and session.is_running and stage in session.awaited:
-            await self._assign_seat(self._orders(plan)[stage])
+        await self._seats.assign_again(seat)
+
+    def receipt(self, sender: NodeId, message: ReceiptPosted) -> None:
+        """Of a seat that the sender holds. Raises `StaleEpoch`, `ProtocolViolation`."""
+        if self._verifying is None:
+            raise StaleEpoch(f"epoch {message.epoch} of task {message.task_id} is over")
+        self._verifying.receipt(sender, message)
+
+    def laggard(self) -> NodeId | None:
+        """Who keeps the others waiting, as far as one can tell: no accusation."""
+        return self._verifying.laggard() if self._verifying else None
 
     # --- the way of a session
 
@@ -171,13 +156,13 @@ class SessionRun:
             try:
                 if session.phase is SessionPhase.RECOVERING:
                     await self._recover()
-                if session.ending is None:
+                if not session.is_complete:
                     await self._assign()
                     await self._begin()
                     self._tell_recovered()
-                    await self._until(lambda: session.ending is not None)
+                    await self._generate()
                 await self._finish()
-            except _Lost:
+            except Lost:
                 continue
             return
 
@@ -185,53 +170,12 @@ class SessionRun:
         session, plan = self.session, self.session.plan
         if plan is None:
             raise AssertionError("a session is assigned by its plan")
-        await asyncio.gather(*(self._assign_seat(order) for order in self._orders(plan)))
+        self._verifying = await self._seats.prepare(plan, first_try=self._dispute)
+        await self._seats.assign_all()
         self._check()
         if session.awaited:
             session.move(SessionEvent.MUST_LOAD)
         await self._until(lambda: not session.awaited)
-
-    def _orders(self, plan: PartitionPlan) -> tuple[WorkAssignment, ...]:
-        members = [self._parts.members.find(seat.node_id) for seat in self.session.seats]
-        present = [member for member in members if member is not None]
-        if len(present) < len(members):
-            self._lose(FaultKind.GONE, "a node left while its seat was assigned")
-            raise _Lost
-        return assignments(self.session, plan, present, link_secret=self._parts.link_secret)
-
-    async def _assign_seat(self, order: WorkAssignment) -> None:
-        session, seat = self.session, self.session.seats[order.stage]
-        while session.epoch == order.epoch and session.is_wanted:
-            member = self._parts.members.find(seat.node_id)
-            if member is None:
-                return  # the session has been told already
-            self._parts.members.loading(member.node_id, order.stage_ref)
-            try:
-                is_ready = await member.worker.assign(order)
-            except (NoCapacity, NoSlotSpace):
-                # A session that has just ended here still holds the slot there. Not for ever: this wait shows no
-                # progress.
-                await self._parts.clock.sleep(SLOT_RETRY_S)
-                continue
-            except ButterflyError as error:
-                self._parts.members.not_loading(member.node_id, order.stage_ref)
-                if session.epoch == order.epoch:
-                    self._refused(member, error)
-            else:
-                if is_ready and session.epoch == order.epoch and session.is_running:
-                    session.seat_ready(member.node_id, order.epoch, order.stage, now_s=self._parts.clock.now_s())
-            return
-
-    def _refused(self, member: Member, error: ButterflyError) -> None:
-        if isinstance(error, PeerUnavailable):
-            # Not for ever: the node may be the one that the others need, and be back soon.
-            away_s = max(AWAY_S, error.retry_after_s or 0.0)
-            self.session.exclude(member.node_id, member.boot_id, until_s=self._parts.clock.now_s() + away_s)
-            self._parts.members.unreachable(member.node_id)
-            self._lose(FaultKind.GONE, error.message, suspect=member.node_id)
-        else:
-            self.session.exclude(member.node_id, member.boot_id)
-            self._lose(kind_of_refusal(error.code), f"{error.code}: {error.message}", suspect=member.node_id)
 
     async def _begin(self) -> None:
         session = self.session
@@ -239,21 +183,32 @@ class SessionRun:
         self._check()
         session.move(SessionEvent.SEATS_READY)
         session.progressed(now_s=self._parts.clock.now_s())
-        first = self._parts.members.find(session.seats[0].node_id)
-        if first is None:
-            raise AssertionError("a session whose node is gone recovers")
-        try:
-            await first.worker.start(SessionStart(task_id=session.task.task_id, epoch=session.epoch))
-        except ButterflyError as error:
-            self._refused(first, error)
+        await self._seats.start()
         self._check()
+
+    async def _generate(self) -> None:
+        """Until the answer has ended, and all of it may be committed."""
+        session, verifying = self.session, self._verifying
+        if verifying is None:
+            raise AssertionError("a session with seats has windows")
+        while True:
+            self._wake.clear()  # before acting: a change while we act must not be missed
+            self._check()
+            await verifying.act()
+            self._dispute = verifying.open_dispute
+            self._check()
+            if session.is_complete:
+                return
+            await self._wake.wait()
 
     async def _now_computing(self) -> None:
         session = self.session
-        await self._persist(
+        await persist(
+            self._parts,
+            session,
             lambda: self._parts.registry.advance(
                 session.task.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=session.epoch
-            )
+            ),
         )
 
     async def _finish(self) -> None:
@@ -269,19 +224,22 @@ class SessionRun:
         finish = Finish(ending.reason, ending.num_tokens)
         # Seats are freed while the end is written: the scheduler, which the end wakes, finds their slots free.
         _, is_ours = await asyncio.gather(
-            self._free_seats("completed"),
-            self._persist(
-                lambda: self._parts.registry.finish(session.task.task_id, epoch=session.epoch, finish=finish, last=last)
+            self._seats.free("completed"),
+            persist(
+                self._parts,
+                session,
+                lambda: self._parts.registry.finish(
+                    session.task.task_id, epoch=session.epoch, finish=finish, last=last
+                ),
             ),
         )
         if not is_ours:
-            raise _Over
+            raise Over
         session.move(SessionEvent.CLOSE)
         if rest:
             self._parts.events.publish(TokensCommitted(session.task.task_id, len(rest)))
-        nodes = tuple(dict.fromkeys(seat.node_id for seat in session.seats))
         self._parts.events.publish(
-            TaskCompleted(session.task.task_id, self._latency_ms(), nodes, session.task.verification)
+            TaskCompleted(session.task.task_id, self._latency_ms(), session.nodes, session.task.verification)
         )
 
     # --- losses
@@ -290,14 +248,14 @@ class SessionRun:
         session = self.session
         given_up = verdict(session.faults)
         if given_up is not None:
-            raise _Failed(given_up.code, given_up.message)
-        await self._free_seats("reassigned")
+            raise Failed(given_up.code, given_up.message)
+        await self._seats.free("reassigned")
         while True:
             self._wake.clear()  # before looking: a change while we look must not be missed
             self._check(is_recovering=True)
-            record = await self._persist(lambda: self._parts.registry.record(session.task.task_id))
+            record = await persist(self._parts, session, lambda: self._parts.registry.record(session.task.task_id))
             if record.state not in {TaskState.COORDINATING, TaskState.COMPUTING}:
-                raise _Over
+                raise Over
             if await self._seat_again():
                 return
             await self._wake.wait()
@@ -305,63 +263,23 @@ class SessionRun:
     async def _seat_again(self) -> bool:
         """Whether a new plan was found and its epoch taken."""
         session = self.session
-        suspect = session.faults[-1].suspect if session.faults else None
-        candidates = self._candidates()
-        others = [member for member in candidates if member.node_id != suspect]
-        # A plan without the suspected node is tried first, if that leaves enough nodes.
-        choices = [others, candidates] if len(others) < len(candidates) else [candidates]
-        for nodes in choices:
-            wanted = len(session.seats) or None
-            if not nodes or (nodes is not candidates and wanted and len(nodes) < wanted):
-                continue
+        choices = [(nodes, count) for nodes in self._seats.choices() for count in self._seats.stage_counts(nodes)]
+        for nodes, num_stages in choices:
             try:
                 plan = await self._parts.partitioner.plan(
                     session.task.model_id,
                     [member.capability for member in nodes],
-                    num_stages=min(wanted, len(nodes)) if wanted else None,
+                    num_stages=num_stages,
+                    seating=self._seats.wanted(with_referees=self._dispute is not None, nodes=nodes),
                 )
-                await self._persist(lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
+                await persist(self._parts, session, lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
             except ContextLengthExceeded as error:
-                raise _Failed(error.code, error.message) from None
+                raise Failed(error.code, error.message) from None
             except ButterflyError as error:
                 log.info("no_new_plan", extra={"task_id": session.task.task_id, "reason": error.message})
                 continue
             return True
         return False
-
-    def _candidates(self) -> Sequence[Member]:
-        """Nodes that may take a seat of this session and have as much room as it was promised."""
-        session = self.session
-        now_s = self._parts.clock.now_s()
-        room = session.max_rows or len(session.task.prompt_ids) + 1
-        return [
-            member
-            for member in self._parts.members.ready()
-            if not session.excludes(member.node_id, member.boot_id, now_s=now_s)
-            and member.capability.context_tokens >= room
-        ]
-
-    async def _free_seats(self, reason: str) -> None:
-        """Tell the seats of this epoch to forget it. Also learns which of their nodes answer at all."""
-        session = self.session
-        stop = SessionStop(task_id=session.task.task_id, epoch=session.epoch, reason=reason)
-        nodes = dict.fromkeys(seat.node_id for seat in session.seats)
-        await asyncio.gather(*(self._stop_node(node_id, stop) for node_id in nodes))
-        self._parts.slots.release(session)
-
-    async def _stop_node(self, node_id: NodeId, stop: SessionStop) -> None:
-        member = self._parts.members.find(node_id)
-        if member is None:
-            return
-        try:
-            await member.worker.stop(stop)
-        except PeerUnavailable:
-            self._parts.members.unreachable(node_id)
-        except ButterflyError as error:
-            log.warning("stop_refused", extra={"node_id": node_id, "code": error.code})
-
-    def _lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None) -> None:
-        self.session.lose(kind, reason[:MAX_ERROR_CHARACTERS], suspect=suspect, now_s=self._parts.clock.now_s())
 
     # --- waiting and ending
 
@@ -376,28 +294,15 @@ class SessionRun:
     def _check(self, *, is_recovering: bool = False) -> None:
         session = self.session
         if session.cancelled:
-            raise _Over
+            raise Over
         if session.expired:
             lacking = "" if session.is_running else "; there were not enough nodes to go on"
-            raise _Failed(
+            raise Failed(
                 DeadlineExceeded.code,
                 f"the answer had {len(session.records)} tokens when its deadline passed{lacking}",
             )
         if session.phase is SessionPhase.RECOVERING and not is_recovering:
-            raise _Lost
-
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """The result of a registry call, tried again while the registry is away. `_Over` when we are fenced off."""
-        while True:
-            try:
-                return await write()
-            except (Fenced, NotFound):
-                raise _Over from None
-            except RegistryUnavailable as error:
-                log.warning("registry_away", extra={"task_id": self.session.task.task_id, "error": error.message})
-                await self._parts.clock.sleep(REGISTRY_RETRY_S)
-                if self.session.cancelled or self.session.expired:
-                    raise _Over from None  # the scheduler's reconciler ends it in the registry
+            raise Lost
 
     async def _fail(self, code: str, message: str) -> None:
         session = self.session

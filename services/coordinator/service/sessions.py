@@ -11,23 +11,23 @@ from collections.abc import Sequence
 
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
-from services.coordinator.domain.session import NO_EPOCH, Session, Subject
+from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.service.interfaces import SessionsInterface
 from services.coordinator.service.membership import Member
 from services.coordinator.service.models import Models
-from services.coordinator.service.session_run import Parts, SessionRun
+from services.coordinator.service.parts import Parts
+from services.coordinator.service.session_run import SessionRun
 from shared.contracts.coordinator import CoordinatorState, OpenSession
 from shared.contracts.messages import SessionPosition, SessionStop, StageRef
 from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
-    NoCapacity,
     RegistryUnavailable,
     ServerDraining,
     StaleEpoch,
 )
 from shared.domain.ids import Attempt, Epoch, NodeId, TaskId
-from shared.domain.plan import check_plan
+from shared.domain.plan import Partition
 from shared.domain.session import SessionPhase
 from shared.domain.task_state import TaskState
 from shared.registry.base import TaskRecord
@@ -75,18 +75,13 @@ class Sessions(SessionsInterface):
     async def open(self, wanted: OpenSession) -> None:
         if self._draining.is_set():
             raise ServerDraining("this coordinator stops", retry_after_s=1.0)
-        model = await self._models.info(wanted.plan.model_id, root=wanted.plan.model_root)
+        await self._models.info(wanted.plan.model_id, root=wanted.plan.model_root)
         subject = await self._subject(await self._parts.registry.record(wanted.task_id))
         # From here to the entry in `_runs` nothing waits, so that two deliveries cannot both get through.
         known = self._runs.get(wanted.task_id)
         if known is not None and known.session.subject.attempt >= wanted.attempt and not known.session.has_ended:
             await self._open_again(known, wanted)
             return
-        nodes = {member.node_id: member.capability for member in self._parts.members.ready()}
-        for partition in wanted.plan.lanes[0].partitions:
-            if partition.node_id not in nodes:
-                raise NoCapacity(f"node {partition.node_id} is not ready for seats", retry_after_s=1.0)
-        check_plan(wanted.plan.lanes[:1], nodes, model)
         run = SessionRun(self._parts, subject)
         if known is not None:
             known.session.cancel()  # of an earlier attempt, or ended and about to go
@@ -114,10 +109,14 @@ class Sessions(SessionsInterface):
 
     def get(self, task_id: TaskId) -> Session:
         """Raises `StaleEpoch` for tasks without a session."""
+        return self.run_of(task_id).session
+
+    def run_of(self, task_id: TaskId) -> SessionRun:
+        """Raises `StaleEpoch` for tasks without a session."""
         run = self._runs.get(task_id)
         if run is None:
             raise StaleEpoch(f"task {task_id} has no session")
-        return run.session
+        return run
 
     def progressed(self, node_id: NodeId) -> None:
         """A node got further with any session."""
@@ -144,8 +143,8 @@ class Sessions(SessionsInterface):
 
     def stage_ready(self, member: Member, ref: StageRef) -> None:
         """A stage that seats may wait for is loaded."""
-        for run, stage in self._awaiting(member, ref):
-            _ = self._tasks.start(run.assign_again(stage), name=f"assign-{run.session.task.task_id}")
+        for run, seat in self._awaiting(member, ref):
+            _ = self._tasks.start(run.assign_again(seat), name=f"assign-{run.session.task.task_id}")
 
     def stage_failed(self, member: Member, ref: StageRef, reason: str) -> None:
         """A node cannot hold a stage: no session waits for it any longer, and none of those asks it again."""
@@ -157,8 +156,7 @@ class Sessions(SessionsInterface):
         """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused."""
         earlier, later = (sender, peer) if outgoing else (peer, sender)
         for run in list(self._runs.values()):
-            nodes = [seat.node_id for seat in run.session.seats]
-            if any((a, b) == (earlier, later) for a, b in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True)):
+            if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes):
                 run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
 
     # --- as a watcher of the membership
@@ -167,7 +165,7 @@ class Sessions(SessionsInterface):
         self._node_progress_s.pop(node_id, None)
         for run in list(self._runs.values()):
             session = run.session
-            if session.stages_of(node_id):
+            if session.seats_of(node_id):
                 # Only a node that was computing may have died of it.
                 was_computing = session.phase in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}
                 seen_as = kind if was_computing else FaultKind.GONE
@@ -190,7 +188,7 @@ class Sessions(SessionsInterface):
         self._parts.members.sweep(overslept_s=overslept_s)
         now_s = clock.now_s()
         for run in list(self._runs.values()):
-            self._watch(run.session, now_s, overslept_s)
+            self._watch(run, now_s, overslept_s)
         if now_s - self._poked_s >= RETRY_PLAN_EVERY_S:
             self._poked_s = now_s
             self.nodes_changed()
@@ -214,19 +212,21 @@ class Sessions(SessionsInterface):
 
     # ---
 
-    def _watch(self, session: Session, now_s: float, overslept_s: float) -> None:
+    def _watch(self, run: SessionRun, now_s: float, overslept_s: float) -> None:
+        session = run.session
         if now_s >= session.subject.deadline_at_s:
             session.expire()
             return
         session.progress_at_s += overslept_s
         if not session.is_running:
             return
-        nodes_progress_s = max((self._node_progress_s.get(seat.node_id, 0.0) for seat in session.seats), default=0.0)
+        nodes_progress_s = max((self._node_progress_s.get(node_id, 0.0) for node_id in session.nodes), default=0.0)
         timeout_s = LOAD_TIMEOUT_S if session.phase is SessionPhase.LOADING else self._phase_timeout_s
         if is_stalled(
             silent_s=now_s - session.progress_at_s, nodes_silent_s=now_s - nodes_progress_s, timeout_s=timeout_s
         ):
-            session.lose(FaultKind.STALL, f"no progress for {timeout_s:g} s while {session.phase}", now_s=now_s)
+            reason = f"no progress for {timeout_s:g} s while {session.phase}"
+            session.lose(FaultKind.STALL, reason, suspect=run.laggard(), now_s=now_s)
 
     async def _open_again(self, known: SessionRun, wanted: OpenSession) -> None:
         """A second delivery promises no more than the first one achieves, which may be still at it."""
@@ -306,14 +306,14 @@ class Sessions(SessionsInterface):
         self._parts.slots.release(run.session)  # what ends by being cancelled has not done so
         self.nodes_changed()  # a slot may be free for a session that waits for one
 
-    def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[SessionRun, int]]:
+    def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[SessionRun, SeatKey]]:
         """Seats of this node that wait for this stage."""
         return [
-            (run, seat.stage)
+            (run, (lane, stage))
             for run in self._runs.values()
             if run.session.is_running and run.session.plan and run.session.plan.model_root == ref.model_root
-            for seat in run.session.seats
-            if seat.node_id == member.node_id and seat.layers == ref.layers and seat.stage in run.session.awaited
+            for lane, stage in run.session.seats_of(member.node_id)
+            if run.session.lanes[lane][stage].layers == ref.layers and (lane, stage) in run.session.awaited
         ]
 
     async def _stop_stale(self, member: Member, stop: SessionStop) -> None:
@@ -324,3 +324,9 @@ class Sessions(SessionsInterface):
         finally:
             self._stopping[member.node_id] -= 1
             self._stopping += Counter()  # drops the zeros
+
+
+def _are_neighbours(lane: Sequence[Partition], earlier: NodeId, later: NodeId) -> bool:
+    """Whether the ring of this lane has a link from the one to the other."""
+    nodes = [seat.node_id for seat in lane]
+    return (earlier, later) in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True)

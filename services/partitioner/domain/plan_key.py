@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from hashlib import blake2b
 
 from shared.domain.ids import NodeId, PlanId
@@ -15,8 +16,11 @@ def plan_key(wanted: PlanInput) -> str:
 
     The model is named by its root, which stands for all its bytes and so for every figure of its layers.
     """
-    nodes = [[node.node_id, node.memory_bytes, node.slots, node.context_tokens] for node in wanted.nodes]
-    shape = [wanted.strategy, wanted.num_stages, wanted.num_lanes]
+    nodes = [
+        [node.node_id, node.memory_bytes, node.slots, node.context_tokens, node.numerics_class, node.labels]
+        for node in wanted.nodes
+    ]
+    shape = [wanted.strategy, wanted.num_stages, astuple(wanted.seating)]
     return _hash([wanted.model.model_id, wanted.model.root, shape, nodes])
 
 

@@ -1,73 +1,232 @@
-"""From a question to a plan: how many stages, seats by the strategy, spares."""
+"""From a question to a plan: how many stages, lane 0 by the strategy, the other lanes, spares."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 
+from services.partitioner.domain.lanes import free_memory, seat_lanes, seated_at
 from services.partitioner.domain.placement import ModelSums, SeatRoom, rooms_of, sums_of
 from services.partitioner.domain.plan_key import plan_id
 from services.partitioner.domain.strategies.base import Strategy
+from services.partitioner.domain.strategies.uniform import even_ends
 from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
 from shared.domain.ids import NodeId
-from shared.domain.plan import Lane, NodeCapability, Partition, PartitionPlan, PlanInput, check_plan
+from shared.domain.plan import (
+    Lane,
+    LayerRange,
+    NodeCapability,
+    Partition,
+    PartitionPlan,
+    PlanInput,
+    Seating,
+    check_plan,
+    check_seats,
+    failure_domain,
+    num_holders,
+    shows_seat,
+)
+from shared.domain.task import Verification
 
 DEFAULT_STAGES = 3
 """Each stage costs a hop per token, so few are better; three show the cut and leave spares on small clusters."""
 MAX_SPARES = 8
 """Per stage: more than are ever asked in turn, and few enough for plans over a thousand nodes."""
+MAX_BYZANTINE = 511  # as in the configuration
+_MAX_CLASSES = 4  # of the numerics classes, the largest
 _MEBIBYTE = 1 << 20
 
 
-def make_plan(wanted: PlanInput, strategy: Strategy, *, preferred_stages: int = DEFAULT_STAGES) -> PartitionPlan:
-    """The plan for one lane.
+@dataclass(frozen=True, slots=True)
+class SeatRules:
+    """The operator's wishes about seats."""
+
+    spread_by: str = ""
+    """Label in which the nodes of a stage must differ; empty: nodes are enough."""
+    always_blind: bool = False
+    """Keep C2 in recoveries and quorums as well, even if they must wait for nodes."""
+
+
+DEFAULT_RULES = SeatRules()
+
+
+def make_plan(
+    wanted: PlanInput, strategy: Strategy, *, preferred_stages: int = DEFAULT_STAGES, rules: SeatRules = DEFAULT_RULES
+) -> PartitionPlan:
+    """Lane 0 by the strategy, the other lanes over the same stages on other nodes.
 
     `wanted.num_stages` is kept to; without it there are `preferred_stages`, or as many as there are nodes that can
     hold a layer if those are fewer. More when the model does not fit else, and fewer when even that does not help
-    (one roomy node among small ones).
+    (one roomy node among small ones). Where lane 0 leaves no seats for the others, its nodes are chosen anew, and the
+    model is cut for smaller memories.
 
-    Raises `NoCapacity` when the nodes are too few or too small, saying how much is missing; `InvalidPlanInput` for
-    impossible figures and for a layer larger than every node; `UnsupportedModel` when stages are asked of a model
-    that runs whole only; `VerificationUnavailable` for more than one lane.
+    C1 and C4 always hold. An audit that begins has C2 and C3 too, a quorum that begins C3: its lanes all decode, so C2
+    is kept where possible. A recovery has both where possible, with `rules.always_blind` C2 always.
+
+    Raises `NoCapacity` when the nodes are too few or too small for one lane, saying how much is missing, and
+    `VerificationUnavailable` when they cannot seat the lanes of a verified session, saying how many it takes;
+    `InvalidPlanInput` for impossible figures and for a layer larger than every node; `UnsupportedModel` when stages
+    are asked of a model that runs whole only.
     """
     check_input(wanted)
+    _check_enough(wanted, rules)
     sums = sums_of(wanted.model)
     rooms = rooms_of(sums, wanted.nodes)
     _check_layers(sums, rooms)
-    seats = None
-    for num_stages in _stage_counts(wanted, rooms, preferred_stages):
-        seats = strategy.seat(rooms, sums.num_layers, num_stages)
-        if seats is not None:
-            break
-    if seats is None:
-        raise _no_capacity(wanted, sums, rooms)
-    lanes = (Lane(0, seats),)
-    check_plan(lanes, {node.node_id: node for node in wanted.nodes}, wanted.model)
+    if wanted.seating.keep:
+        lanes = _kept(wanted, rooms, rules)
+    else:
+        lanes = _sought(wanted, strategy, sums, rooms, preferred_stages, rules)
+    blind = shows_seat(lanes[:-1] if wanted.seating.with_referee else lanes) is None
+    nodes = {node.node_id: node for node in wanted.nodes}
+    check_plan(lanes, nodes, wanted.model)
+    spare = 0
+    if wanted.seating.verification is not Verification.NONE:
+        spare = max(0, _least_holders(wanted, lanes, rules) - len(lanes))
+        check_seats(
+            lanes,
+            nodes,
+            wanted.seating.max_byzantine,
+            model=wanted.model,
+            spread_by=rules.spread_by,
+            with_referee=wanted.seating.with_referee,
+            blind=blind,
+            spare=not wanted.seating.is_recovery,
+        )
     return PartitionPlan(
         plan_id=plan_id(wanted.model.root, lanes),
         model_id=wanted.model.model_id,
         model_root=wanted.model.root,
         strategy=wanted.strategy,
         lanes=lanes,
-        spares=spares_of(seats, rooms),
+        spares=spares_of(lanes, rooms),
+        blind=blind,
+        spare=spare,
     )
 
 
-def spares_of(seats: Sequence[Partition], rooms: Sequence[SeatRoom]) -> tuple[tuple[NodeId, ...], ...]:
-    """Per stage the nodes without a seat that could hold it, fastest first, then by id; at most `MAX_SPARES`."""
+def spares_of(lanes: Sequence[Lane], rooms: Sequence[SeatRoom]) -> tuple[tuple[NodeId, ...], ...]:
+    """Per stage the nodes without a seat in it that have memory for it beside their other seats, and are of its class.
+
+    At most `MAX_SPARES`: those without any seat first, then the fastest, then by id. With one lane only nodes without
+    a seat: a ring gains nothing from a second stage on one of its nodes.
+    """
+    seats = [seat for lane in lanes for seat in lane.partitions]
     seated = {seat.node_id for seat in seats}
-    free = [room for room in rooms if room.node.node_id not in seated]
-    free.sort(key=lambda room: (-room.node.speed, room.node.node_id))
+    classes = {room.node.node_id: room.node.numerics_class for room in rooms}
+    able = [room for room in rooms if len(lanes) > 1 or room.node.node_id not in seated]
+    able.sort(key=lambda room: (room.node.node_id in seated, -room.node.speed, room.node.node_id))
+    free = {room.node.node_id: free_memory(room, seats) for room in able}
+
+    def could_hold(room: SeatRoom, seat: Partition) -> bool:
+        node_id = room.node.node_id
+        return (
+            node_id not in seated_at(lanes, seat.stage)
+            and classes[node_id] == classes[seat.node_id]
+            and room.memory_bytes(seat.layers.start, seat.layers.end) <= free[node_id]
+        )
+
     return tuple(
-        tuple(room.node.node_id for room in free if room.holds(seat.layers.start, seat.layers.end))[:MAX_SPARES]
-        for seat in seats
+        tuple(islice((room.node.node_id for room in able if could_hold(room, seat)), MAX_SPARES))
+        for seat in lanes[0].partitions
     )
+
+
+def _sought(
+    wanted: PlanInput,
+    strategy: Strategy,
+    sums: ModelSums,
+    rooms: Sequence[SeatRoom],
+    preferred_stages: int,
+    rules: SeatRules,
+) -> tuple[Lane, ...]:
+    for num_stages in _stage_counts(wanted, rooms, preferred_stages):
+        for blind in _degrees(wanted, rules):
+            for layers, fixed in _starts(wanted, strategy, rooms, num_stages):
+                lanes = seat_lanes(layers, rooms, wanted.seating, fixed=fixed, blind=blind, spread_by=rules.spread_by)
+                if lanes is not None and _has_spares(wanted, lanes, rules):
+                    return lanes
+    if wanted.seating.verification is Verification.NONE:
+        raise _no_capacity(wanted, sums, rooms)
+    raise _cannot_verify(wanted, rules)
+
+
+def _kept(wanted: PlanInput, rooms: Sequence[SeatRoom], rules: SeatRules) -> tuple[Lane, ...]:
+    keep = wanted.seating.keep
+    layers = [seat.layers for seat in keep[0].partitions]
+    for blind in _degrees(wanted, rules):
+        lanes = seat_lanes(layers, rooms, wanted.seating, fixed=keep, blind=blind, spread_by=rules.spread_by)
+        if lanes is not None and _has_spares(wanted, lanes, rules):
+            return lanes
+    raise _cannot_verify(wanted, rules)
+
+
+_Start = tuple[Sequence[LayerRange], tuple[Lane, ...]]
+"""Stages, and lane 0 if it is settled."""
+
+
+def _starts(wanted: PlanInput, strategy: Strategy, rooms: Sequence[SeatRoom], num_stages: int) -> Iterator[_Start]:
+    """What to build lanes on, best first: the strategy's own lane 0; one of a single class, or cut for nodes that hold
+    several stages; then the same stages with lane 0 on any nodes."""
+    num_layers, seating = wanted.model.num_layers, wanted.seating
+    cuts: dict[tuple[LayerRange, ...], None] = {}
+    for some in _choices_of_rooms(rooms, num_stages, seating):
+        seats = strategy.seat(some, num_layers, num_stages)
+        if seats is not None:
+            layers = tuple(seat.layers for seat in seats)
+            cuts[layers] = None
+            yield layers, (Lane(0, seats),)
+    if seating != Seating() and num_stages <= num_layers:
+        ends = even_ends(num_layers, num_stages)
+        cuts[tuple(LayerRange(start, end) for start, end in pairwise((0, *ends)))] = None
+        for layers in cuts:
+            yield layers, ()
+
+
+def _choices_of_rooms(rooms: Sequence[SeatRoom], num_stages: int, seating: Seating) -> Iterator[Sequence[SeatRoom]]:
+    yield rooms
+    if seating.num_lanes == 1:
+        return
+    by_class: dict[str, list[SeatRoom]] = {}
+    for room in rooms:
+        by_class.setdefault(room.node.numerics_class, []).append(room)
+    if len(by_class) > 1:
+        yield from sorted(by_class.values(), key=len, reverse=True)[:_MAX_CLASSES]
+    stages_per_node = -(-seating.num_lanes * num_stages // len(rooms))
+    if stages_per_node > 1:
+        yield [
+            replace(room, node=replace(room.node, memory_bytes=room.node.memory_bytes // stages_per_node))
+            for room in rooms
+        ]
+
+
+def _degrees(wanted: PlanInput, rules: SeatRules) -> tuple[bool, ...]:
+    """Whether to keep C2: first try, second try."""
+    seating = wanted.seating
+    if seating.num_lanes == 1:
+        return (False,)
+    if rules.always_blind or (seating.verification is Verification.AUDIT and not seating.is_recovery):
+        return (True,)
+    return True, False
+
+
+def _has_spares(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> bool:
+    """C3, where it is asked for."""
+    seating = wanted.seating
+    if seating.verification is Verification.NONE or seating.is_recovery:
+        return True
+    needed = 2 * seating.max_byzantine + 1
+    return _least_holders(wanted, lanes, rules) >= needed
+
+
+def _least_holders(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> int:
+    nodes = {node.node_id: node for node in wanted.nodes}
+    return min(num_holders(wanted.model, seat, nodes, rules.spread_by) for seat in lanes[0].partitions)
 
 
 def check_input(wanted: PlanInput) -> None:
     """Raise the error that `make_plan` names unless the question makes sense."""
-    if wanted.num_lanes < 1:
-        raise InvalidPlanInput(f"{wanted.num_lanes} lanes are none", param="num_lanes")
-    if wanted.num_lanes > 1:
-        raise VerificationUnavailable("this build verifies nothing yet: plans have one lane")
+    _check_seating(wanted)
     _check_stages(wanted)
     seen: set[NodeId] = set()
     for node in wanted.nodes:
@@ -75,8 +234,67 @@ def check_input(wanted: PlanInput) -> None:
             raise InvalidPlanInput(f"the node {node.node_id} is given twice", param="nodes")
         seen.add(node.node_id)
         _check_node(node)
-    if not wanted.nodes:
+    if not wanted.nodes and wanted.seating.verification is Verification.NONE:
         raise NoCapacity("no node is ready")
+
+
+def _check_seating(wanted: PlanInput) -> None:
+    seating = wanted.seating
+    is_verified = seating.verification is not Verification.NONE
+    if not (1 if is_verified else 0) <= seating.max_byzantine <= MAX_BYZANTINE * is_verified:
+        raise InvalidPlanInput(
+            f"verification {seating.verification} does not go with max_byzantine {seating.max_byzantine}",
+            param="seating",
+        )
+    if len(seating.keep) > seating.num_lanes or (seating.with_referee and not is_verified):
+        raise InvalidPlanInput(
+            f"verification {seating.verification} has {seating.num_lanes} lanes; {len(seating.keep)} are to be kept",
+            param="seating",
+        )
+    if seating.keep:
+        known = {node.node_id: node for node in wanted.nodes}
+        check_plan(seating.keep, known, wanted.model)
+        if any(lane.index != index for index, lane in enumerate(seating.keep)):
+            raise InvalidPlanInput("the lanes to be kept are not lane 0 and those that follow it", param="seating")
+        stages = [tuple(seat.layers for seat in lane.partitions) for lane in seating.keep]
+        if any(layers != stages[0] for layers in stages) or wanted.num_stages not in {None, len(stages[0])}:
+            raise InvalidPlanInput("the lanes to be kept have different stages", param="seating")
+
+
+def _check_enough(wanted: PlanInput, rules: SeatRules) -> None:
+    """Refuse at once what no placement can give."""
+    if wanted.seating.verification is Verification.NONE:
+        return
+    if _num_present(wanted, rules) < _num_needed(wanted):
+        raise _cannot_verify(wanted, rules)
+
+
+def _num_needed(wanted: PlanInput) -> int:
+    """Nodes of one class that must be there: C3, or C1 for a recovery."""
+    seating = wanted.seating
+    most = 0 if seating.is_recovery else 2 * seating.max_byzantine + 1
+    return max(most, seating.num_lanes)
+
+
+def _num_present(wanted: PlanInput, rules: SeatRules) -> int:
+    """Failure domains of the class that has most of them."""
+    domains: dict[str, set[tuple[str, str]]] = {}
+    for node in wanted.nodes:
+        domains.setdefault(node.numerics_class, set()).add(failure_domain(node, rules.spread_by))
+    return max(map(len, domains.values()), default=0)
+
+
+def _cannot_verify(wanted: PlanInput, rules: SeatRules) -> VerificationUnavailable:
+    seating, needed, present = wanted.seating, _num_needed(wanted), _num_present(wanted, rules)
+    spread = f" with different {rules.spread_by}" if rules.spread_by else ""
+    what = f"{seating.verification} with max_byzantine {seating.max_byzantine} needs {needed} nodes of one numerics"
+    what = f"{what} class{spread}"
+    if present < needed:
+        return VerificationUnavailable(f"{what}; {present} of the {len(wanted.nodes)} that are present share one")
+    return VerificationUnavailable(
+        f"{what} that can hold each stage, and seats for {seating.num_lanes} lanes that keep to the rules; {present}"
+        f" are present, but have no room for these lanes of {wanted.model.model_id}"
+    )
 
 
 def _check_stages(wanted: PlanInput) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
 from services.partitioner.domain.plan_key import plan_key
-from services.partitioner.domain.planning import check_input, make_plan
+from services.partitioner.domain.planning import SeatRules, check_input, make_plan
 from services.partitioner.domain.quality import PlanQuality, estimate_quality
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.ports import PlanCache
@@ -22,10 +22,10 @@ class PartitionInterface(ABC):
     async def compute_plan(self, wanted: PlanInput) -> tuple[PartitionPlan, bool]:
         """The plan, and whether it was kept from before.
 
-        Lanes hold every layer exactly once, within the nodes' memory. The same question gets the same plan, and so
-        does one in which speeds differ by less than the configured threshold. Calls may overlap; equal ones compute
-        once. Raises `NoCapacity` (the scheduler requeues the task), `InvalidPlanInput`, `UnsupportedModel`,
-        `VerificationUnavailable`.
+        Lanes hold every layer exactly once, within the nodes' memory, and keep the rules of `wanted.seating`. The same
+        question gets the same plan, and so does one in which speeds differ by less than the configured threshold.
+        Calls may overlap; equal ones compute once. Raises `NoCapacity` (the scheduler requeues the task),
+        `InvalidPlanInput`, `UnsupportedModel`, `VerificationUnavailable`.
         """
 
     @abstractmethod
@@ -45,10 +45,11 @@ class PartitionService(PartitionInterface):
         cache: PlanCache,
         events: Publisher,
         preferred_stages: int,
+        rules: SeatRules,
         now: Callable[[], float],
     ) -> None:
         self._strategies, self._cache, self._events = strategies, cache, events
-        self._preferred_stages, self._now = preferred_stages, now
+        self._preferred_stages, self._rules, self._now = preferred_stages, rules, now
         self._computing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def compute_plan(self, wanted: PlanInput) -> tuple[PartitionPlan, bool]:
@@ -65,7 +66,9 @@ class PartitionService(PartitionInterface):
                 return kept, True
             self._events.publish(PartitionCacheMiss())
             began_s = self._now()
-            plan = await asyncio.to_thread(make_plan, wanted, strategy, preferred_stages=self._preferred_stages)
+            plan = await asyncio.to_thread(
+                make_plan, wanted, strategy, preferred_stages=self._preferred_stages, rules=self._rules
+            )
             self._cache.put(wanted, plan)
         self._events.publish(
             PartitionComputed(

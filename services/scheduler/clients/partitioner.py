@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from services.scheduler.ports import Partitioner
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.ids import ModelId
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 from shared.resilience.http_client import PeerClient
 
 PLAN_TIMEOUT_S = 5.0  # the first plan for many nodes, on a busy machine
@@ -15,8 +15,8 @@ class HttpPartitioner(Partitioner):
     def __init__(self, client: PeerClient) -> None:
         self._client = client
 
-    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability]) -> PartitionPlan:
-        wanted = PlanRequest(model_id=model_id, nodes=tuple(nodes))
+    async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating) -> PartitionPlan:
+        wanted = PlanRequest(model_id=model_id, nodes=tuple(nodes), seating=seating)
         answer = await self._client.post("/plans", wanted, PlanResponse, timeout_s=PLAN_TIMEOUT_S, idempotent=True)
         return answer.plan
 

@@ -27,15 +27,20 @@ def free_slots(nodes: Iterable[ReadyNode]) -> dict[NodeId, int]:
 
 
 def claimable(plan: PartitionPlan, free: Mapping[NodeId, int]) -> int:
-    """Sessions of this plan that fit: each takes one slot at every seat."""
-    return min((free.get(node_id, 0) // seats for node_id, seats in _seats(plan).items()), default=0)
+    """Sessions of this plan that fit: each takes one slot of each stage that a node holds."""
+    return min((free.get(node_id, 0) // slots for node_id, slots in _slots(plan).items()), default=0)
 
 
 def reserve(plan: PartitionPlan, sessions: int, free: Mapping[NodeId, int]) -> dict[NodeId, int]:
     """What is free once so many more sessions of this plan run."""
-    seats = _seats(plan)
-    return {node_id: slots - sessions * seats[node_id] for node_id, slots in free.items()}
+    taken = _slots(plan)
+    return {node_id: slots - sessions * taken[node_id] for node_id, slots in free.items()}
 
 
-def _seats(plan: PartitionPlan) -> Counter[NodeId]:
-    return Counter(partition.node_id for lane in plan.lanes for partition in lane.partitions)
+def _slots(plan: PartitionPlan) -> Counter[NodeId]:
+    """Slots of its fullest stage that a session takes on each node: stages have slots of their own."""
+    per_stage = Counter((seat.node_id, seat.layers) for seat in plan.seats)
+    fullest: Counter[NodeId] = Counter()
+    for (node_id, _), seats in per_stage.items():
+        fullest[node_id] = max(fullest[node_id], seats)
+    return fullest

@@ -11,8 +11,9 @@ from services.scheduler.service.following import LEASE_S, Follower
 from services.scheduler.service.scheduling import latency_ms
 from shared.contracts.coordinator import OpenSession
 from shared.domain.errors import ButterflyError, Fenced, TaskNotFound
-from shared.domain.ids import ModelId, NodeId
-from shared.domain.plan import PartitionPlan
+from shared.domain.ids import NodeId
+from shared.domain.plan import PartitionPlan, Seating
+from shared.domain.task import TaskGroup
 from shared.domain.task_state import TaskEvent
 from shared.events.catalogue import TaskDispatched, TaskDispatching, TaskFailed
 from shared.events.publisher import Publisher
@@ -51,15 +52,15 @@ class Dispatcher:
         self._clock = clock
         self._batch_size = batch_size
         self._draining = draining
-        self._waiting: dict[ModelId, str] = {}
-        self._paused_until_s: dict[ModelId, float] = {}
-        self._served: dict[ModelId, int] = {}
-        """When each model last got slots, as turns: who waits longest is next, or a busy model would starve others."""
+        self._waiting: dict[TaskGroup, str] = {}
+        self._paused_until_s: dict[TaskGroup, float] = {}
+        self._served: dict[TaskGroup, int] = {}
+        """When each group last got slots, as turns: who waits longest is next, or a busy one would starve others."""
         self._busy = asyncio.Lock()
 
     @property
-    def waiting(self) -> Mapping[ModelId, str]:
-        """Why the queued tasks of a model are not dispatched, for those that are not."""
+    def waiting(self) -> Mapping[TaskGroup, str]:
+        """Why the queued tasks of a group are not dispatched, for those that are not."""
         return self._waiting
 
     async def run_once(self) -> None:
@@ -84,9 +85,9 @@ class Dispatcher:
         return min([POLL_S, *paused_s])
 
     async def _dispatch_some(self) -> bool:
-        """One batch of each model; whether there may be more to do at once."""
+        """One batch of each group; whether there may be more to do at once."""
         groups = await self._registry.groups()
-        self._waiting = {model_id: reason for model_id, reason in self._waiting.items() if model_id in groups}
+        self._waiting = {group: reason for group, reason in self._waiting.items() if group in groups}
         now_s = self._clock.now_s()
         self._paused_until_s = {group: until_s for group, until_s in self._paused_until_s.items() if until_s > now_s}
         groups = tuple(group for group in groups if group not in self._paused_until_s)
@@ -108,14 +109,18 @@ class Dispatcher:
         return is_more
 
     async def _dispatch_group(
-        self, group: ModelId, nodes: Sequence[ReadyNode], free: dict[NodeId, int]
+        self, group: TaskGroup, nodes: Sequence[ReadyNode], free: dict[NodeId, int]
     ) -> tuple[int, dict[NodeId, int]]:
         """How many were claimed, and what is free then."""
         if not nodes:
             self._wait(group, "no node is ready")
             return 0, free
         try:
-            plan = await self._partitioner.plan(group, [node.capability for node in nodes])
+            plan = await self._partitioner.plan(
+                group.model_id,
+                [node.capability for node in nodes],
+                Seating(group.verification, group.max_byzantine),
+            )
         except ButterflyError as error:
             self._wait(group, error.message)
             return 0, free
@@ -130,28 +135,28 @@ class Dispatcher:
         self._follower.follow(claim.task_id for claim in claims)
         async with asyncio.TaskGroup() as tasks:
             for claim in claims:
-                tasks.create_task(self._open(claim, plan))
+                tasks.create_task(self._open(claim, group, plan))
         return len(claims), reserve(plan, len(claims), free)
 
-    async def _open(self, claim: Claim, plan: PartitionPlan) -> None:
+    async def _open(self, claim: Claim, group: TaskGroup, plan: PartitionPlan) -> None:
         self._events.publish(TaskDispatching(task_id=claim.task_id))
         try:
             await self._coordinator.open_session(OpenSession(task_id=claim.task_id, attempt=claim.attempt, plan=plan))
         except ButterflyError as error:
-            await self._refused(claim, plan, error)
+            await self._refused(claim, group, error)
         except Exception:  # must not take the other claims of the batch along
             log.exception("session_not_opened", extra={"task_id": claim.task_id})
             self._follower.forget(claim.task_id)  # its lease lapses, then it is queued again
         else:
             self._events.publish(TaskDispatched(task_id=claim.task_id))
 
-    async def _refused(self, claim: Claim, plan: PartitionPlan, error: ButterflyError) -> None:
+    async def _refused(self, claim: Claim, group: TaskGroup, error: ButterflyError) -> None:
         verdict = after_refusal(error)
         log.info("session_refused", extra={"task_id": claim.task_id, "code": error.code, "verdict": verdict})
         try:
             match verdict:
                 case Refused.REQUEUE:
-                    self._wait(plan.model_id, error.message, pause_s=PAUSE_S)
+                    self._wait(group, error.message, pause_s=PAUSE_S)
                     await self._registry.advance(claim.task_id, TaskEvent.REQUEUE, attempt=claim.attempt)
                     self._follower.forget(claim.task_id)
                 case Refused.FAIL:
@@ -172,8 +177,8 @@ class Dispatcher:
         record = await self._registry.record(claim.task_id)
         self._events.publish(TaskFailed(task_id=claim.task_id, error=error.code, latency_ms=latency_ms(record)))
 
-    def _wait(self, group: ModelId, reason: str, *, pause_s: float = POLL_S) -> None:
+    def _wait(self, group: TaskGroup, reason: str, *, pause_s: float = POLL_S) -> None:
         if self._waiting.get(group) != reason:
-            log.info("tasks_wait", extra={"model": group, "reason": reason})
+            log.info("tasks_wait", extra={"group": str(group), "reason": reason})
         self._waiting[group] = reason
         self._paused_until_s[group] = self._clock.now_s() + pause_s

@@ -7,6 +7,7 @@ from services.scheduler.domain.capacity import ReadyNode
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import ModelId, NodeId
+from shared.domain.plan import Seating
 from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,20 @@ class Preloader:
     """
 
     def __init__(
-        self, *, partitioner: Partitioner, coordinator: Coordinator, clock: Clock, models: Sequence[ModelId]
+        self,
+        *,
+        partitioner: Partitioner,
+        coordinator: Coordinator,
+        clock: Clock,
+        models: Sequence[ModelId],
+        seating: Seating,
     ) -> None:
+        """`seating`: the lanes that most tasks will need."""
         self._partitioner = partitioner
         self._coordinator = coordinator
         self._clock = clock
         self._models = tuple(models)
+        self._seating = seating
         self._seen: Runs = frozenset()
         self._placed_on: dict[ModelId, Runs] = {}
         self._trouble: dict[ModelId, str] = {}
@@ -54,7 +63,7 @@ class Preloader:
 
     async def _place(self, model_id: ModelId, nodes: Sequence[ReadyNode], runs: Runs) -> None:
         try:
-            plan = await self._partitioner.plan(model_id, [node.capability for node in nodes])
+            plan = await self._partitioner.plan(model_id, [node.capability for node in nodes], self._seating)
             await self._coordinator.place(plan)
         except ButterflyError as error:
             if self._trouble.get(model_id) != error.message:

@@ -10,7 +10,8 @@ from services.scheduler.ports import Coordinator
 from services.scheduler.service.following import LEASE_S, Follower
 from services.scheduler.service.scheduling import latency_ms, stop_session
 from shared.domain.errors import TaskNotFound
-from shared.domain.ids import ModelId, TaskId
+from shared.domain.ids import TaskId
+from shared.domain.task import TaskGroup
 from shared.events.catalogue import TaskCancelled, TaskFailed
 from shared.events.publisher import Publisher
 from shared.registry.base import Reconciled, TaskRegistry
@@ -34,9 +35,9 @@ class Reconciler:
         follower: Follower,
         events: Publisher,
         clock: Clock,
-        waiting: Callable[[], Mapping[ModelId, str]],
+        waiting: Callable[[], Mapping[TaskGroup, str]],
     ) -> None:
-        """`waiting`: why the queued tasks of a model are not dispatched."""
+        """`waiting`: why the queued tasks of a group are not dispatched."""
         self._registry = registry
         self._coordinator = coordinator
         self._follower = follower

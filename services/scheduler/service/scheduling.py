@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from services.scheduler.domain.dispatch import QueueRules
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
-from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity, VerificationUnavailable
-from shared.domain.ids import ModelId, TaskId
-from shared.domain.task import Verification
+from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity
+from shared.domain.ids import ModelId, NodeId, TaskId
+from shared.domain.plan import NodeCapability, Seating
+from shared.domain.task import TaskGroup, Verification
 from shared.events.catalogue import TaskCancelled, TaskEnqueued, TaskSubmitted
 from shared.events.publisher import Publisher
 from shared.registry.base import ATTACHMENT_TTL_S, TaskRecord, TaskRegistry
@@ -17,6 +18,8 @@ from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
+VERIFIABLE_KEPT_S = 1.0  # how long a look at the nodes counts for further tasks
+PRESENT_S = 5.0  # how long a node that is not ready any more may be on its way back: a coordinator starts anew
 MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
 
 
@@ -27,8 +30,8 @@ class SchedulingInterface(ABC):
     async def submit_task(self, wanted: SubmitTask) -> Submitted:
         """Queue a task; durable when it returns.
 
-        Raises `ModelNotFound`, `VerificationUnavailable`, `QueueFull`, `QuotaExceeded`, `IdempotencyKeyReused`,
-        `PeerUnavailable`, and with `require_capacity` `NoCapacity`.
+        Raises `ModelNotFound`, `VerificationUnavailable` (less than was asked for is never given), `QueueFull`,
+        `QuotaExceeded`, `IdempotencyKeyReused`, `PeerUnavailable`, and with `require_capacity` `NoCapacity`.
         """
 
     @abstractmethod
@@ -63,17 +66,16 @@ class SchedulingService(SchedulingInterface):
         self._rules = rules
         self._models: frozenset[ModelId] = frozenset()
         self._models_until_s = 0.0
+        self._verifiable_until_s: dict[TaskGroup, float] = {}
+        self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
 
     async def submit_task(self, wanted: SubmitTask) -> Submitted:
         task = wanted.task
-        if task.verification is not Verification.NONE:
-            raise VerificationUnavailable(
-                f"verification {task.verification} is not available: this build verifies nothing yet, ask for none",
-                param="verification",
-            )
         await self._check_model(task.model_id)
+        if task.verification is not Verification.NONE:
+            await self._check_verifiable(task.group)
         if wanted.require_capacity:
-            await self._check_capacity(task.model_id)
+            await self._check_capacity(task.group)
         submission = await self._registry.submit(
             task,
             idempotency_key=wanted.idempotency_key,
@@ -116,11 +118,32 @@ class SchedulingService(SchedulingInterface):
         if model_id not in self._models:
             raise ModelNotFound(f"there is no model {model_id}")
 
-    async def _check_capacity(self, model_id: ModelId) -> None:
+    async def _check_verifiable(self, group: TaskGroup) -> None:
+        """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline."""
+        now_s = self._clock.now_s()
+        if now_s < self._verifiable_until_s.get(group, 0.0):
+            return
+        present = await self._present_nodes(now_s)
+        await self._partitioner.plan(group.model_id, present, _seating(group))
+        self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
+        self._verifiable_until_s[group] = now_s + VERIFIABLE_KEPT_S
+
+    async def _present_nodes(self, now_s: float) -> tuple[NodeCapability, ...]:
+        """Ready nodes, and those that were ready a moment ago: they may only be registering anew."""
+        for node in await self._coordinator.ready_nodes():
+            self._seen[node.node_id] = node.capability, now_s
+        self._seen = {node_id: seen for node_id, seen in self._seen.items() if now_s - seen[1] <= PRESENT_S}
+        return tuple(self._seen[node_id][0] for node_id in sorted(self._seen))
+
+    async def _check_capacity(self, group: TaskGroup) -> None:
         nodes = await self._coordinator.ready_nodes()
         if not nodes:
             raise NoCapacity("no node is ready", retry_after_s=1.0)
-        await self._partitioner.plan(model_id, [node.capability for node in nodes])
+        await self._partitioner.plan(group.model_id, [node.capability for node in nodes], _seating(group))
+
+
+def _seating(group: TaskGroup) -> Seating:
+    return Seating(group.verification, group.max_byzantine)
 
 
 def latency_ms(record: TaskRecord) -> float | None:

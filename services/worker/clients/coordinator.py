@@ -10,7 +10,7 @@ HEARTBEAT_TIMEOUT_S = 1.0
 
 
 class HttpCoordinator(Coordinator):
-    def __init__(self, client: PeerClient, *, join_token: str) -> None:
+    def __init__(self, client: PeerClient, join_token: str) -> None:
         self._client = client
         self._join_token = join_token
         self._node_token: str | None = None

@@ -40,7 +40,7 @@ class PrefillCall(Call):
     x: Sequence[int] | Hidden
     """Token ids (stage 0) or float32 [num_rows, n_embd]."""
     final: bool
-    """The last chunk of the prefix: its last row yields a token."""
+    """Its last row yields a token."""
 
     @property
     def seat(self) -> Seat:
@@ -204,7 +204,7 @@ class Feeder(Source):
         ids = feed.ids[first : first + num_rows]
         _start(seat, feed, num_rows)
         flow.start_chunk(seat, feed.started)
-        return PrefillCall((seat,), first, num_rows, ids, final=feed.started == feed.num_prefix)
+        return PrefillCall((seat,), first, num_rows, ids, final=feed.is_due(feed.started - 1))
 
 
 def _start(seat: Seat, feed: Feed, num_rows: int) -> None:

@@ -4,10 +4,12 @@ A row is the place of one token in its sequence. Each part of a seat counts rows
 its count; nothing here acts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shared.domain.errors import ProtocolViolation
+from services.worker.domain.window_keeper import WindowKeeper
+from shared.domain.errors import InvalidInput, ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.task import SamplerParams, TokenRecord
 
@@ -34,6 +36,9 @@ class Feed:
     ids: list[int]
     """The prefix, then every token that came back."""
     num_prefix: int
+    """Rows that go in chunks."""
+    row_limit: int | None = None
+    """Decode rows from here on wait for a commit; None: nothing waits."""
     started: int = 0
     """Rows handed to the ring."""
     acknowledged: int = 0
@@ -47,12 +52,18 @@ class Feed:
 
     @property
     def decodes(self) -> bool:
-        """Past its prefix and not at its end: takes part in decode batches."""
-        return self.running and not self.ended and self.started >= self.num_prefix
+        """Past its prefix, not at its end and not too far ahead: takes part in decode batches."""
+        if not self.running or self.ended or self.started < self.num_prefix:
+            return False
+        return self.row_limit is None or self.started < self.row_limit
 
     @property
     def decode_waits(self) -> bool:
         return self.decodes and self.started < len(self.ids)
+
+    def is_due(self, position: int) -> bool:
+        """Whether the row at `position` yields a token: the last row of the prefix and every one after it."""
+        return position >= self.num_prefix - 1
 
     def take_answer(self, position: int, token_id: int | None) -> bool:
         """Note that rows [0, position) have passed the ring and that `token_id` stands at `position` now.
@@ -78,6 +89,48 @@ class Feed:
 
 
 @dataclass(slots=True)
+class ReplayFeed(Feed):
+    """At stage 0 of a lane that does not decode: every row goes in a chunk, once its id is released."""
+
+    first_due: int = 0
+    """The first row that yields a record."""
+    early: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Ids released before those they follow, by their first row."""
+
+    @property
+    def decodes(self) -> bool:
+        return False
+
+    def is_due(self, position: int) -> bool:
+        return position >= self.first_due
+
+    def release(self, row: int, ids: Sequence[int], *, max_rows: int) -> None:
+        """`ids` stand at the rows from `row` on. Known ones change nothing. Raises `InvalidInput` for rows beyond the
+        session."""
+        if row + len(ids) > max_rows:
+            raise InvalidInput(f"ids up to row {row + len(ids)} of a session of {max_rows}")
+        if row > len(self.ids):
+            self.early[row] = tuple(ids)
+            return
+        self.ids += ids[len(self.ids) - row :]
+        self.num_prefix = len(self.ids)
+        if (following := min(self.early, default=None)) is not None and following <= len(self.ids):
+            self.release(following, self.early.pop(following), max_rows=max_rows)
+
+    def take_answer(self, position: int, token_id: int | None) -> bool:
+        """Note that rows [0, position) have passed the ring. Raises `ProtocolViolation` for a token, or for rows that
+        were never started."""
+        if token_id is not None:
+            raise ProtocolViolation("a token for a lane that does not decode")
+        if position <= self.acknowledged:
+            return False
+        if position > self.started:
+            raise ProtocolViolation(f"an answer for row {position - 1}, of {self.started} rows started")
+        self.acknowledged = position
+        return True
+
+
+@dataclass(slots=True)
 class Tail:
     """At the last stage: which rows yield a token, and when the sequence ends."""
 
@@ -88,6 +141,8 @@ class Tail:
     sampler: SamplerParams
     end_ids: frozenset[int]
     tokens_left: int
+    decodes: bool = True
+    """False: its tokens go nowhere by themselves, so none ends the sequence."""
     ended: bool = False
 
     def is_due(self, position: int) -> bool:
@@ -95,8 +150,10 @@ class Tail:
         return position >= self.num_prefix - 1
 
     def take(self, record: TokenRecord) -> int | None:
-        """Append a sampled token. Returns it, or None when the sequence ends with it."""
+        """Append a sampled token. Returns it if it goes round the ring: None when the sequence ends with it."""
         self.generated_ids.append(record.token_id)
+        if not self.decodes:
+            return None
         self.tokens_left -= 1
         self.ended = record.token_id in self.end_ids or self.tokens_left <= 0
         return None if self.ended else record.token_id
@@ -116,6 +173,11 @@ class Seat:
     previous: NodeId | None
     next: NodeId | None
     slot: int
+    windows: WindowKeeper
+    max_windows_ahead: int = 0
+    """Stage 0 of a lane that decodes: windows it may be ahead of the last commit; 0: no limit."""
+    drafts_tokens: bool = True
+    """At the last stage: its tokens go to the coordinator as they come; else with the receipts."""
     feed: Feed | None = None
     tail: Tail | None = None
     accepted: int = 0
@@ -126,6 +188,10 @@ class Seat:
     """Decode rows and chunks taken in and not run yet."""
     live: bool = True
     """False once freed: what is still under way for it is forgotten."""
+
+    def row_limit(self, committed: int) -> int:
+        """Rows that may run once window `committed` is."""
+        return self.windows.schedule.window(committed + self.max_windows_ahead).row_end
 
     def accept(self, first: int, num_rows: int) -> bool:
         """Take in rows [first, first + num_rows) from the stage before.

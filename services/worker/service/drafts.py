@@ -54,6 +54,11 @@ class DraftSender:
             self._timer_runs = True
             _ = self._tasks.start(self._wake_after(wait_s), name="draft interval")
 
+    def hurry(self) -> None:
+        """What waits is sent without waiting for more."""
+        if self._waiting:
+            self._wake.set()
+
     async def send(self) -> None:
         """One turn of the sending loop: wait until something is due, then send all there is.
 

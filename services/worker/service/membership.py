@@ -6,13 +6,16 @@ import logging
 import random
 from collections.abc import Callable
 
+from services.worker.domain.identity import CoordinatorKey, Identity
 from services.worker.ports import Coordinator
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from shared.contracts.coordinator import Registered, RegisterNode
-from shared.contracts.messages import Heartbeat, Leave, SessionPosition
+from shared.contracts.messages import Heartbeat, Leave, SessionPosition, SignedText
 from shared.domain.errors import ButterflyError, InvalidCredentials, NodeNotFound, PeerUnavailable
+from shared.domain.node_proof import make_proof
+from shared.domain.plan import NodeCapability
 from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -22,12 +25,27 @@ LONGEST_RETRY_S = 5.0
 MAX_POSITIONS = 4_096
 
 
+def registration(
+    identity: Identity, capability: NodeCapability, address: str, *, boot_id: str, coordinator: str
+) -> RegisterNode:
+    """What this node sends to join. `coordinator`: the URL it joins at, without a slash at the end."""
+    proof = make_proof(identity.key, address=address, boot_id=boot_id, coordinator=coordinator)
+    return RegisterNode(
+        capability=capability,
+        address=address,
+        boot_id=boot_id,
+        public_key=identity.key.public_key.hex(),
+        proof=SignedText.of(proof),
+    )
+
+
 class Membership:
     def __init__(
         self,
         *,
         coordinator: Coordinator,
         request: RegisterNode,
+        coordinator_key: CoordinatorKey,
         stages: StagePool,
         seating: Seating,
         sessions: SessionService,
@@ -35,9 +53,11 @@ class Membership:
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """`on_joined` hears the cluster's tokens and addresses, at every registration. `rng`: for jitter."""
+        """`coordinator_key` is set, and `on_joined` hears the cluster's addresses, at every registration.
+        `rng`: for jitter."""
         self._coordinator = coordinator
         self._request = request
+        self._coordinator_key = coordinator_key
         self._stages = stages
         self._seating = seating
         self._sessions = sessions
@@ -98,6 +118,7 @@ class Membership:
                 log.warning("not_registered", extra={"code": error.code, "reason": error.message})
             else:
                 log.info("registered", extra={"node_id": self._request.capability.node_id})
+                self._coordinator_key.value = bytes.fromhex(joined.coordinator_key)
                 self._on_joined(joined)
                 return joined
             finally:

@@ -30,6 +30,10 @@ class Drafts(Protocol):
     def add(self, seat: Seat, position: int, record: TokenRecord) -> None: ...
 
 
+class Receipts(Protocol):
+    def note(self, call: EngineCall, result: StepResult) -> None: ...
+
+
 Send = Callable[[NodeId, bytes], None]
 Way = tuple[NodeId, int, int]
 """Next node, lane and the stage that takes the frame there."""
@@ -43,6 +47,7 @@ class Ring(Deliver):
         seating: Seating,
         send: Send,
         drafts: Drafts,
+        receipts: Receipts,
         report: Callable[[Report], None],
         events: Publisher,
         now: Callable[[], float],
@@ -52,6 +57,7 @@ class Ring(Deliver):
         self._seating = seating
         self._send = send
         self._drafts = drafts
+        self._receipts = receipts
         self._report = report
         self._events = events
         self._now = now
@@ -85,6 +91,9 @@ class Ring(Deliver):
         else:
             self._pass_on(call, result.hidden)
         self._tell_step(runner, call, result.compute_s)
+
+    def note(self, call: EngineCall, result: StepResult) -> None:
+        self._receipts.note(call, result)
 
     def fail(self, seats: Sequence[Seat], error: BaseException) -> None:
         code = error.code if isinstance(error, ButterflyError) else EngineFault.code
@@ -186,18 +195,20 @@ class Ring(Deliver):
         node_id, lane, stage = way
         self._send(node_id, encode_frame(Frame(kind, lane, stage, rows=rows, final=final, hidden=hidden)))
 
-    def _hand_out_tokens(self, call: EngineCall, records: tuple[TokenRecord | None, ...]) -> None:
+    def _hand_out_tokens(self, call: EngineCall, records: tuple[tuple[TokenRecord, ...], ...]) -> None:
         """Tokens to stage 0 first: the ring waits for them; the coordinator gets its drafts after."""
         by_way: dict[Way, list[Row]] = {}
         drafted: list[tuple[Seat, int, TokenRecord]] = []
-        for index, (seat, record) in enumerate(zip(call.seats, records, strict=True)):
+        for index, (seat, yielded) in enumerate(zip(call.seats, records, strict=True)):
             if not seat.live:
                 continue
             end = call.first + call.num_rows if isinstance(call, PrefillCall) else call.positions[index] + 1
             token_id = None
-            if record is not None and seat.tail is not None:
-                token_id = seat.tail.take(record)
-                drafted.append((seat, end, record))
+            for position, record in enumerate(yielded, end - len(yielded) + 1):
+                if seat.tail is not None:
+                    token_id = seat.tail.take(record)
+                if seat.drafts_tokens:
+                    drafted.append((seat, position, record))
             if seat.next is None:
                 seated = self._seating.at(seat.key)
                 if seated is not None:

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
-from services.worker.domain.seat import Seat
+from services.worker.domain.seat import Seat, Tail
 from services.worker.domain.slots import compaction_move, lowest_free_slot
 from services.worker.domain.threads import ThreadChoice
 from services.worker.ports import Ints, LoadedEngine, Mask, Rows
@@ -30,8 +30,8 @@ Inputs = Ints | Rows
 class StepResult:
     hidden: Rows | None
     """Not the last stage: float32 [rows, n_embd], in the order of the call."""
-    records: tuple[TokenRecord | None, ...]
-    """The last stage: per seat of the call its token, None for a chunk that is not the last of its prefix."""
+    records: tuple[tuple[TokenRecord, ...], ...]
+    """The last stage: per seat of the call what its rows yield: the last so many of them yield a token each."""
     compute_s: float
 
 
@@ -41,6 +41,10 @@ class Deliver(ABC):
     @abstractmethod
     def deliver(self, runner: "StageRunner", call: EngineCall, result: StepResult) -> None:
         """Hand on what a call gave. Seats may have been freed meanwhile."""
+
+    @abstractmethod
+    def note(self, call: EngineCall, result: StepResult) -> None:
+        """What is done about a call once its result is delivered and the next call has begun."""
 
     @abstractmethod
     def fail(self, seats: Sequence[Seat], error: BaseException) -> None:
@@ -181,8 +185,7 @@ class StageRunner:
             return StepResult(self._engine.forward(x, slots, positions), (), self._now() - began_s)
         want = _wanted(call, len(x))
         logits = self._engine.forward(x, slots, positions, want)
-        records = _sample(call, logits) if want.any() else (None,)
-        return StepResult(None, records, self._now() - began_s)
+        return StepResult(None, _sample(call, logits), self._now() - began_s)
 
     def _finished(self, call: EngineCall, threads: int, future: "Future[StepResult]") -> None:
         self._is_busy = False
@@ -195,9 +198,11 @@ class StageRunner:
                 seat.computed += rows
                 seat.waiting -= 1
             self._target.deliver(self, call, result)
+            self.pump()
+            self._target.note(call, result)
         else:
             self._failed(call, error)
-        self.pump()
+            self.pump()
 
     def _failed(self, call: EngineCall, error: BaseException) -> None:
         """Most errors leave the engine as it was before the call; a fault, or one nobody foresaw, does not."""
@@ -226,27 +231,42 @@ def _size_of(call: EngineCall) -> tuple[int, int]:
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:
-    want = np.ones(num_rows, np.bool_)
+    if isinstance(call, DecodeCall):
+        return np.ones(num_rows, np.bool_)
+    tail = _tail_of(call.seat)
+    return np.array([tail.is_due(position) for position in range(call.first, call.first + num_rows)], np.bool_)
+
+
+def _sample(call: EngineCall, logits: Rows) -> tuple[tuple[TokenRecord, ...], ...]:
+    """The tokens of each seat. `logits`: float32 [rows that yield one, n_vocab]."""
     if isinstance(call, PrefillCall):
-        want[:-1] = False
-        want[-1] = call.final
-    return want
+        end = call.first + call.num_rows
+        return (_choose(_tail_of(call.seat), end - len(logits), logits),)
+    return tuple(
+        _choose(_tail_of(seat), position, logits[index : index + 1])
+        for index, (seat, position) in enumerate(zip(call.seats, call.positions, strict=True))
+    )
 
 
-def _sample(call: EngineCall, logits: Rows) -> tuple[TokenRecord, ...]:
-    """The token of each seat. `logits`: float32 [seats, n_vocab]."""
-    positions = call.positions if isinstance(call, DecodeCall) else (call.first + call.num_rows - 1,)
-    records = []
-    for seat, position, row in zip(call.seats, positions, logits, strict=True):
-        tail = seat.tail
-        assert tail is not None, "seats of a last stage have a tail"  # noqa: S101
+def _choose(tail: Tail, first: int, logits: Rows) -> tuple[TokenRecord, ...]:
+    """The tokens that follow the rows from `first` on, each chosen after those before it."""
+    records: list[TokenRecord] = []
+    generated_ids = tail.generated_ids if len(logits) == 1 else list(tail.generated_ids)
+    for position, row in enumerate(logits, first):
+        if records:
+            generated_ids.append(records[-1].token_id)
         records.append(
             choose_token(
                 row,
                 position=position,
                 params=tail.sampler,
                 prompt_ids=tail.prompt_ids,
-                generated_ids=tail.generated_ids,
+                generated_ids=generated_ids,
             )
         )
     return tuple(records)
+
+
+def _tail_of(seat: Seat) -> Tail:
+    assert seat.tail is not None, "seats of a last stage have a tail"  # noqa: S101
+    return seat.tail

@@ -1,11 +1,14 @@
 """Who sits where: the seats of this worker, by the names that frames and messages use."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from services.worker.domain.seat import Seat, SeatKey
 from services.worker.service.runner import StageRunner
 from shared.domain.ids import Epoch, TaskId
+
+MAX_LEFT = 10_000  # seats remembered after they were freed; an assignment is delivered again within seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Seated:
 class Seating:
     def __init__(self) -> None:
         self._seated: dict[SeatKey, Seated] = {}
+        self._left: OrderedDict[SeatKey, Epoch] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._seated)
@@ -39,6 +43,15 @@ class Seating:
         """The seat of whatever epoch, or None."""
         return self._seated.get(key)
 
+    def was_left(self, key: SeatKey, epoch: Epoch) -> bool:
+        """Whether this seat was freed in this epoch or a later one. Nobody may sit down there again: a window must not
+        be signed twice in an epoch."""
+        return self._left.get(key, Epoch(-1)) >= epoch
+
+    def of_lane(self, task_id: TaskId, lane: int, epoch: Epoch) -> list[Seated]:
+        """The seats of exactly this epoch and lane."""
+        return [one for one in self if one.seat.key[:2] == (task_id, lane) and one.seat.epoch == epoch]
+
     def of_task(self, task_id: TaskId, *, up_to: Epoch) -> list[Seated]:
         """The task's seats of epochs up to `up_to`."""
         return [one for one in self if one.seat.key.task_id == task_id and one.seat.epoch <= up_to]
@@ -47,4 +60,8 @@ class Seating:
         """Empty the seat's slot. A seat that was freed before, or replaced, is left alone."""
         if seat.live:
             seated = self._seated.pop(seat.key)
+            self._left[seat.key] = seat.epoch
+            self._left.move_to_end(seat.key)
+            if len(self._left) > MAX_LEFT:
+                self._left.popitem(last=False)
             seated.runner.free(seat)

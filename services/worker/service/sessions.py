@@ -5,10 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from services.worker.domain.flow import chunk_credit
-from services.worker.domain.seat import Feed, FlowKey, Seat, SeatKey, Tail
+from services.worker.domain.seat import Feed, FlowKey, ReplayFeed, Seat, SeatKey, Tail
+from services.worker.domain.window_keeper import WindowKeeper
 from services.worker.ports import Report
 from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.orders import OrderCheck
 from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.receipts import ReceiptDesk
 from services.worker.service.runner import StageRunner
 from services.worker.service.seating import Seating
 from services.worker.service.stages import StagePool
@@ -16,10 +19,13 @@ from shared.contracts.messages import (
     Ack,
     Drain,
     LoadStage,
+    SealWindow,
     SeatReady,
     SessionStart,
     SessionStop,
     StageReady,
+    WindowCommitted,
+    WindowRelease,
     WorkAssignment,
 )
 from shared.domain.errors import (
@@ -32,6 +38,8 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Epoch
+from shared.domain.receipt import Assignment
+from shared.domain.signing import digest_of
 from shared.domain.token_rule import check_sampler
 from shared.runtime.tasks import BackgroundTasks
 
@@ -49,8 +57,9 @@ class SessionInterface(ABC):
     async def assign(self, message: WorkAssignment) -> Ack:
         """Take a seat in place of any older one of this task, lane and stage, and open the link to the next.
 
-        `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. Raises `StaleEpoch`,
-        `NoCapacity` (no free slot), `ContextLengthExceeded`, `InvalidInput`, `ServerDraining`.
+        `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. Raises `StaleEpoch` (also
+        for a seat that was held and lost in this epoch), `NoCapacity` (no free slot), `ContextLengthExceeded`,
+        `InvalidInput` (also for an order that the coordinator did not sign), `ServerDraining`.
         """
 
     @abstractmethod
@@ -60,6 +69,18 @@ class SessionInterface(ABC):
     @abstractmethod
     async def stop(self, message: SessionStop) -> Ack:
         """Free the task's seats of this and older epochs; none is no error."""
+
+    @abstractmethod
+    async def release(self, message: WindowRelease) -> Ack:
+        """Stage 0 of an audit lane: run these rows. Raises `TaskNotFound`, `StaleEpoch`, `InvalidInput`."""
+
+    @abstractmethod
+    async def seal(self, message: SealWindow) -> Ack:
+        """Sign for a window that ends early, once its rows are computed. Raises `TaskNotFound`, `InvalidInput`."""
+
+    @abstractmethod
+    async def committed(self, message: WindowCommitted) -> Ack:
+        """Stage 0 may run as far ahead of this window as its assignment says. Seats that are gone are no error."""
 
     @abstractmethod
     async def drain(self, message: Drain) -> Ack:
@@ -74,6 +95,8 @@ class SessionService(SessionInterface):
         stages: StagePool,
         outgoing: OutgoingLinks,
         incoming: IncomingLinks,
+        orders: OrderCheck,
+        receipts: ReceiptDesk,
         report: Callable[[Report], None],
         tasks: BackgroundTasks,
         context_tokens: int,
@@ -82,6 +105,8 @@ class SessionService(SessionInterface):
         self._stages = stages
         self._outgoing = outgoing
         self._incoming = incoming
+        self._orders = orders
+        self._receipts = receipts
         self._report = report
         self._tasks = tasks
         self._context_tokens = context_tokens
@@ -98,11 +123,14 @@ class SessionService(SessionInterface):
     async def assign(self, message: WorkAssignment) -> Ack:
         if self.is_draining:
             raise ServerDraining("this worker takes no new seats")
+        order = self._orders.read(message)
         key = _seat_key(message)
         known = self._seating.at(key)
         if known is not None and known.seat.epoch == message.epoch:
             return Ack(ready=True)
         self._check_epoch(key, message.epoch)
+        if self._seating.was_left(key, message.epoch):
+            raise StaleEpoch(f"this seat was held and lost in epoch {message.epoch}")
         self._check_size(message)
         if message.previous is not None:
             self._incoming.expect(message.previous)
@@ -113,21 +141,44 @@ class SessionService(SessionInterface):
         runner = self._stages.get(message.stage_ref)
         if runner is not None:
             self._pending.pop(key, None)
-            self._sit_down(message, runner)
+            self._sit_down(message, order, runner)
             return Ack(ready=True)
         if self._pending.get(key) != message:
             self._pending[key] = message
-            _ = self._tasks.start(self._load_and_sit_down(key, message), name=f"seat {message.task_id}")
+            _ = self._tasks.start(self._load_and_sit_down(key, message, order), name=f"seat {message.task_id}")
         return Ack(ready=False)
 
     async def start(self, message: SessionStart) -> Ack:
-        key = SeatKey(message.task_id, message.lane, 0)
-        self._check_epoch(key, message.epoch)
-        seated = self._seating.find(key, message.epoch)
-        if seated is None or seated.seat.feed is None:
-            raise TaskNotFound("this worker holds no first seat of the session")
-        seated.seat.feed.running = True
-        seated.runner.pump()
+        runner, _, feed = self._first_seat(message)
+        feed.running = True
+        runner.pump()
+        return Ack()
+
+    async def release(self, message: WindowRelease) -> Ack:
+        runner, seat, feed = self._first_seat(message)
+        if not isinstance(feed, ReplayFeed):
+            raise InvalidInput("a window of a lane that decodes needs no release")
+        n_vocab = runner.loaded.n_vocab
+        if n_vocab is not None and not 0 <= min(message.ids) <= max(message.ids) < n_vocab:
+            raise InvalidInput(f"an id outside a vocabulary of {n_vocab}")
+        feed.release(message.row_start, message.ids, max_rows=seat.max_rows)
+        runner.pump()
+        return Ack()
+
+    async def seal(self, message: SealWindow) -> Ack:
+        lane = self._seating.of_lane(message.task_id, message.lane, message.epoch)
+        if not lane:
+            raise TaskNotFound("this worker holds no seat of the lane")
+        for one in lane:
+            self._receipts.seal(one.seat, message.window, message.row_end)
+        return Ack()
+
+    async def committed(self, message: WindowCommitted) -> Ack:
+        for one in self._seating.of_lane(message.task_id, message.lane, message.epoch):
+            feed = one.seat.feed
+            if feed is not None and feed.row_limit is not None:
+                feed.row_limit = max(feed.row_limit, one.seat.row_limit(message.window))
+                one.runner.pump()
         return Ack()
 
     async def stop(self, message: SessionStop) -> Ack:
@@ -161,14 +212,14 @@ class SessionService(SessionInterface):
             )
         )
 
-    async def _load_and_sit_down(self, key: SeatKey, message: WorkAssignment) -> None:
+    async def _load_and_sit_down(self, key: SeatKey, message: WorkAssignment, order: Assignment) -> None:
         error: ButterflyError | None = None
         try:
             runner = await self._stages.load(message.stage_ref)
             if self._pending.get(key) is not message:
                 return  # stopped or replaced meanwhile
             del self._pending[key]
-            self._sit_down(message, runner)
+            self._sit_down(message, order, runner)
         except ButterflyError as raised:
             error = raised
             if self._pending.get(key) is message:
@@ -185,13 +236,23 @@ class SessionService(SessionInterface):
             )
         )
 
-    def _sit_down(self, message: WorkAssignment, runner: StageRunner) -> None:
+    def _first_seat(self, message: SessionStart | WindowRelease) -> tuple[StageRunner, Seat, Feed]:
+        """Raises `TaskNotFound`, `StaleEpoch`."""
+        key = SeatKey(message.task_id, message.lane, 0)
+        self._check_epoch(key, message.epoch)
+        seated = self._seating.find(key, message.epoch)
+        if seated is None or seated.seat.feed is None:
+            raise TaskNotFound("this worker holds no first seat of the session")
+        return seated.runner, seated.seat, seated.seat.feed
+
+    def _sit_down(self, message: WorkAssignment, order: Assignment, runner: StageRunner) -> None:
         n_vocab = runner.loaded.n_vocab
         if runner.is_last and n_vocab is not None:
             check_sampler(message.sampler, n_vocab)
         slot = runner.free_slot()
         if slot is None:
             raise NoCapacity(f"all {runner.n_slots} slots of layers {message.stage_ref.layers} are taken")
+        drafts_tokens = message.decodes and message.lane == 0
         seat = Seat(
             key=_seat_key(message),
             epoch=message.epoch,
@@ -202,9 +263,19 @@ class SessionService(SessionInterface):
             previous=None if message.previous is None else message.previous.node_id,
             next=None if message.next is None else message.next.node_id,
             slot=slot,
-            feed=Feed(list(message.prefix_ids), len(message.prefix_ids)) if runner.is_first else None,
+            windows=WindowKeeper(
+                order,
+                order_digest=digest_of(message.order.signed()),
+                sink_start=bytes.fromhex(message.sink_start),
+                keeps_records=not drafts_tokens,
+            ),
+            max_windows_ahead=message.max_windows_ahead,
+            drafts_tokens=drafts_tokens,
+            feed=_feed(message, order) if runner.is_first else None,
             tail=_tail(message) if runner.is_last else None,
         )
+        if seat.feed is not None and message.decodes and message.max_windows_ahead:
+            seat.feed.row_limit = seat.row_limit(order.first_window - 1)
         self._seating.add(seat, runner)
         if seat.feed is not None:
             runner.feeder.add(
@@ -239,6 +310,14 @@ def _seat_key(message: WorkAssignment) -> SeatKey:
     return SeatKey(message.task_id, message.lane, message.stage)
 
 
+def _feed(message: WorkAssignment, order: Assignment) -> Feed:
+    """An audit lane runs by itself what was committed before; the ids from there on are released to it."""
+    if message.decodes:
+        return Feed(list(message.prefix_ids), len(message.prefix_ids))
+    committed = list(message.prefix_ids[: order.first_row])
+    return ReplayFeed(committed, len(committed), first_due=len(message.prefix_ids) - 1)
+
+
 def _tail(message: WorkAssignment) -> Tail:
     return Tail(
         prompt_ids=message.prefix_ids[: message.num_prompt],
@@ -247,4 +326,5 @@ def _tail(message: WorkAssignment) -> Tail:
         sampler=message.sampler,
         end_ids=frozenset(message.end_ids),
         tokens_left=message.max_tokens,
+        decodes=message.decodes,
     )

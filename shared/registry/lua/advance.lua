@@ -16,7 +16,7 @@ if TERMINAL[to] then
 elseif to == 'queued' then
   requeue(task, last)
 else
-  if from == 'queued' then leave_queue(task.id, task.model) end
+  if from == 'queued' then leave_queue(task.id, task.group) end
   save(task, to, last)
   if plan_id ~= '' then redis.call('HSET', K.task .. task.id, 'plan_id', plan_id) end
   if to == 'computing' and task.started == '' then redis.call('HSET', K.task .. task.id, 'started', int(now)) end

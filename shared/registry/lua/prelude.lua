@@ -11,7 +11,7 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
-local FIELDS = {'state', 'attempt', 'epoch', 'lease_owner', 'model', 'rank', 'sequence', 'owner', 'created', 'started',
+local FIELDS = {'state', 'attempt', 'epoch', 'lease_owner', 'group', 'rank', 'sequence', 'owner', 'created', 'started',
                 'deadline', 'committed', 'result_ttl', 'lapses', 'last'}
 
 -- The record without what only readers want; nil when there is none.
@@ -39,15 +39,15 @@ end
 
 local function enter_queue(task)
   local score = int(-tonumber(task.rank) * 1e13 + tonumber(task.sequence))
-  redis.call('ZADD', K.queue .. task.model, score, task.id)
-  redis.call('SADD', K.groups, task.model)
+  redis.call('ZADD', K.queue .. task.group, score, task.id)
+  redis.call('SADD', K.groups, task.group)
   redis.call('ZADD', K.queued, task.created, task.id)
 end
 
-local function leave_queue(id, model)
-  redis.call('ZREM', K.queue .. model, id)
+local function leave_queue(id, group)
+  redis.call('ZREM', K.queue .. group, id)
   redis.call('ZREM', K.queued, id)
-  if redis.call('EXISTS', K.queue .. model) == 0 then redis.call('SREM', K.groups, model) end
+  if redis.call('EXISTS', K.queue .. group) == 0 then redis.call('SREM', K.groups, group) end
 end
 
 local function tell(task, kind, data)
@@ -65,7 +65,7 @@ local function end_task(task, to, last, now, outcome)
   local reason, code = outcome.finish_reason or '', outcome.error_code or ''
   save(task, to, last, 'finished', int(now), 'expires', int(gone), 'finish_reason', reason, 'error_code', code,
        'error', outcome.error or '', 'lease_owner', '', 'committed', task.committed)
-  if task.state == 'queued' then leave_queue(task.id, task.model) end
+  if task.state == 'queued' then leave_queue(task.id, task.group) end
   for _, set in ipairs({K.leases, K.deadlines, K.attached, K.unfinished}) do redis.call('ZREM', set, task.id) end
   redis.call('SREM', K.open .. task.owner, task.id)
   tell(task, 'end', cjson.encode({
@@ -75,7 +75,7 @@ local function end_task(task, to, last, now, outcome)
     error = outcome.error or '',
     num_tokens = tonumber(task.committed),
   }))
-  for _, prefix in ipairs({K.request, K.tokens, K.events}) do redis.call('PEXPIREAT', prefix .. task.id, int(gone)) end
+  for _, prefix in ipairs({K.request, K.tokens, K.events, K.receipts}) do redis.call('PEXPIREAT', prefix .. task.id, int(gone)) end
   redis.call('PEXPIREAT', K.task .. task.id, int(record_gone))
   redis.call('ZADD', K.expiring, int(record_gone), task.id .. ' ' .. task.owner)
   nudge()

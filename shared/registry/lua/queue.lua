@@ -2,8 +2,8 @@
 local depth = redis.call('ZCARD', K.queued)
 local oldest = redis.call('ZRANGE', K.queued, 0, 0, 'WITHSCORES')
 local per_rank = {}
-for _, model in ipairs(redis.call('SMEMBERS', K.groups)) do
-  local queue = K.queue .. model
+for _, group in ipairs(redis.call('SMEMBERS', K.groups)) do
+  local queue = K.queue .. group
   local place, size = 0, redis.call('ZCARD', queue)
   while place < size do  -- one step per rank that is there
     local score = tonumber(redis.call('ZRANGE', queue, place, place, 'WITHSCORES')[2])

@@ -1,4 +1,4 @@
--- ARGV: limit, max attempts, owner, lease in ms, cursor of the sweep, then model, why its tasks wait...
+-- ARGV: limit, max attempts, owner, lease in ms, cursor of the sweep, then group, why its tasks wait...
 -- Returns the next cursor and the ids: requeued, adopted, expired, detached, exhausted.
 local limit, max_attempts, owner = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
@@ -21,7 +21,7 @@ for _, id in ipairs(due(K.deadlines)) do
     redis.call('ZREM', K.deadlines, id)
   else
     local message = 'the deadline passed while the task was ' .. task.state
-    if task.state == 'queued' and waiting[task.model] then message = message .. ': ' .. waiting[task.model] end
+    if task.state == 'queued' and waiting[task.group] then message = message .. ': ' .. waiting[task.group] end
     fail(task, 'deadline_exceeded', message)
     expired[#expired + 1] = id
   end
@@ -68,7 +68,7 @@ for i = 1, #swept[2], 2 do
   if not task then
     redis.call('ZREM', K.deadlines, id)
   elseif task.state == 'queued' then
-    if not (redis.call('ZSCORE', K.queue .. task.model, id) and redis.call('ZSCORE', K.queued, id)) then
+    if not (redis.call('ZSCORE', K.queue .. task.group, id) and redis.call('ZSCORE', K.queued, id)) then
       enter_queue(task)
       requeued[#requeued + 1] = id
     end

@@ -1,8 +1,8 @@
 -- ARGV: id, owner, idempotency key or '', payload hash, attachment in ms or 0, max queued, max unfinished of the owner,
---       rank, model, deadline in ms from now, result ttl in s, task without prompt (JSON), prompt ids (binary), their number
+--       rank, group, deadline in ms from now, result ttl in s, task without prompt (JSON), prompt ids (binary), their number
 -- Returns ok, id, state, whether created, queued tasks; or why not.
 local id, owner, idempotency, payload_hash, attach_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local model = ARGV[9]
+local group = ARGV[9]
 
 local known = redis.call('HGET', K.task .. id, 'state')
 if known then return {'ok', id, known, 1, redis.call('ZCARD', K.queued)} end  -- this very call, sent again
@@ -22,9 +22,9 @@ if redis.call('SCARD', K.open .. owner) >= tonumber(ARGV[7]) then return {'quota
 
 local now = now_ms()
 local deadline = int(now + tonumber(ARGV[10]))
-local task = {id = id, attempt = '0', epoch = '0', rank = ARGV[8], model = model, created = int(now)}
+local task = {id = id, attempt = '0', epoch = '0', rank = ARGV[8], group = group, created = int(now)}
 task.sequence = int(redis.call('INCR', K.sequence))
-save(task, 'queued', 'submit', 'model', model, 'rank', task.rank, 'sequence', task.sequence, 'owner', owner,
+save(task, 'queued', 'submit', 'group', group, 'rank', task.rank, 'sequence', task.sequence, 'owner', owner,
      'created', task.created, 'deadline', deadline, 'result_ttl', ARGV[11], 'committed', '0', 'lapses', '0',
      'spec', ARGV[12], 'num_prompt', ARGV[14])
 redis.call('SET', K.request .. id, ARGV[13])

@@ -25,6 +25,7 @@ from tests.fakes.catalogue import (
     tokens_of,
 )
 from tests.fakes.clock import FakeClock
+from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.scheduler import Conductor, FakeScheduler
 from tests.fakes.task_registry import MemoryTaskRegistry
 
@@ -34,6 +35,7 @@ class Gateway:
     client: httpx.AsyncClient
     scheduler: FakeScheduler
     registry: MemoryTaskRegistry
+    receipts: MemoryReceiptStore
     conductor: Conductor
     catalogue: FakeCatalogue
     nodes: FakeNodes
@@ -70,6 +72,7 @@ async def running_gateway(
 ) -> AsyncIterator[Gateway]:
     clock = FakeClock()
     registry = MemoryTaskRegistry(now=clock.wall_s)
+    receipts = MemoryReceiptStore(registry, now=clock.wall_s)
     scheduler = FakeScheduler(registry, max_queue_size=max_queue_size)
     catalogue, nodes, services = FakeCatalogue(), FakeNodes(node_view()), FakeServices()
     outside = Surroundings(
@@ -78,6 +81,7 @@ async def running_gateway(
         nodes=nodes,
         services=services,
         registry=registry,
+        receipts=receipts,
         vocabularies=FixedVocabularies(vocabulary or ByteVocabulary()),
         clock=clock,
     )
@@ -92,7 +96,9 @@ async def running_gateway(
             base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", trust_env=False, timeout=10
         ) as client:
             conductor, draining = Conductor(registry), app.state.draining
-            yield Gateway(client, scheduler, registry, conductor, catalogue, nodes, services, clock, draining, app)
+            yield Gateway(
+                client, scheduler, registry, receipts, conductor, catalogue, nodes, services, clock, draining, app
+            )
     finally:
         server.should_exit = True
         await serving

@@ -14,10 +14,13 @@ from shared.domain.errors import (
     QueueFull,
     QuotaExceeded,
     RegistryUnavailable,
+    VerificationUnavailable,
 )
+from shared.domain.task import Verification
 from shared.runtime.config import ApiConfig, Config, CoordinationConfig
 from tests.fakes.catalogue import ByteVocabulary, FakeCatalogue, FakeNodes, FakeServices, FixedVocabularies
 from tests.fakes.clock import FakeClock
+from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.task_registry import MemoryTaskRegistry
 
@@ -40,6 +43,7 @@ class Refusing:
             nodes=FakeNodes(),
             services=FakeServices(),
             registry=registry,
+            receipts=MemoryReceiptStore(registry, now=clock.wall_s),
             vocabularies=FixedVocabularies(vocabulary),
             clock=clock,
         )
@@ -236,6 +240,7 @@ async def test_a_model_without_chat_template_still_completes() -> None:
 
 @pytest.mark.parametrize("mode", ["audit", "quorum"])
 async def test_verification_that_cannot_be_given_is_503_and_not_to_be_retried(gateway: Refusing, mode: str) -> None:
+    gateway.scheduler.refuses_with = VerificationUnavailable("it needs 3 nodes, 1 is present")
     answer = await gateway.client.post(CHAT_PATH, json=CHAT | {"butterfly": {"verification": mode}})
     assert openai_error(answer)[:2] == (503, "verification_unavailable")
     assert answer.headers["x-should-retry"] == "false"
@@ -244,9 +249,32 @@ async def test_verification_that_cannot_be_given_is_503_and_not_to_be_retried(ga
     assert problem(await gateway.client.post(TASK_PATH, json=task)) == (503, "verification_unavailable")
 
 
-async def test_the_configured_verification_is_never_weakened_silently() -> None:
-    refusing = Refusing(Config(coordination=CoordinationConfig(default_verification="audit")), ByteVocabulary())
-    assert (await refusing.openai_error(CHAT_PATH, CHAT))[:2] == (503, "verification_unavailable")
+@pytest.mark.parametrize(
+    ("asked", "mode", "max_byzantine"),
+    [
+        ({}, Verification.AUDIT, 2),
+        ({"max_byzantine": 1}, Verification.AUDIT, 1),
+        ({"verification": "quorum"}, Verification.QUORUM, 2),
+        ({"verification": "none"}, Verification.NONE, 0),
+    ],
+)
+async def test_the_configured_verification_is_never_weakened_silently(
+    asked: dict[str, object], mode: Verification, max_byzantine: int
+) -> None:
+    coordination = CoordinationConfig(default_verification="audit", max_byzantine=2)
+    refusing = Refusing(Config(coordination=coordination), ByteVocabulary())
+    task = {"kind": "chat", "model": "bytes", "input": {"messages": CHAT["messages"]}}
+    wish = {"mode" if key == "verification" else key: value for key, value in asked.items()}
+    answer = await refusing.client.post(TASK_PATH, json=task | {"verification": wish})
+    assert answer.status_code == 202
+    submitted = refusing.scheduler.submissions[-1].task
+    assert (submitted.verification, submitted.max_byzantine) == (mode, max_byzantine)
+
+
+async def test_verification_against_no_liar_at_all_is_refused() -> None:
+    refusing = Refusing(Config(coordination=CoordinationConfig(max_byzantine=0)), ByteVocabulary())
+    body = CHAT | {"butterfly": {"verification": "audit"}}
+    assert await refusing.openai_error(CHAT_PATH, body) == (503, "verification_unavailable", "butterfly.verification")
 
 
 async def test_a_body_above_the_limit_is_413() -> None:

@@ -36,6 +36,14 @@ async def test_a_model_that_fits_nowhere_is_listed_as_not_ready(gateway: Gateway
     assert model["butterfly"]["ready"] is False
 
 
+async def test_verification_is_offered_once_enough_nodes_are_ready(gateway: Gateway) -> None:
+    ready = [node_view(name) for name in ("node-a", "node-b", "node-c")]
+    for nodes, offered in ((ready, ["none", "audit", "quorum"]), (ready[:2], ["none"])):
+        gateway.nodes.replace(*nodes, node_view("node-d", state=NodeState.SUSPECT))
+        (model,) = (await gateway.client.get("/v1/models")).json()["data"]
+        assert model["butterfly"]["verification"] == offered
+
+
 async def test_nodes_are_shown_with_the_layers_they_hold(gateway: Gateway) -> None:
     listed = (await gateway.client.get("/v1/nodes")).json()
     assert listed["object"] == "list"

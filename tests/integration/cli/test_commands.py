@@ -55,6 +55,46 @@ def test_nodes_are_shown_with_their_layers(ask: Ask, gateway: FakeGateway) -> No
     assert out.splitlines()[1].split() == ["node-a", "ready", "http://127.0.0.1:8090", "m", "0-10,", "m", "10-20"]
 
 
+def test_a_node_that_is_kept_away_is_shown_with_the_reason(ask: Ask, gateway: FakeGateway) -> None:
+    evicted = NODE | {"state": "evicted", "stages": [], "reason": "lied (evidence e1)"}
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [evicted]}
+    assert ask("nodes", "list")[1].splitlines()[1].split(maxsplit=4)[1:] == [
+        "evicted",
+        "http://127.0.0.1:8090",
+        "-",
+        "lied (evidence e1)",
+    ]
+
+
+def test_nodes_are_quarantined_and_reinstated_at_the_coordinator(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers |= {"POST /nodes/node-a/quarantine": (200, {}), "POST /nodes/node-a/reinstate": (200, {})}
+    at = ("--coordinator", gateway.url)
+    code, out, _ = ask("nodes", "quarantine", "node-a", "--reason", "odd", *at, api=False)
+    assert (code, out.split(":")[0]) == (0, "node-a is quarantined")
+    assert ask("nodes", "reinstate", "node-a", *at, api=False)[:2] == (0, "node-a may serve again\n")
+    assert [asked for asked in gateway.asked if asked[0].startswith("POST")] == [
+        ("POST /nodes/node-a/quarantine", {"reason": "odd"}),
+        ("POST /nodes/node-a/reinstate", None),
+    ]
+
+
+def test_what_the_coordinator_refuses_is_told(ask: Ask, gateway: FakeGateway) -> None:
+    refusal = {
+        "type": "about:blank",
+        "title": "not found",
+        "status": 404,
+        "detail": "nothing keeps node node-a away",
+        "code": "node_not_found",
+        "retryable": False,
+    }
+    gateway.answers["POST /nodes/node-a/reinstate"] = 404, refusal
+    assert ask("nodes", "reinstate", "node-a", "--coordinator", gateway.url, api=False) == (
+        1,
+        "",
+        "butterfly: nothing keeps node node-a away\n",
+    )
+
+
 def test_status_as_json_hands_on_what_the_gateway_tells(ask: Ask, gateway: FakeGateway) -> None:
     gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [NODE]}
     code, out, _ = ask("status", "--json")
@@ -238,6 +278,7 @@ def test_wrong_usage_ends_with_two(ask: Ask, arguments: tuple[str, ...]) -> None
         (("models", "pull", "unheard-of"), "no model 'unheard-of' to pull"),
         (("models", "remove", "unheard-of"), "no model 'unheard-of' in"),
         (("models", "add", "/no/such.gguf"), "/no/such.gguf is no file"),
+        (("nodes", "reinstate", "n", "--coordinator", "here"), "--coordinator: 'here' should be a URL"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_ends_with_one(

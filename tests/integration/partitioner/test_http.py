@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from shared.runtime.config import Config, PartitionConfig, SecurityConfig, Servi
 from tests.fakes.tiny_models import write_tiny_model
 
 TOKEN = "control services only"
+AUDIT: dict[str, object] = {"verification": "audit", "max_byzantine": 1}
 STAGE = "/models/tiny/stages/2-4"
 
 
@@ -174,6 +176,18 @@ async def test_a_plan_comes_with_its_model_and_then_from_the_cache(control: http
     assert first.plan.spares == (("w2", "w3"), ("w2", "w3"))
 
 
+async def test_an_audited_session_gets_two_lanes_over_the_same_stages(control: httpx.AsyncClient) -> None:
+    answer = await control.post("/plans", json={"model_id": "tiny", "nodes": nodes(4), "seating": AUDIT})
+    plan = PlanResponse.model_validate(answer.json()).plan
+    first, second = plan.lanes
+    assert [seat.layers for seat in first.partitions] == [seat.layers for seat in second.partitions]
+    assert len({seat.node_id for seat in plan.seats}) == 4
+    assert (plan.blind, plan.spare) == (True, 2)
+    kept = AUDIT | {"with_referee": True, "is_recovery": True, "keep": [asdict(lane) for lane in plan.lanes]}
+    answer = await control.post("/plans", json={"model_id": "tiny", "nodes": nodes(4), "seating": kept})
+    assert PlanResponse.model_validate(answer.json()).plan.lanes[:2] == plan.lanes
+
+
 async def test_plans_are_forgotten_on_request(control: httpx.AsyncClient) -> None:
     body = {"model_id": "tiny", "nodes": nodes(3)}
     await control.post("/plans", json=body)
@@ -192,7 +206,8 @@ async def test_plans_are_forgotten_on_request(control: httpx.AsyncClient) -> Non
         ({"nodes": nodes(1, speed=-1)}, 422, "invalid_plan_input"),
         ({"nodes": nodes(1), "strategy": "magic"}, 422, "invalid_plan_input"),
         ({"nodes": nodes(9), "num_stages": 7}, 422, "invalid_plan_input"),
-        ({"nodes": nodes(9), "num_lanes": 2}, 503, "verification_unavailable"),
+        ({"nodes": nodes(2), "seating": AUDIT}, 503, "verification_unavailable"),
+        ({"nodes": nodes(9), "seating": AUDIT | {"max_byzantine": 0}}, 422, "invalid_plan_input"),
         ({"nodes": nodes(1), "model_id": "nothing"}, 404, "model_not_found"),
         ({"nodes": nodes(1), "surprise": 1}, 422, "validation_failed"),
     ],

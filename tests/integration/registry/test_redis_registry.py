@@ -13,7 +13,7 @@ from shared.domain.task_state import TaskEvent
 from shared.registry import connection
 from shared.registry.base import Commit, Finish
 from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
-from tests.fakes.tasks import MODEL, make_task, make_tokens
+from tests.fakes.tasks import GROUP, MODEL, make_task, make_tokens
 from tests.fakes.valkey import ValkeyServer, running_valkey
 
 
@@ -47,7 +47,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
     valkey: ValkeyServer, registry: RedisTaskRegistry
 ) -> None:
     queued = [await submit(registry) for _ in range(20)]
-    (claimed,) = await registry.claim(MODEL, 1, owner="replica-1", lease_s=10, plan_id="plan-1")
+    (claimed,) = await registry.claim(GROUP, 1, owner="replica-1", lease_s=10, plan_id="plan-1")
     epoch, _, _ = await registry.open_session(claimed.task_id, attempt=claimed.attempt, plan_id="plan-1")
     await registry.advance(claimed.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
     await registry.commit([Commit(claimed.task_id, epoch, 0, make_tokens(1, 2))])
@@ -62,7 +62,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
     assert await registry.tokens(claimed.task_id) == make_tokens(1, 2)
     assert await registry.commit([Commit(claimed.task_id, epoch, 2, make_tokens(3))]) == (3,)  # scripts are loaded anew
     assert await registry.finish(claimed.task_id, epoch=epoch, finish=Finish(FinishReason.STOP, 3), last=None)
-    assert [each.task_id for each in await registry.claim(MODEL, 32, owner="r", lease_s=1)] == queued[1:]
+    assert [each.task_id for each in await registry.claim(GROUP, 32, owner="r", lease_s=1)] == queued[1:]
     await registry.ping()
 
 
@@ -107,10 +107,10 @@ async def test_queue_entries_that_were_lost_are_made_again(valkey: ValkeyServer,
     task_ids = [await submit(registry, priority=priority) for priority in (0, 9, 3)]
     with Redis(port=valkey.port) as client:
         client.delete("{bf}:groups", "{bf}:queued", f"{{bf}}:queue:{MODEL}")
-    assert await registry.claim(MODEL, 3, owner="r", lease_s=1) == ()
+    assert await registry.claim(GROUP, 3, owner="r", lease_s=1) == ()
     mended = await registry.reconcile(limit=100, max_attempts=5, owner="r", lease_s=1, waiting={})
     assert set(mended.requeued) == set(task_ids)
-    claims = await registry.claim(MODEL, 3, owner="r", lease_s=10)
+    claims = await registry.claim(GROUP, 3, owner="r", lease_s=10)
     assert [each.task_id for each in claims] == [task_ids[1], task_ids[2], task_ids[0]]
     with Redis(port=valkey.port) as client:
         client.delete("{bf}:leases")
@@ -136,7 +136,7 @@ async def test_records_leave_the_index_when_they_expire(valkey: ValkeyServer, re
 
 async def test_every_key_carries_the_same_tag(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
     await submit(registry)
-    await registry.claim(MODEL, 1, owner="r", lease_s=10, plan_id="plan-1")
+    await registry.claim(GROUP, 1, owner="r", lease_s=10, plan_id="plan-1")
     await registry.ping()
     with Redis(port=valkey.port) as client:
         assert all(key.startswith(b"{bf}:") for key in client.scan_iter())

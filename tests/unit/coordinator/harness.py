@@ -3,49 +3,43 @@
 import asyncio
 from collections.abc import Sequence
 
+from services.coordinator.domain.blame import PairMarks
+from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership, Terms
 from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
+from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
-from services.coordinator.service.session_run import Parts
 from services.coordinator.service.sessions import Sessions
-from shared.contracts.coordinator import OpenSession, RegisterNode
+from services.coordinator.service.standing_book import StandingBook
+from shared.contracts.coordinator import OpenSession
 from shared.contracts.messages import Ack, Draft, DraftTokens, Heartbeat, SessionPosition, StageRef
-from shared.domain.ids import Attempt, NodeId
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.ids import Attempt
+from shared.domain.plan import PartitionPlan, num_lanes
 from shared.domain.task import InferenceTask
 from shared.domain.task_state import TaskState
 from shared.registry.base import TaskRecord
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.clock import FakeClock
 from tests.fakes.events import RecordingPublisher
+from tests.fakes.evidence import MemoryEvidenceStore
+from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, N1, N2, N3, capability, registration
 from tests.fakes.partitioner import FakePartitioner, even_plan
+from tests.fakes.receipts import MemoryReceiptStore
+from tests.fakes.standings import MemoryStandings
 from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.fakes.tasks import make_tokens
 from tests.fakes.workers import FakeWorkers
 
-NODES = ("n1", "n2", "n3")
+NODES = (N1, N2, N3)
 BEAT_S = 0.5
 
 
-def capability(name: str, **changes: object) -> NodeCapability:
-    values: dict[str, object] = {
-        "node_id": NodeId(name),
-        "memory_bytes": 1 << 30,
-        "speed": 1e9,
-        "slots": 2,
-        "context_tokens": 64,
-        "host": f"host-{name}",
-        "cores": 4,
-    }
-    return NodeCapability(**(values | changes))  # type: ignore[arg-type]  # a test names fields that exist
-
-
 class Coordinator:
-    """One run of the coordinator. `registry`, `clock` and `workers` may be those of an earlier run."""
+    """One run of the coordinator. `registry`, `clock`, `workers` and `standings` may be those of an earlier run."""
 
     def __init__(
         self,
@@ -53,10 +47,15 @@ class Coordinator:
         clock: FakeClock | None = None,
         registry: MemoryTaskRegistry | None = None,
         workers: FakeWorkers | None = None,
+        standings: MemoryStandings | None = None,
+        receipts: MemoryReceiptStore | None = None,
     ) -> None:
         self.clock = clock or FakeClock()
         self.registry = registry or MemoryTaskRegistry(now=self.clock.wall_s)
         self.workers = workers or FakeWorkers()
+        self.standings = standings or MemoryStandings()
+        self.receipts = receipts or MemoryReceiptStore(self.registry, now=self.clock.wall_s)
+        self.evidence = MemoryEvidenceStore()
         self.events = RecordingPublisher()
         self.partitioner = FakePartitioner()
         self.tasks = BackgroundTasks(self.clock)
@@ -76,8 +75,11 @@ class Coordinator:
                 lease_ms=2_000,
                 partitioner_url="http://partitioner",
                 metrics_url="http://metrics",
+                join_urls=frozenset({COORDINATOR_URL}),
+                coordinator_key=COORDINATOR_KEY.public_key,
             ),
             workers=self.workers,
+            standings=StandingBook(self.standings, self.clock),
             slots=slots,
             events=self.events,
             clock=self.clock,
@@ -87,12 +89,18 @@ class Coordinator:
         self.committer = Committer(registry=self.registry, events=self.events, clock=self.clock)
         parts = Parts(
             registry=self.registry,
+            receipts=self.receipts,
+            evidence=self.evidence,
             members=self.members,
             partitioner=self.partitioner,
             committer=self.committer,
             slots=slots,
             events=self.events,
             clock=self.clock,
+            tasks=self.tasks,
+            key=COORDINATOR_KEY,
+            windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
+            pair_marks=PairMarks(),
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
@@ -124,7 +132,7 @@ class Coordinator:
     async def join(self, node_id: str, *, boot_id: str = "boot-1", **changes: object) -> None:
         answer = await self.members.register(
             "join",
-            RegisterNode(capability=capability(node_id, **changes), address=f"http://{node_id}:8090", boot_id=boot_id),
+            registration(capability(node_id, **changes), f"http://{node_id}:8090", boot_id=boot_id),
         )
         self.tokens[node_id] = answer.node_token
         self.silent.discard(node_id)
@@ -170,12 +178,12 @@ class Coordinator:
             max_queue_size=1_000,
             max_queued_per_owner=1_000,
         )
-        claims = await self.registry.claim(task.model_id, 1, owner="s", lease_s=600, plan_id=plan.plan_id)
+        claims = await self.registry.claim(task.group, 1, owner="s", lease_s=600, plan_id=plan.plan_id)
         assert claims[0].task_id == task.task_id
         return claims[0].attempt
 
     async def open(self, task: InferenceTask, nodes: Sequence[str] = NODES) -> Session:
-        plan = even_plan(nodes)
+        plan = even_plan(nodes, num_lanes=num_lanes(task.verification, task.max_byzantine))
         attempt = await self.coordinate(task, plan)
         await self.sessions.open(OpenSession(task_id=task.task_id, attempt=attempt, plan=plan))
         await self.settle()

@@ -16,8 +16,7 @@ class Uniform(Strategy):
     def seat(self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int) -> tuple[Partition, ...] | None:
         if not num_stages <= min(len(rooms), num_layers):
             return None
-        size, extra = divmod(num_layers, num_stages)
-        ends = tuple(accumulate([size + 1] * extra + [size] * (num_stages - extra)))
+        ends = even_ends(num_layers, num_stages)
         roomiest = sorted(rooms, key=lambda room: (-room.node.memory_bytes, room.node.node_id))[:num_stages]
         in_order = sorted(roomiest, key=lambda room: room.node.node_id)
         for seated in (in_order, _largest_first(ends, roomiest)):
@@ -25,6 +24,12 @@ class Uniform(Strategy):
             if all(room.holds(start, end) for start, end, room in ranges):
                 return partitions(ends, seated)
         return None
+
+
+def even_ends(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Where the stages end when they are as equal as can be, the first ones larger by one if need be."""
+    size, extra = divmod(num_layers, num_stages)
+    return tuple(accumulate([size + 1] * extra + [size] * (num_stages - extra)))
 
 
 def _largest_first(ends: Sequence[int], roomiest: Sequence[SeatRoom]) -> list[SeatRoom]:

@@ -50,6 +50,7 @@ def test_a_control_service_listens_at_its_seat_and_knows_the_others(kind: Kind, 
     assert config.redis.url.get_secret_value() == LAYOUT.redis_url
     assert config.security.service_token.get_secret_value() == "service-secret"
     assert config.partition.models_dir == Path("/data/models")
+    assert config.coordination.data_dir == Path("/data/coordinator")
     assert config.scheduling.preload_models == ("a-model",)
     assert config.partition.num_stages == 3
 

@@ -11,6 +11,7 @@ STATUS = ClusterStatus(
     host="127.0.0.1",
     api_url="http://127.0.0.1:8080",
     partitioner_url="http://127.0.0.1:8082",
+    coordinator_url="http://127.0.0.1:8083",
     model="m",
     processes=(ProcessStatus(name="api", pid=2, port=8080, state="ready", restarts=0),),
 )

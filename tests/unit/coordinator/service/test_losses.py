@@ -8,6 +8,7 @@ from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import SessionReassigned, TaskFailed
+from tests.fakes.identities import N1, N2, N3, N4
 from tests.fakes.partitioner import even_plan
 from tests.fakes.tasks import make_task
 from tests.unit.coordinator.harness import NODES, Coordinator
@@ -24,16 +25,16 @@ def fault(task: InferenceTask, stage: int, code: str, *, epoch: int = 1) -> Sess
 
 
 async def test_a_lost_node_is_replaced_and_the_answer_goes_on_from_what_is_committed(coordinator: Coordinator) -> None:
-    await coordinator.join("n4")
+    await coordinator.join(N4)
     task = make_task(max_tokens=6)
     await coordinator.open(task)
     await coordinator.draft(task, 10, 11)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(3)
 
     session = coordinator.session(task)
-    assert (session.phase, session.epoch, seats(coordinator, task)) == (SessionPhase.PREFILLING, 2, ["n1", "n3", "n4"])
-    order = coordinator.workers["n4"].assignments()[-1]
+    assert (session.phase, session.epoch, seats(coordinator, task)) == (SessionPhase.PREFILLING, 2, [N1, N3, N4])
+    order = coordinator.workers[N4].assignments()[-1]
     assert order.prefix_ids == (*task.prompt_ids, 10, 11)
     assert (order.max_tokens, order.num_prompt) == (4, 3)
 
@@ -44,74 +45,74 @@ async def test_a_lost_node_is_replaced_and_the_answer_goes_on_from_what_is_commi
 
 
 async def test_living_seats_are_told_to_forget_the_old_epoch(coordinator: Coordinator) -> None:
-    await coordinator.join("n4")
+    await coordinator.join(N4)
     task = make_task()
     await coordinator.open(task)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(3)
-    assert [stop.epoch for stop in coordinator.workers["n1"].stops()] == [1]
+    assert [stop.epoch for stop in coordinator.workers[N1].stops()] == [1]
 
 
 async def test_a_node_that_leaves_is_replaced_at_once(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
-    await coordinator.messages.handle(coordinator.tokens["n3"], Leave(boot_id="boot-1"))
+    await coordinator.messages.handle(coordinator.tokens[N3], Leave(boot_id="boot-1"))
     await coordinator.settle()
-    assert seats(coordinator, task) == ["n1", "n2"]
+    assert seats(coordinator, task) == [N1, N2]
 
 
 async def test_a_broken_link_moves_the_session_away_from_the_peer_when_there_is_another_node(
     coordinator: Coordinator,
 ) -> None:
-    await coordinator.join("n4")
+    await coordinator.join(N4)
     task = make_task()
     await coordinator.open(task)
-    broken = LinkFault(peer=NodeId("n2"), outgoing=True, reason="connection reset")
-    await coordinator.messages.handle(coordinator.tokens["n1"], broken)
+    broken = LinkFault(peer=NodeId(N2), outgoing=True, reason="connection reset")
+    await coordinator.messages.handle(coordinator.tokens[N1], broken)
     await coordinator.settle()
-    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, ["n1", "n3", "n4"])
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, [N1, N3, N4])
 
 
 async def test_a_broken_link_between_the_only_nodes_is_tried_again(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
-    broken = LinkFault(peer=NodeId("n2"), outgoing=True, reason="connection reset")
-    await coordinator.messages.handle(coordinator.tokens["n1"], broken)
+    broken = LinkFault(peer=NodeId(N2), outgoing=True, reason="connection reset")
+    await coordinator.messages.handle(coordinator.tokens[N1], broken)
     await coordinator.settle()
-    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, ["n1", "n2", "n3"])
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, [N1, N2, N3])
 
 
 async def test_a_link_fault_of_nodes_that_are_no_neighbours_changes_nothing(coordinator: Coordinator) -> None:
     task = make_task()
     session = await coordinator.open(task)
-    broken = LinkFault(peer=NodeId("n1"), outgoing=True, reason="I say so")
-    await coordinator.messages.handle(coordinator.tokens["n2"], broken)
+    broken = LinkFault(peer=NodeId(N1), outgoing=True, reason="I say so")
+    await coordinator.messages.handle(coordinator.tokens[N2], broken)
     await coordinator.settle()
     assert session.epoch == 1
 
 
 async def test_a_node_found_dead_while_recovering_is_not_asked_again(coordinator: Coordinator) -> None:
-    await coordinator.join("n4")
+    await coordinator.join(N4)
     task = make_task()
     await coordinator.open(task)
-    await coordinator.lose("n2")  # long before its lease is over
-    broken = LinkFault(peer=NodeId("n3"), outgoing=False, reason="silent")
-    await coordinator.messages.handle(coordinator.tokens["n1"], broken)
+    await coordinator.lose(N2)  # long before its lease is over
+    broken = LinkFault(peer=NodeId(N3), outgoing=False, reason="silent")
+    await coordinator.messages.handle(coordinator.tokens[N1], broken)
     await coordinator.settle()
     session = coordinator.session(task)
     assert session.phase is SessionPhase.PREFILLING
-    assert "n2" not in seats(coordinator, task)
+    assert N2 not in seats(coordinator, task)
 
 
 async def test_a_started_anew_node_gives_its_sessions_up(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
     await coordinator.draft(task, 10)
-    await coordinator.join("n2", boot_id="boot-2")
+    await coordinator.join(N2, boot_id="boot-2")
     await coordinator.settle()
     session = coordinator.session(task)
     assert (session.phase, session.epoch) == (SessionPhase.PREFILLING, 2)
-    assert len(coordinator.workers["n2"].assignments()) == 1
+    assert len(coordinator.workers[N2].assignments()) == 1
     await coordinator.draft(task, 11)
     assert await coordinator.token_ids(task) == [10, 11]
 
@@ -119,7 +120,7 @@ async def test_a_started_anew_node_gives_its_sessions_up(coordinator: Coordinato
 async def test_registering_again_within_the_same_run_loses_nothing(coordinator: Coordinator) -> None:
     task = make_task()
     session = await coordinator.open(task)
-    await coordinator.join("n2")
+    await coordinator.join(N2)
     await coordinator.settle()
     assert session.epoch == 1
     assert session.is_running
@@ -130,11 +131,11 @@ async def test_without_nodes_a_session_waits_and_goes_on_when_they_come(coordina
     task = make_task(max_tokens=3)
     await coordinator.open(task)
     await coordinator.draft(task, 10)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(20)
     assert coordinator.session(task).phase is SessionPhase.RECOVERING
 
-    await coordinator.join("n4")
+    await coordinator.join(N4)
     await coordinator.settle()
     assert coordinator.session(task).phase is SessionPhase.PREFILLING
     await coordinator.draft(task, 11, 12)
@@ -145,7 +146,7 @@ async def test_without_nodes_the_task_fails_at_its_deadline(coordinator: Coordin
     coordinator.partitioner.min_nodes = 3
     task = make_task(deadline_s=30.0)
     await coordinator.open(task)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(29)
     assert await coordinator.state(task) is TaskState.COMPUTING
     await coordinator.advance(2)
@@ -159,7 +160,7 @@ async def test_a_partitioner_that_is_away_is_asked_again(coordinator: Coordinato
     task = make_task()
     await coordinator.open(task)
     coordinator.partitioner.is_away = True
-    await coordinator.messages.handle(coordinator.tokens["n2"], fault(task, 1, "bad_slot"))
+    await coordinator.messages.handle(coordinator.tokens[N2], fault(task, 1, "bad_slot"))
     await coordinator.advance(3)
     assert coordinator.session(task).phase is SessionPhase.RECOVERING
     coordinator.partitioner.is_away = False
@@ -181,7 +182,7 @@ async def test_positions_in_heartbeats_are_progress(coordinator: Coordinator) ->
     task = make_task(prompt_ids=tuple(range(40)))
     session = await coordinator.open(task)
     for rows in range(1, 8):
-        coordinator.positions["n1"] = (SessionPosition(task_id=task.task_id, epoch=Epoch(1), rows=rows),)
+        coordinator.positions[N1] = (SessionPosition(task_id=task.task_id, epoch=Epoch(1), rows=rows),)
         await coordinator.advance(2)
     assert session.epoch == 1
     await coordinator.advance(6)  # the same position again is none
@@ -199,40 +200,40 @@ async def test_a_session_behind_others_on_busy_nodes_is_not_stalled(coordinator:
 
 
 async def test_a_seat_without_memory_is_given_to_another_node_and_not_asked_again(coordinator: Coordinator) -> None:
-    await coordinator.join("n4")
-    coordinator.workers["n2"].refusals = [OutOfMemory("4 GB missing")]
+    await coordinator.join(N4)
+    coordinator.workers[N2].refusals = [OutOfMemory("4 GB missing")]
     task = make_task()
     await coordinator.open(task)
-    assert seats(coordinator, task) == ["n1", "n3", "n4"]
-    await coordinator.messages.handle(coordinator.tokens["n4"], fault(task, 2, "bad_slot", epoch=2))
+    assert seats(coordinator, task) == [N1, N3, N4]
+    await coordinator.messages.handle(coordinator.tokens[N4], fault(task, 2, "bad_slot", epoch=2))
     await coordinator.settle()
-    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, ["n1", "n3", "n4"])
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N1, N3, N4])
     assert coordinator.members.nodes().nodes[1].state == "ready"  # for other tasks
 
 
 async def test_a_failed_self_test_reported_late_excludes_the_node(coordinator: Coordinator) -> None:
-    worker = coordinator.workers["n2"]
+    worker = coordinator.workers[N2]
     worker.is_cold = True
     task = make_task()
     await coordinator.open(task)
     failed = StageReady(stage_ref=worker.assignments()[0].stage_ref, error_code="self_test_failed", error="other bits")
-    await coordinator.messages.handle(coordinator.tokens["n2"], failed)
+    await coordinator.messages.handle(coordinator.tokens[N2], failed)
     await coordinator.settle()
-    assert seats(coordinator, task) == ["n1", "n3"]
+    assert seats(coordinator, task) == [N1, N3]
 
 
 async def test_a_seat_that_failed_to_load_excludes_the_node(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].is_cold = True
+    coordinator.workers[N2].is_cold = True
     task = make_task()
     await coordinator.open(task)
     failed = SeatReady(task_id=task.task_id, epoch=Epoch(1), lane=0, stage=1, error_code="out_of_memory", error="")
-    await coordinator.messages.handle(coordinator.tokens["n2"], failed)
+    await coordinator.messages.handle(coordinator.tokens[N2], failed)
     await coordinator.settle()
-    assert seats(coordinator, task) == ["n1", "n3"]
+    assert seats(coordinator, task) == [N1, N3]
 
 
 async def test_a_slot_that_is_still_being_freed_is_waited_for(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].refusals = [NoSlotSpace("all slots taken"), NoSlotSpace("all slots taken")]
+    coordinator.workers[N2].refusals = [NoSlotSpace("all slots taken"), NoSlotSpace("all slots taken")]
     task = make_task()
     session = await coordinator.open(task)
     assert session.phase is SessionPhase.ASSIGNING
@@ -244,7 +245,7 @@ async def test_two_engine_crashes_at_one_position_are_poison(coordinator: Coordi
     task = make_task()
     await coordinator.open(task)
     await coordinator.draft(task, 10)
-    await coordinator.messages.handle(coordinator.tokens["n2"], fault(task, 1, "engine_fault"))
+    await coordinator.messages.handle(coordinator.tokens[N2], fault(task, 1, "engine_fault"))
     await coordinator.settle()
     assert coordinator.session(task).epoch == 2
     holder = coordinator.session(task).seats[0].node_id
@@ -273,7 +274,7 @@ async def test_a_cancel_while_recovering_ends_the_session(coordinator: Coordinat
     coordinator.partitioner.min_nodes = 3
     task = make_task()
     await coordinator.open(task)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(3)
     await coordinator.registry.cancel(task.task_id)
     coordinator.sessions.cancel(task.task_id)
@@ -294,7 +295,7 @@ async def test_a_restarted_coordinator_adopts_running_tasks(coordinator: Coordin
     await later.advance(1.5)
     session = later.session(task)
     assert (session.phase, session.epoch) == (SessionPhase.PREFILLING, 2)
-    assert later.workers["n1"].assignments()[-1].prefix_ids == (*task.prompt_ids, 10)
+    assert later.workers[N1].assignments()[-1].prefix_ids == (*task.prompt_ids, 10)
     await later.draft(task, 11, 12, 13)
     assert await later.token_ids(task) == [10, 11, 12, 13]
     assert [event.reason for event in later.events.of(SessionReassigned)] == ["adopted"]
@@ -302,7 +303,7 @@ async def test_a_restarted_coordinator_adopts_running_tasks(coordinator: Coordin
 
 
 async def test_a_task_whose_coordinator_died_while_assigning_is_adopted(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].is_cold = True
+    coordinator.workers[N2].is_cold = True
     task = make_task()
     await coordinator.open(task)
     await coordinator.stop()
@@ -327,7 +328,7 @@ async def test_a_recovering_task_that_is_cancelled_elsewhere_is_let_go(coordinat
     coordinator.partitioner.min_nodes = 9
     task = make_task()
     await coordinator.open(task)
-    await coordinator.lose("n2")
+    await coordinator.lose(N2)
     await coordinator.advance(3)
     await coordinator.registry.cancel(task.task_id)
     await coordinator.advance(2)  # nobody told us: the next look at the registry does
@@ -335,7 +336,7 @@ async def test_a_recovering_task_that_is_cancelled_elsewhere_is_let_go(coordinat
 
 
 async def test_a_cancelled_session_stops_asking_for_a_slot(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].refusals = [NoSlotSpace("all slots taken")] * 1_000
+    coordinator.workers[N2].refusals = [NoSlotSpace("all slots taken")] * 1_000
     task = make_task()
     await coordinator.open(task)
     await coordinator.registry.cancel(task.task_id)
@@ -346,7 +347,7 @@ async def test_a_cancelled_session_stops_asking_for_a_slot(coordinator: Coordina
 
 
 async def test_a_session_past_its_deadline_stops_asking_for_a_slot(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].refusals = [NoSlotSpace("all slots taken")] * 1_000
+    coordinator.workers[N2].refusals = [NoSlotSpace("all slots taken")] * 1_000
     task = make_task(deadline_s=2)
     await coordinator.open(task)
     await coordinator.advance(3)
@@ -358,9 +359,9 @@ async def test_a_node_that_was_away_for_a_moment_is_asked_again_when_no_other_ca
     coordinator: Coordinator,
 ) -> None:
     coordinator.partitioner.min_nodes = 3
-    coordinator.workers["n2"].refusals = [PeerUnavailable("n2 did not answer in time")]
+    coordinator.workers[N2].refusals = [PeerUnavailable(f"{N2} did not answer in time")]
     task = make_task()
     session = await coordinator.open(task)
     assert session.phase is SessionPhase.RECOVERING
     await coordinator.advance(7)
-    assert (session.phase, seats(coordinator, task)) == (SessionPhase.PREFILLING, ["n1", "n2", "n3"])
+    assert (session.phase, seats(coordinator, task)) == (SessionPhase.PREFILLING, [N1, N2, N3])

@@ -10,6 +10,7 @@ from shared.domain.errors import Forbidden, NodeNotFound, ProtocolViolation, Sta
 from shared.domain.ids import Epoch
 from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask, SamplerParams
+from tests.fakes.identities import N1, N2, N3
 from tests.fakes.tasks import make_task, make_token
 from tests.unit.coordinator.harness import Coordinator
 
@@ -28,12 +29,12 @@ async def test_an_unknown_token_is_told_to_register_again(coordinator: Coordinat
 
 async def test_a_heartbeat_of_another_run_is_told_to_register_again(coordinator: Coordinator) -> None:
     with pytest.raises(NodeNotFound):
-        await coordinator.messages.handle(coordinator.tokens["n1"], Heartbeat(boot_id="boot-0"))
+        await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-0"))
 
 
 async def test_an_earlier_token_of_a_node_ends_when_it_registers_again(coordinator: Coordinator) -> None:
-    earlier = coordinator.tokens["n1"]
-    await coordinator.join("n1", boot_id="boot-2")
+    earlier = coordinator.tokens[N1]
+    await coordinator.join(N1, boot_id="boot-2")
     with pytest.raises(NodeNotFound):
         await coordinator.messages.handle(earlier, Heartbeat(boot_id="boot-1"))
 
@@ -41,7 +42,7 @@ async def test_an_earlier_token_of_a_node_ends_when_it_registers_again(coordinat
 async def test_drafts_of_a_node_that_does_not_hold_the_last_stage_are_forbidden(coordinator: Coordinator) -> None:
     task = make_task()
     session = await coordinator.open(task)
-    for node_id in ("n1", "n2"):
+    for node_id in (N1, N2):
         with pytest.raises(Forbidden):
             await say(coordinator, node_id, coordinator.drafts(task, 10))
     assert (session.records, session.phase, session.epoch) == ([], SessionPhase.PREFILLING, 1)
@@ -51,28 +52,28 @@ async def test_drafts_of_an_earlier_epoch_are_stale_and_their_sender_is_told_to_
     task = make_task()
     await coordinator.open(task)
     late = coordinator.drafts(task, 10)
-    await coordinator.join("n1", boot_id="boot-2")
+    await coordinator.join(N1, boot_id="boot-2")
     await coordinator.settle()
     with pytest.raises(StaleEpoch):
-        await say(coordinator, "n3", late)
+        await say(coordinator, N3, late)
     assert coordinator.session(task).records == []
-    assert [(stop.epoch, stop.reason) for stop in coordinator.workers["n3"].stops()][-1] == (1, "stale")
+    assert [(stop.epoch, stop.reason) for stop in coordinator.workers[N3].stops()][-1] == (1, "stale")
 
 
 async def test_drafts_without_a_session_are_stale(coordinator: Coordinator) -> None:
     task = make_task(max_tokens=1)
     await coordinator.open(task)
     late = coordinator.drafts(task, 10)
-    await say(coordinator, "n3", late)
+    await say(coordinator, N3, late)
     with pytest.raises(StaleEpoch):
-        await say(coordinator, "n3", late)
+        await say(coordinator, N3, late)
 
 
 async def test_drafts_of_an_epoch_that_has_not_begun_break_the_rules(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
     with pytest.raises(ProtocolViolation):
-        await say(coordinator, "n3", coordinator.drafts(task, 10, epoch=7))
+        await say(coordinator, N3, coordinator.drafts(task, 10, epoch=7))
     assert coordinator.session(task).epoch == 1
 
 
@@ -83,7 +84,7 @@ async def test_stale_drafts_spoil_no_others_of_the_same_message(coordinator: Coo
     late = coordinator.drafts(ended, 10).drafts[0]
     await coordinator.draft(ended, 10)
     message = DraftTokens(drafts=(late, coordinator.drafts(going_on, 20).drafts[0]))
-    assert await say(coordinator, "n3", message) == Ack()
+    assert await say(coordinator, N3, message) == Ack()
     assert await coordinator.token_ids(going_on) == [20]
 
 
@@ -91,19 +92,19 @@ async def test_a_second_delivery_of_drafts_adds_nothing(coordinator: Coordinator
     task = make_task()
     await coordinator.open(task)
     message = coordinator.drafts(task, 10, 11)
-    await say(coordinator, "n3", message)
-    await say(coordinator, "n3", message)
-    await say(coordinator, "n3", coordinator.drafts(task, 11, 12, first=1))
+    await say(coordinator, N3, message)
+    await say(coordinator, N3, message)
+    await say(coordinator, N3, coordinator.drafts(task, 11, 12, first=1))
     assert await coordinator.token_ids(task) == [10, 11, 12]
 
 
 async def refused_drafts(coordinator: Coordinator, task: InferenceTask, message: DraftTokens) -> None:
     """They break the rules: nothing is taken from them, and the session goes on without their sender."""
     with pytest.raises(ProtocolViolation):
-        await say(coordinator, "n3", message)
+        await say(coordinator, N3, message)
     session = coordinator.session(task)
     assert session.epoch == 2
-    assert "n3" not in [seat.node_id for seat in session.seats]
+    assert N3 not in [seat.node_id for seat in session.seats]
 
 
 async def test_a_gap_in_drafts_costs_the_seat(coordinator: Coordinator) -> None:
@@ -148,22 +149,22 @@ async def test_a_logit_that_is_no_number_costs_the_seat(coordinator: Coordinator
 
 
 async def test_drafts_before_the_start_break_the_rules(coordinator: Coordinator) -> None:
-    coordinator.workers["n1"].is_cold = True
+    coordinator.workers[N1].is_cold = True
     task = make_task()
     await coordinator.open(task)
     with pytest.raises(ProtocolViolation):
-        await say(coordinator, "n3", coordinator.drafts(task, 10))
+        await say(coordinator, N3, coordinator.drafts(task, 10))
 
 
 async def test_a_node_cannot_speak_for_the_seat_of_another(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].is_cold = True
+    coordinator.workers[N2].is_cold = True
     task = make_task()
     session = await coordinator.open(task)
     ready = SeatReady(task_id=task.task_id, epoch=Epoch(1), lane=0, stage=1)
     broken = SessionFault(task_id=task.task_id, epoch=Epoch(1), lane=0, stage=1, error_code="engine_fault", error="")
     for message in (ready, broken):
         with pytest.raises(Forbidden):
-            await coordinator.messages.handle(coordinator.tokens["n1"], message)
+            await coordinator.messages.handle(coordinator.tokens[N1], message)
     assert (session.phase, session.epoch) == (SessionPhase.LOADING, 1)
 
 
@@ -173,24 +174,24 @@ async def test_lanes_and_choices_that_nobody_has_are_refused(coordinator: Coordi
     draft = coordinator.drafts(task, 10).drafts[0]
     for change in ({"lane": 1}, {"choice": 1}):
         with pytest.raises(ProtocolViolation):
-            await say(coordinator, "n3", DraftTokens(drafts=(draft.model_copy(update=change),)))
+            await say(coordinator, N3, DraftTokens(drafts=(draft.model_copy(update=change),)))
 
 
 async def test_a_node_that_still_holds_an_ended_session_is_told_to_forget_it(coordinator: Coordinator) -> None:
     task = make_task()
-    coordinator.positions["n2"] = (SessionPosition(task_id=task.task_id, epoch=Epoch(3), rows=5),)
-    await coordinator.beat("n2")
+    coordinator.positions[N2] = (SessionPosition(task_id=task.task_id, epoch=Epoch(3), rows=5),)
+    await coordinator.beat(N2)
     await coordinator.settle()
-    assert [(stop.task_id, stop.epoch) for stop in coordinator.workers["n2"].stops()] == [(task.task_id, 3)]
+    assert [(stop.task_id, stop.epoch) for stop in coordinator.workers[N2].stops()] == [(task.task_id, 3)]
 
 
 async def test_one_heartbeat_makes_the_coordinator_send_a_bounded_number_of_stops(coordinator: Coordinator) -> None:
-    coordinator.positions["n2"] = tuple(
+    coordinator.positions[N2] = tuple(
         SessionPosition(task_id=make_task().task_id, epoch=Epoch(1), rows=5) for _ in range(100)
     )
-    await coordinator.beat("n2")
+    await coordinator.beat(N2)
     await coordinator.settle()
-    assert len(coordinator.workers["n2"].stops()) == 16
+    assert len(coordinator.workers[N2].stops()) == 16
 
 
 async def test_stale_drafts_make_the_coordinator_send_a_bounded_number_of_stops(coordinator: Coordinator) -> None:
@@ -199,11 +200,11 @@ async def test_stale_drafts_make_the_coordinator_send_a_bounded_number_of_stops(
     draft = coordinator.drafts(task, 10).drafts[0]
     stale = tuple(draft.model_copy(update={"task_id": make_task().task_id}) for _ in range(100))
     with pytest.raises(StaleEpoch):
-        await say(coordinator, "n3", DraftTokens(drafts=stale))
-    assert len(coordinator.workers["n3"].stops()) == 16
+        await say(coordinator, N3, DraftTokens(drafts=stale))
+    assert len(coordinator.workers[N3].stops()) == 16
     with pytest.raises(StaleEpoch):
-        await say(coordinator, "n3", DraftTokens(drafts=stale[:1]))
-    assert len(coordinator.workers["n3"].stops()) == 17
+        await say(coordinator, N3, DraftTokens(drafts=stale[:1]))
+    assert len(coordinator.workers[N3].stops()) == 17
 
 
 @pytest.mark.parametrize(("asked", "given"), [(None, -0.5), (0, None)])

@@ -10,6 +10,7 @@ from shared.domain.session import SessionPhase
 from shared.domain.task import FinishReason, StopRules
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import PhaseTransition, SessionOpened, TaskCompleted, TaskFailed, TokensCommitted
+from tests.fakes.identities import N1, N2, N3, N9
 from tests.fakes.partitioner import even_plan
 from tests.fakes.tasks import make_task
 from tests.unit.coordinator.harness import NODES, Coordinator
@@ -56,8 +57,8 @@ async def test_the_ends_of_the_ring_get_the_prompt_and_the_middle_does_not(coord
     assert (first.num_prompt, first.max_rows, first.max_tokens) == (3, 7, 4)
     assert first.previous is not None
     assert first.next is not None
-    assert first.previous.node_id == "n3"
-    assert first.next.node_id == "n2"
+    assert first.previous.node_id == N3
+    assert first.next.node_id == N2
 
 
 async def test_both_ends_of_a_link_get_the_same_token_and_no_two_links_share_one(coordinator: Coordinator) -> None:
@@ -73,13 +74,13 @@ async def test_both_ends_of_a_link_get_the_same_token_and_no_two_links_share_one
 
 
 async def test_a_single_stage_has_no_neighbours(coordinator: Coordinator) -> None:
-    await coordinator.open(make_task(), nodes=["n2"])
-    seat = coordinator.workers["n2"].assignments()[0]
+    await coordinator.open(make_task(), nodes=[N2])
+    seat = coordinator.workers[N2].assignments()[0]
     assert (seat.previous, seat.next, seat.num_stages) == (None, None, 1)
 
 
 async def test_a_cold_seat_is_waited_for_and_then_the_session_starts(coordinator: Coordinator) -> None:
-    coordinator.workers["n2"].is_cold = True
+    coordinator.workers[N2].is_cold = True
     task = make_task()
     session = await coordinator.open(task)
     assert session.phase is SessionPhase.LOADING
@@ -87,19 +88,19 @@ async def test_a_cold_seat_is_waited_for_and_then_the_session_starts(coordinator
 
     await coordinator.advance(60)  # loading may take its time
     ready = SeatReady(task_id=task.task_id, epoch=session.epoch, lane=0, stage=1)
-    await coordinator.messages.handle(coordinator.tokens["n2"], ready)
+    await coordinator.messages.handle(coordinator.tokens[N2], ready)
     await coordinator.settle()
 
     assert coordinator.session(task).phase is SessionPhase.PREFILLING
-    assert len(coordinator.workers["n1"].heard(SessionStart)) == 1
+    assert len(coordinator.workers[N1].heard(SessionStart)) == 1
 
 
 async def test_a_loaded_stage_is_asked_for_its_seat_again(coordinator: Coordinator) -> None:
-    worker = coordinator.workers["n2"]
+    worker = coordinator.workers[N2]
     worker.is_cold = True
     session = await coordinator.open(make_task())
     worker.is_cold = False
-    await coordinator.messages.handle(coordinator.tokens["n2"], StageReady(stage_ref=worker.assignments()[0].stage_ref))
+    await coordinator.messages.handle(coordinator.tokens[N2], StageReady(stage_ref=worker.assignments()[0].stage_ref))
     await coordinator.settle()
     assert len(worker.assignments()) == 2
     assert session.phase is SessionPhase.PREFILLING
@@ -136,7 +137,7 @@ async def test_an_end_token_ends_the_answer_and_counts(coordinator: Coordinator)
 async def test_what_comes_after_the_end_is_dropped_without_a_fuss(coordinator: Coordinator) -> None:
     task = make_task(max_tokens=8, stop=StopRules(strings=("ab",)))
     session = await coordinator.open(task)
-    last = coordinator.tokens["n3"]
+    last = coordinator.tokens[N3]
     await coordinator.messages.handle(last, coordinator.drafts(task, *b"ab"))
     await coordinator.messages.handle(last, coordinator.drafts(task, *b"cd"))  # before the worker is told to stop
     await coordinator.settle()
@@ -183,7 +184,7 @@ async def test_an_ended_session_gives_its_slots_back(coordinator: Coordinator) -
 
 async def test_a_plan_with_a_node_that_is_not_here_is_refused(coordinator: Coordinator) -> None:
     with pytest.raises(NoCapacity):
-        await coordinator.open(make_task(), nodes=["n1", "n2", "n9"])
+        await coordinator.open(make_task(), nodes=[N1, N2, N9])
 
 
 async def test_a_plan_that_leaves_layers_out_is_refused(coordinator: Coordinator) -> None:
@@ -210,7 +211,7 @@ async def test_a_prompt_longer_than_the_nodes_have_room_fails_the_task(coordinat
 async def test_an_answer_ends_where_the_room_of_the_nodes_ends(coordinator: Coordinator) -> None:
     task = make_task(prompt_ids=tuple(range(62)), max_tokens=10)
     await coordinator.open(task)
-    assert coordinator.workers["n1"].assignments()[0].max_tokens == 2
+    assert coordinator.workers[N1].assignments()[0].max_tokens == 2
     await coordinator.draft(task, 10, 11)
     assert (await coordinator.record(task)).finish_reason is FinishReason.LENGTH
 
@@ -237,7 +238,7 @@ async def test_a_cancel_that_nobody_told_us_is_noticed_at_the_next_commit(coordi
 
 
 async def test_a_cancel_while_stages_load_ends_the_session(coordinator: Coordinator) -> None:
-    coordinator.workers["n1"].is_cold = True
+    coordinator.workers[N1].is_cold = True
     task = make_task()
     await coordinator.open(task)
     await coordinator.registry.cancel(task.task_id)
@@ -273,6 +274,6 @@ async def test_tokens_of_many_sessions_are_appended_together(coordinator: Coordi
         await coordinator.open(task)
     both = [coordinator.drafts(task, 10, 11).drafts[0] for task in tasks]
     message = type(coordinator.drafts(tasks[0]))(drafts=tuple(both))
-    await coordinator.messages.handle(coordinator.tokens["n3"], message)
+    await coordinator.messages.handle(coordinator.tokens[N3], message)
     await coordinator.settle()
     assert [await coordinator.token_ids(task) for task in tasks] == [[10, 11], [10, 11]]

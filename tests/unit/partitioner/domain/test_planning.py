@@ -9,10 +9,10 @@ from services.partitioner.domain.planning import make_plan
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.uniform import Uniform
-from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
+from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel
 from shared.domain.ids import NodeId
-from shared.domain.plan import NodeCapability, PartitionPlan, check_plan
-from tests.fakes.planning import node, planned_model, question
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating, check_plan
+from tests.fakes.planning import audited, node, planned_model, question
 
 FOUR = (node("a"), node("b"), node("c"), node("d"))
 MIB = 1 << 20
@@ -119,10 +119,11 @@ def test_impossible_numbers_of_stages_and_lanes_are_refused() -> None:
     for wished in (0, 7):
         with pytest.raises(InvalidPlanInput, match=f"{wished} stages cannot be made of the 6 layers"):
             planned(FOUR, num_stages=wished)
-    with pytest.raises(InvalidPlanInput, match="0 lanes"):
-        planned(FOUR, num_lanes=0)
-    with pytest.raises(VerificationUnavailable, match="verifies nothing yet"):
-        planned(FOUR, num_lanes=2)
+    for f in (0, -1, 512):
+        with pytest.raises(InvalidPlanInput, match=f"audit does not go with max_byzantine {f}"):
+            planned(FOUR, seating=audited(f))
+    with pytest.raises(InvalidPlanInput, match="none does not go with max_byzantine 1"):
+        planned(FOUR, seating=Seating(max_byzantine=1))
 
 
 @given(

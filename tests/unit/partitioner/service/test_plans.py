@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from services.partitioner.domain.placement import SeatRoom
+from services.partitioner.domain.planning import SeatRules
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.service.plans import PartitionService
@@ -53,6 +54,7 @@ def service(strategy: CountingStrategy, events: RecordingPublisher) -> Partition
         cache=MemoryPlanCache(capacity=10, recompute_threshold=0.1),
         events=events,
         preferred_stages=3,
+        rules=SeatRules(),
         now=FakeClock().now_s,
     )
 

@@ -14,8 +14,9 @@ def test_the_fullest_seat_decides() -> None:
     assert claimable(make_plan(ModelId("m"), A, C), free) == 6
 
 
-def test_a_node_with_two_seats_gives_two_slots_to_each_session() -> None:
-    assert claimable(make_plan(ModelId("m"), A, B, A), {A: 5, B: 9}) == 2
+def test_a_node_with_two_stages_gives_a_slot_of_each() -> None:
+    assert claimable(make_plan(ModelId("m"), A, B, A), {A: 5, B: 9}) == 5
+    assert claimable(make_plan(ModelId("m"), A, B, C, num_lanes=2), {A: 5, B: 9, C: 4}) == 4
 
 
 def test_a_seat_on_a_node_that_is_gone_or_overfull_takes_none() -> None:
@@ -24,4 +25,4 @@ def test_a_seat_on_a_node_that_is_gone_or_overfull_takes_none() -> None:
 
 
 def test_sessions_reserve_a_slot_at_each_seat() -> None:
-    assert reserve(make_plan(ModelId("m"), A, B, A), 2, {A: 5, B: 9, C: 1}) == {A: 1, B: 7, C: 1}
+    assert reserve(make_plan(ModelId("m"), A, B, A), 2, {A: 5, B: 9, C: 1}) == {A: 3, B: 7, C: 1}

@@ -13,10 +13,11 @@ from shared.domain.errors import (
     StaleAttempt,
 )
 from shared.domain.ids import ModelId, TaskId
+from shared.domain.task import Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import TaskDispatched, TaskDispatching, TaskFailed
 from tests.fakes.scheduler_peers import make_node
-from tests.fakes.tasks import MODEL, make_task
+from tests.fakes.tasks import GROUP, MODEL, make_task
 from tests.unit.scheduler.service.conftest import Cluster
 
 
@@ -43,7 +44,7 @@ async def test_no_more_is_claimed_than_has_slots(cluster: Cluster) -> None:
     cluster.coordinator.nodes = [make_node("a", slots=8), make_node("b", slots=8, used=8)]
     await cluster.registry.cancel(tasks[0].task_id)  # nudges
     await cluster.dispatcher.run_once()
-    assert cluster.dispatcher.waiting == {MODEL: "every slot is taken"}
+    assert cluster.dispatcher.waiting == {GROUP: "every slot is taken"}
     assert (await cluster.registry.record(tasks[2].task_id)).attempt == 0
 
 
@@ -68,7 +69,7 @@ async def test_a_refused_task_goes_back_to_its_place_and_is_tried_again_after_a_
     assert await cluster.state(first.task_id) is TaskState.QUEUED
     assert await cluster.state(second.task_id) is TaskState.COMPUTING
     assert cluster.follower.followed == {second.task_id}
-    assert cluster.dispatcher.waiting == {MODEL: refusal.message}
+    assert cluster.dispatcher.waiting == {GROUP: refusal.message}
 
     cluster.coordinator.refuse = lambda _: None
     await cluster.submit(make_task())
@@ -110,7 +111,7 @@ async def test_tasks_that_cannot_be_planned_stay_queued_with_the_reason(cluster:
     await cluster.dispatcher.run_once()
     record = await cluster.registry.record(task.task_id)
     assert (record.state, record.attempt) == (TaskState.QUEUED, 0)
-    reason = cluster.dispatcher.waiting[MODEL]
+    reason = cluster.dispatcher.waiting[GROUP]
     await cluster.clock.advance(31.0)
     await cluster.reconciler.reconcile()
     record = await cluster.registry.record(task.task_id)
@@ -219,3 +220,24 @@ async def test_a_busy_model_does_not_starve_another(cluster: Cluster) -> None:
         await cluster.dispatcher.run_once()
         await cluster.registry.cancel(cluster.coordinator.opened[-1].task_id)  # its slot is free again
     assert [each.plan.model_id for each in cluster.coordinator.opened] == [other, MODEL]
+
+
+async def test_tasks_of_each_mode_get_a_plan_with_their_lanes(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node(name) for name in "abc"]
+    plain, audited = make_task(), make_task(verification=Verification.AUDIT, max_byzantine=1)
+    quorum = make_task(verification=Verification.QUORUM, max_byzantine=1)
+    await cluster.submit(plain, audited, quorum)
+    await cluster.dispatcher.run_once()
+    lanes = {opened.task_id: len(opened.plan.lanes) for opened in cluster.coordinator.opened}
+    assert lanes == {plain.task_id: 1, audited.task_id: 2, quorum.task_id: 3}
+
+
+async def test_a_verified_task_waits_for_nodes_while_others_go_on(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    audited, plain = make_task(verification=Verification.AUDIT, max_byzantine=1), make_task()
+    await cluster.submit(audited, plain)
+    cluster.coordinator.nodes = [make_node("a")]
+    await cluster.dispatcher.run_once()
+    assert await cluster.state(plain.task_id) is TaskState.COMPUTING
+    assert await cluster.state(audited.task_id) is TaskState.QUEUED
+    assert "2 lanes" in cluster.dispatcher.waiting[audited.group]

@@ -6,10 +6,12 @@ from services.scheduler.service.following import Follower
 from services.scheduler.service.preloading import Preloader
 from shared.domain.errors import PeerUnavailable
 from shared.domain.ids import ModelId
+from shared.domain.plan import Seating
+from shared.domain.task import Verification
 from shared.domain.task_state import TaskEvent, TaskState
 from shared.events.catalogue import TaskFailed
 from tests.fakes.scheduler_peers import make_node
-from tests.fakes.tasks import MODEL, make_task
+from tests.fakes.tasks import GROUP, MODEL, make_task
 from tests.unit.scheduler.service.conftest import Cluster
 
 
@@ -34,7 +36,7 @@ async def test_leases_are_renewed_until_the_task_ends(cluster: Cluster) -> None:
 async def test_a_running_task_of_a_stopped_replica_is_adopted_and_followed(cluster: Cluster) -> None:
     task = make_task()
     await cluster.submit(task)
-    await cluster.registry.claim(MODEL, 1, owner="replica-0", lease_s=10, plan_id="plan-1")
+    await cluster.registry.claim(GROUP, 1, owner="replica-0", lease_s=10, plan_id="plan-1")
     epoch, _, _ = await cluster.registry.open_session(task.task_id, attempt=None, plan_id="plan-1")
     stopped = Follower(registry=cluster.registry, clock=cluster.clock, owner="replica-0")
     stopped.follow([task.task_id])
@@ -64,6 +66,7 @@ async def test_models_are_placed_once_the_nodes_have_settled_and_again_when_they
         coordinator=cluster.coordinator,
         clock=cluster.clock,
         models=[MODEL, ModelId("other")],
+        seating=Seating(),
     )
     cluster.coordinator.nodes = [make_node("a")]
     await preloader.look()
@@ -84,11 +87,16 @@ async def test_models_are_placed_once_the_nodes_have_settled_and_again_when_they
 
 async def test_a_model_that_cannot_be_placed_yet_is_tried_again(cluster: Cluster) -> None:
     preloader = Preloader(
-        partitioner=cluster.partitioner, coordinator=cluster.coordinator, clock=cluster.clock, models=[MODEL]
+        partitioner=cluster.partitioner,
+        coordinator=cluster.coordinator,
+        clock=cluster.clock,
+        models=[MODEL],
+        seating=Seating(Verification.AUDIT, 1),
     )
     cluster.partitioner.min_nodes = 3
     for _ in range(3):
         await preloader.look()
     cluster.partitioner.min_nodes = 2
     await preloader.look()
-    assert len(cluster.coordinator.placed) == 1
+    (placed,) = cluster.coordinator.placed
+    assert len(placed.lanes) == 2

@@ -5,9 +5,11 @@ import pytest
 from shared.contracts.scheduler import QueueState, SubmitTask
 from shared.domain.errors import ModelNotFound, NoCapacity, PeerUnavailable, VerificationUnavailable
 from shared.domain.ids import ModelId
+from shared.domain.plan import Seating
 from shared.domain.task import Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import TaskCancelled, TaskEnqueued, TaskSubmitted
+from tests.fakes.scheduler_peers import make_node
 from tests.fakes.tasks import make_task
 from tests.unit.scheduler.service.conftest import Cluster
 
@@ -45,10 +47,34 @@ async def test_the_catalogue_is_asked_rarely(cluster: Cluster) -> None:
     assert cluster.partitioner.asked_for_models == 1
 
 
-async def test_verification_is_refused_by_this_build(cluster: Cluster) -> None:
-    with pytest.raises(VerificationUnavailable) as refused:
-        await cluster.submit(make_task(verification=Verification.AUDIT))
-    assert refused.value.param == "verification"
+AUDITED = {"verification": Verification.AUDIT, "max_byzantine": 1}
+
+
+async def test_verification_that_the_nodes_cannot_give_is_refused_and_never_lowered(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a")]
+    with pytest.raises(VerificationUnavailable):
+        await cluster.submit(make_task(**AUDITED))
+    assert (await cluster.registry.queue()).depth == 0
+    cluster.coordinator.nodes = [make_node("a"), make_node("b", used=16)]
+    await cluster.submit(make_task(**AUDITED))  # taken slots are no reason: it waits for them
+    assert cluster.partitioner.asked[-1] == Seating(Verification.AUDIT, 1)
+
+
+async def test_nodes_that_were_ready_a_moment_ago_count_for_what_can_be_verified(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    await cluster.submit(make_task(**AUDITED))
+    cluster.coordinator.nodes = [make_node("a")]  # the coordinator was started anew: b has not registered yet
+    await cluster.clock.advance(3.0)
+    await cluster.submit(make_task(**AUDITED))
+    await cluster.clock.advance(3.0)
+    with pytest.raises(VerificationUnavailable):
+        await cluster.submit(make_task(**AUDITED))
+
+
+async def test_the_nodes_are_not_asked_for_every_verified_task(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    await cluster.submit(*(make_task(**AUDITED) for _ in range(5)))
+    assert len(cluster.partitioner.asked) == 1
 
 
 async def test_with_required_capacity_a_task_without_a_plan_is_refused(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
-from shared.domain.errors import ProtocolViolation
+from services.worker.domain.seat import ReplayFeed
+from shared.domain.errors import InvalidInput, ProtocolViolation
 from shared.domain.task import TokenRecord
 from tests.fakes.seats import feed_of, seat_of, tail_of
 
@@ -104,3 +105,62 @@ def test_the_last_token_allowed_ends_the_sequence() -> None:
     assert tail.take(record(5)) == 5
     assert tail.take(record(6)) is None
     assert tail.generated_ids == [5, 6]
+
+
+def test_rows_too_far_ahead_of_the_commits_wait() -> None:
+    feed = feed_of(2)
+    feed.started = 2
+    feed.row_limit = 2
+    assert feed.take_answer(2, 9)
+    assert not feed.decode_waits
+    feed.row_limit = 3
+    assert feed.decode_waits
+
+
+def replay_of(committed: int, *, first_due: int) -> ReplayFeed:
+    return ReplayFeed(list(range(committed)), committed, running=True, first_due=first_due)
+
+
+def test_a_replay_runs_what_is_released_and_never_decodes() -> None:
+    feed = replay_of(2, first_due=2)
+    assert feed.prefill_waits
+    feed.started = 2
+    assert not feed.prefill_waits
+    feed.release(2, (7, 8), max_rows=10)
+    assert (feed.ids, feed.prefill_waits, feed.decode_waits) == ([0, 1, 7, 8], True, False)
+    feed.started = 4
+    assert feed.take_answer(4, None)
+    assert not feed.ended
+    feed.release(4, (9,), max_rows=10)
+    assert feed.prefill_waits
+
+
+def test_ids_may_be_released_twice_and_in_any_order() -> None:
+    feed = replay_of(0, first_due=1)
+    feed.release(4, (4, 5), max_rows=10)
+    feed.release(2, (2, 3), max_rows=10)
+    assert feed.ids == []
+    feed.release(0, (0, 1), max_rows=10)
+    feed.release(0, (0, 1), max_rows=10)
+    assert (feed.ids, feed.num_prefix) == ([0, 1, 2, 3, 4, 5], 6)
+    with pytest.raises(InvalidInput, match="session of 10"):
+        feed.release(6, (6, 7, 8, 9, 10), max_rows=10)
+
+
+def test_a_replay_takes_no_token_and_no_answer_for_rows_never_started() -> None:
+    feed = replay_of(4, first_due=3)
+    feed.started = 2
+    with pytest.raises(ProtocolViolation, match="does not decode"):
+        feed.take_answer(2, 9)
+    with pytest.raises(ProtocolViolation, match="rows started"):
+        feed.take_answer(3, None)
+    assert feed.take_answer(2, None)
+    assert not feed.take_answer(2, None)
+
+
+def test_the_tokens_of_a_replay_do_not_go_round_and_end_nothing() -> None:
+    tail = tail_of((1,), end_ids=(9,), tokens_left=1)
+    tail.decodes = False
+    assert tail.take(record(9)) is None
+    assert tail.take(record(5)) is None
+    assert (tail.generated_ids, tail.ended) == ([9, 5], False)

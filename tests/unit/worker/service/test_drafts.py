@@ -134,3 +134,13 @@ async def test_what_gathered_in_a_long_outage_goes_in_several_messages(bench: Be
         ends = [first + count for first, count in parts]
         assert [first for first, _ in parts] == [3, *ends[:-1]]
         assert ends[-1] == 1_003
+
+
+async def test_tokens_that_are_hurried_go_at_once(bench: Bench) -> None:
+    seat = bench.seat("a")
+    bench.draft(seat)
+    await bench.clock.settle()
+    bench.draft(seat, 2)
+    bench.sender.hurry()
+    await bench.clock.settle()
+    assert bench.told() == [[("a", 3, 1)], [("a", 4, 2)]]

@@ -3,13 +3,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.worker.service.membership import Membership
-from shared.contracts.coordinator import Registered, RegisterNode
+from services.worker.domain.identity import CoordinatorKey, Identity
+from services.worker.service.membership import Membership, registration
+from shared.contracts.coordinator import Registered
 from shared.contracts.messages import Heartbeat, Leave
 from shared.domain.errors import NodeNotFound, PeerUnavailable
-from shared.domain.ids import NodeId
-from shared.domain.plan import NodeCapability
+from shared.domain.node_proof import check_proof
 from tests.fakes.clock import FakeClock
+from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, KEYS, N1, capability
 from tests.fakes.worker_parts import MemoryCluster, Order
 
 BEAT_S = 0.5
@@ -22,10 +23,12 @@ class Bench:
         self.worker = self.cluster["a"]
         self.coordinator = self.cluster.coordinator
         self.joined: list[Registered] = []
-        capability = NodeCapability(NodeId("a"), memory_bytes=1, speed=1.0, slots=4, context_tokens=512)
+        identity = Identity(N1, KEYS[N1])
+        self.coordinator_key = CoordinatorKey()
         self.membership = Membership(
             coordinator=self.coordinator,
-            request=RegisterNode(capability=capability, address="http://a", boot_id="boot"),
+            request=registration(identity, capability(N1), "http://a:1", boot_id="boot", coordinator=COORDINATOR_URL),
+            coordinator_key=self.coordinator_key,
             stages=self.worker.stages,
             seating=self.worker.seating,
             sessions=self.worker.sessions,
@@ -57,6 +60,25 @@ async def test_a_worker_joins_and_beats_at_the_rate_it_is_told(bench: Bench) -> 
     await bench.membership.check()
     assert [beat.boot_id for beat in bench.beats()] == ["boot"] * 3
     assert len(bench.joined) == 1
+
+
+async def test_a_worker_proves_who_joins_and_where(bench: Bench) -> None:
+    await bench.start()
+    (request,) = bench.coordinator.registered
+    check_proof(
+        request.proof.signed(),
+        node_id=N1,
+        public_key=bytes.fromhex(request.public_key),
+        address="http://a:1",
+        boot_id="boot",
+        coordinators=[COORDINATOR_URL],
+    )
+
+
+async def test_a_worker_knows_whose_orders_it_takes_from_its_registration_on(bench: Bench) -> None:
+    assert bench.coordinator_key.value is None
+    await bench.start()
+    assert bench.coordinator_key.value == COORDINATOR_KEY.public_key
 
 
 async def test_a_worker_tries_to_join_until_the_coordinator_is_there(bench: Bench) -> None:

@@ -1,0 +1,43 @@
+"""The proof of an answer, from what the registry keeps of its task."""
+
+from collections.abc import Sequence
+
+from services.api.domain.openai_bodies import PROFILE
+from shared.domain.bundle import Bundle, committed_entries
+from shared.domain.errors import ReceiptNotAvailable
+from shared.domain.task import TokenRecord, Verification
+from shared.domain.task_state import TERMINAL, TaskState
+from shared.domain.window_entry import WindowEntry
+from shared.registry.base import TaskRecord
+
+
+def bundle_of(record: TaskRecord, entries: Sequence[WindowEntry], tokens: Sequence[TokenRecord]) -> Bundle:
+    """`tokens`: at least those committed when `record` was read. Raises `ReceiptNotAvailable` without a window."""
+    task = record.task
+    has_completed = record.state is TaskState.COMPLETED
+    committed = committed_entries(entries, num_tokens=record.num_committed, has_completed=has_completed)
+    if not committed:
+        raise ReceiptNotAvailable(_why_not(record))
+    reached = committed[-1].num_tokens
+    return Bundle(
+        task_id=task.task_id,
+        choice=0,
+        model_id=task.model_id,
+        profile=PROFILE,
+        mode=committed[0].mode,
+        f=committed[0].f,
+        complete=has_completed and reached >= record.num_committed,
+        finish_reason=record.finish_reason,
+        sampler=task.sampler,
+        prompt_ids=task.prompt_ids,
+        answer_ids=tuple(token.token_id for token in tokens[: min(reached, record.num_committed)]),
+        entries=committed,
+    )
+
+
+def _why_not(record: TaskRecord) -> str:
+    if record.task.verification is Verification.NONE:
+        return "the task asked for no verification, so its answer has no receipt"
+    if record.state in TERMINAL:
+        return "the task ended before anything was committed, so there is no receipt"
+    return "nothing of the answer is committed yet; ask again later"

@@ -1,0 +1,108 @@
+"""Who lied, from the receipts of a disputed window and of its replay with a referee lane."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from shared.domain.ids import NodeId
+from shared.domain.receipt import SignedReceipt
+from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, Finding, finding, statements
+from shared.domain.windows import Window, WindowSchedule
+
+MARKS_TO_QUARANTINE = 3
+
+_Question = tuple[str | int, ...]
+"""A stage of a session, and the chain of all rows it was given: what it makes of them is a function of that."""
+_Answers = dict[str, dict[NodeId, SignedReceipt]]
+"""Chain of the rows made -> who signed for it."""
+
+
+def convict(
+    first_try: Sequence[SignedReceipt], second_try: Sequence[Sequence[SignedReceipt]], quorum: int
+) -> tuple[Finding, ...]:
+    """The guilty, with one finding each: rule 6 for whoever made other rows of equal ones than `quorum` nodes did, rule
+    2 for whoever made two different things of them. Nobody may be: then the session needs a second try, or after it the
+    neighbours of a link fault get a mark (`PairMarks`).
+
+    `first_try`: receipts of the dispute, empty if `second_try` is the first; `second_try`: by lane, also of lanes that
+    agreed. `quorum`: f+1, so that one of them is honest.
+    """
+    receipts = [*first_try, *(receipt for lane in second_try for receipt in lane)]
+    guilty: dict[NodeId, Finding] = {}
+    for answers in _answers(receipts).values():
+        for found in (*_turncoats(answers), *_outvoted(answers, quorum)):
+            guilty.setdefault(found.receipts[-1].receipt.node_id, found)
+    return tuple(guilty.values())
+
+
+def pair_of(fault: Finding) -> tuple[NodeId, NodeId]:
+    """Sender and receiver of a link fault. Raises `ValueError` for other findings."""
+    if fault.rule != LINK:
+        raise ValueError(f"a finding of rule {fault.rule} is about one node")
+    sender, receiver = fault.receipts
+    return sender.receipt.node_id, receiver.receipt.node_id
+
+
+class PairMarks:
+    """Link faults that nobody was convicted for: the one who has them with many partners is the likely cause."""
+
+    def __init__(self) -> None:
+        self._partners: dict[NodeId, set[NodeId]] = defaultdict(set)
+
+    def add(self, fault: Finding) -> tuple[NodeId, ...]:
+        """Who is to be put in quarantine for it: marks with so many different partners."""
+        pair = pair_of(fault)
+        for one, other in (pair, pair[::-1]):
+            self._partners[one].add(other)
+        blamed = tuple(node for node in pair if len(self._partners[node]) >= MARKS_TO_QUARANTINE)
+        for node in blamed:
+            del self._partners[node]
+        return blamed
+
+
+def same_window_again(schedule: WindowSchedule, window: Window) -> WindowSchedule:
+    """A schedule for the second try of a disputed window: its first window is that very window, as it was ended."""
+    if window.index == 0:
+        return schedule
+    return WindowSchedule(
+        num_prompt=schedule.num_prompt,
+        first_index=window.index,
+        first_row=window.row_start,
+        checkpoint_interval=window.row_end - window.row_start,
+        window_checkpoints=1,
+    )
+
+
+def _answers(receipts: Sequence[SignedReceipt]) -> dict[_Question, _Answers]:
+    found: dict[_Question, _Answers] = defaultdict(lambda: defaultdict(dict))
+    for signed in receipts:
+        said = signed.receipt
+        stage = (
+            said.task_id,
+            said.choice,
+            said.model_root,
+            said.numerics_hash,
+            said.sampler_hash,
+            said.layer_start,
+            said.layer_end,
+        )
+        for row, below, above in statements(said):
+            found[*stage, row, below][above].setdefault(said.node_id, signed)
+    return found
+
+
+def _turncoats(answers: _Answers) -> Iterator[Finding]:
+    for above, signers in answers.items():
+        for node, signed in signers.items():
+            for other, others in answers.items():
+                if other != above and node in others:
+                    yield finding(CONTRADICTION, others[node], signed, detail="two results for equal rows")
+
+
+def _outvoted(answers: _Answers, quorum: int) -> Iterator[Finding]:
+    winners = [above for above, signers in answers.items() if quorum and len(signers) >= quorum]
+    if len(winners) != 1:
+        return
+    right = answers[winners[0]]
+    for above, signers in answers.items():
+        for signed in signers.values() if above != winners[0] else ():
+            yield finding(OUTVOTED, *right.values(), signed, detail=f"{len(right)} nodes made other rows of equal ones")

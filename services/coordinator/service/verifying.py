@@ -1,0 +1,351 @@
+"""The windows of one epoch of a session: takes what its seats sign, has them do what comes next, commits.
+
+The ledger decides; here it is done. In mode `none` drafts are committed elsewhere, receipts are only kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.coordinator.domain.blame import convict, pair_of
+from services.coordinator.domain.drafts import check_records
+from services.coordinator.domain.evidence import make_evidence
+from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal
+from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.service.assigning import SeatOrder
+from services.coordinator.service.parts import Over, Parts, persist
+from shared.contracts.messages import ReceiptPosted, SealWindow, WindowCommitted, WindowRelease
+from shared.domain.errors import ButterflyError, PeerUnavailable, ProtocolViolation
+from shared.domain.ids import NodeId
+from shared.domain.plan import Partition
+from shared.domain.receipt import SignedReceipt
+from shared.domain.session import SessionPhase
+from shared.domain.signing import Signed
+from shared.domain.window_check import Finding
+from shared.domain.window_entry import WindowEntry, make_entry
+from shared.domain.windows import Window
+from shared.events.catalogue import ConsensusReached, TokensCommitted
+from shared.registry import base
+
+log = logging.getLogger(__name__)
+
+MAX_REASON = 500
+JUDGED = frozenset({FaultKind.DISPUTE, FaultKind.CONVICTED})
+ToSeat = WindowRelease | SealWindow | WindowCommitted
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTry:
+    """A dispute that is to be decided by computing its window once more from the same ids, with referees."""
+
+    window: Window
+    receipts: tuple[SignedReceipt, ...]
+    fault: Finding | None
+    """Between neighbours, if that was it."""
+    ids: tuple[int, ...]
+    """At the window's rows."""
+
+
+class Verifying:
+    def __init__(
+        self,
+        parts: Parts,
+        session: Session,
+        *,
+        ledger: Ledger,
+        orders: Sequence[Sequence[SeatOrder]],
+        numerics_class: str,
+        first_try: FirstTry | None,
+    ) -> None:
+        """`orders`: by lane, then stage; `first_try`: the dispute that this epoch is there to decide."""
+        self._parts, self._session, self._ledger = parts, session, ledger
+        self._orders = orders
+        self._numerics_class = numerics_class
+        self._first_try = first_try
+        self._dispute: FirstTry | None = None
+        self._rounds = 2 if any(fault.kind in JUDGED for fault in session.faults[-1:]) else 1
+        """Tries that the next window takes."""
+        self._num_fed = len(session.records)
+        self._num_tokens = len(session.records)
+        self._is_ring_ended = False
+        self._is_first_entry = True
+        self._posted: dict[SeatKey, int] = {}
+        """The latest window that each seat signed."""
+        self._begun_s: dict[int, float] = {}
+        """When the first receipt of a window came."""
+
+    @property
+    def open_dispute(self) -> FirstTry | None:
+        """What the next epoch has to decide, with referees: a new dispute, or one that this epoch did not get to."""
+        return self._dispute or self._first_try
+
+    # --- what seats say
+
+    def receipt(self, sender: NodeId, message: ReceiptPosted) -> None:
+        """Raises `ProtocolViolation` for what no honest seat says."""
+        session, now_s = self._session, self._parts.clock.now_s()
+        if session.phase not in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}:
+            raise ProtocolViolation(f"a receipt for a session that is {session.phase}")
+        check_records(
+            message.records, n_vocab=session.subject.model.n_vocab, num_logprobs=session.task.sampler.logprobs
+        )
+        self._ledger.receipt(sender, message.receipt.signed(), message.records)
+        seat = (message.lane, message.stage)
+        if message.window > self._posted.get(seat, -1):
+            self._posted[seat] = message.window
+            self._begun_s.setdefault(message.window, now_s)
+            session.progressed(now_s=now_s)
+        session.poke()
+
+    def laggard(self) -> NodeId | None:
+        """Whose receipt all others wait for, as far as one can tell: no accusation, the next plan may do without."""
+        for index, lane in enumerate(self._session.lanes):
+            reached = [self._posted.get((index, seat.stage), -1) for seat in lane]
+            others = max(self._posted.values(), default=-1) if index > 0 else max(reached)
+            if min(reached) < others:
+                return lane[reached.index(min(reached))].node_id
+        return None
+
+    # --- what is to be done
+
+    async def act(self) -> None:
+        """Do everything that can be done now. Raises `Over`."""
+        self._feed()
+        while steps := self._ledger.steps():
+            tells: dict[int, list[ToSeat]] = {}
+            commits: list[Commit] = []
+            faults: list[Accuse | Dispute] = []
+            for step in steps:
+                match step:
+                    case Seal() if not self._session.is_verified:
+                        pass  # the seats are freed at once
+                    case Seal() | Release():
+                        tells.setdefault(step.lane, []).append(self._message(step))
+                    case Commit():
+                        commits.append(step)
+                    case Accuse() | Dispute():
+                        faults.append(step)
+            await asyncio.gather(
+                self._commit_all(commits), *(self._tell_lane(lane, messages) for lane, messages in tells.items())
+            )
+            for fault in faults:
+                await self._answer(fault)
+            if not self._session.is_running or self._session.is_complete:
+                return
+            self._feed()
+
+    def _feed(self) -> None:
+        session = self._session
+        fresh = session.records[self._num_fed :]
+        if fresh:
+            self._ledger.draft(fresh)
+            self._num_fed += len(fresh)
+        if session.ring_ends_at is not None and not self._is_ring_ended:
+            self._is_ring_ended = True
+            self._ledger.end(session.ring_ends_at)
+
+    def _message(self, step: Seal | Release) -> ToSeat:
+        task_id, epoch = self._session.task.task_id, self._session.epoch
+        match step:
+            case Seal():
+                return SealWindow(
+                    task_id=task_id, epoch=epoch, lane=step.lane, window=step.window, row_end=step.row_end
+                )
+            case Release():
+                return WindowRelease(
+                    task_id=task_id,
+                    epoch=epoch,
+                    lane=step.lane,
+                    window=step.window,
+                    row_start=step.row_start,
+                    ids=step.ids,
+                )
+
+    async def _tell_lane(self, lane: int, messages: Iterable[ToSeat]) -> None:
+        """In their order."""
+        seats = self._session.lanes[lane]
+        for message in messages:
+            told = seats[:1] if isinstance(message, WindowRelease) else seats
+            await asyncio.gather(*(self._tell(seat, message) for seat in told))
+
+    async def _tell(self, seat: Partition, message: ToSeat) -> None:
+        member = self._parts.members.find(seat.node_id)
+        if member is None or self._session.epoch != message.epoch or not self._session.is_running:
+            return  # the session has been told already
+        try:
+            await member.worker.tell(message)
+        except ButterflyError as error:
+            if isinstance(error, PeerUnavailable):
+                self._parts.members.unreachable(member.node_id)
+            if self._session.epoch == message.epoch:
+                self._lose(FaultKind.GONE, f"{error.code}: {error.message}", suspect=member.node_id)
+
+    # --- commits
+
+    async def _commit_all(self, commits: Iterable[Commit]) -> None:
+        for commit in commits:
+            entry = self._entry(commit)
+            if self._session.is_verified:
+                await self._commit(commit, entry)
+            else:
+                _ = self._parts.tasks.start(self._keep(entry), name=f"receipts-{self._session.task.task_id}")
+
+    async def _commit(self, commit: Commit, entry: WindowEntry) -> None:
+        parts, session = self._parts, self._session
+        task_id, epoch = session.task.task_id, session.epoch
+        await persist(parts, session, lambda: parts.receipts.append(task_id, entry))
+        session.verified(commit.num_tokens)
+        self._tell_consensus(commit.window)
+        if not session.is_complete:  # else the window is written with the end of the answer, in one step
+            first_index = session.num_committed
+            records = tuple(session.records[first_index : commit.num_tokens])
+            if records:
+                written = base.Commit(task_id, epoch, first_index, records)
+                (num_committed,) = await persist(parts, session, lambda: parts.registry.commit([written]))
+                if num_committed is None:
+                    raise Over
+                session.committed(epoch, num_committed)
+                parts.events.publish(TokensCommitted(task_id, len(records)))
+            await self._tell_committed(commit.window)
+
+    def _entry(self, commit: Commit) -> WindowEntry:
+        session = self._session
+        before = session.records[: self._num_tokens]
+        records = session.records[self._num_tokens : commit.num_tokens]
+        signers = {receipt.receipt.node_id for receipt in commit.receipts}
+        entry = make_entry(
+            self._parts.key,
+            task_id=session.task.task_id,
+            choice=0,
+            epoch=session.epoch,
+            window=commit.window,
+            mode=session.task.verification,
+            f=session.task.max_byzantine if session.is_verified else 0,
+            numerics_class=self._numerics_class,
+            orders=self._signed_orders() if self._is_first_entry else (),
+            receipts=commit.receipts,
+            keys={node_id: key for node_id, key in self._keys().items() if node_id in signers},
+            prompt_ids=session.task.prompt_ids,
+            committed=before,
+            records=records,
+        )
+        self._num_tokens, self._is_first_entry = commit.num_tokens, False
+        return entry
+
+    async def _keep(self, entry: WindowEntry) -> None:
+        try:
+            await self._parts.receipts.append(self._session.task.task_id, entry)
+        except ButterflyError as error:  # nothing hangs on it: nobody was promised a verified answer
+            log.info("receipts_not_kept", extra={"task_id": self._session.task.task_id, "code": error.code})
+
+    async def _tell_committed(self, window: Window) -> None:
+        task_id, epoch = self._session.task.task_id, self._session.epoch
+        await asyncio.gather(
+            *(
+                self._tell_lane(lane, [WindowCommitted(task_id=task_id, epoch=epoch, lane=lane, window=window.index)])
+                for lane in range(len(self._session.lanes))
+            )
+        )
+
+    def _tell_consensus(self, window: Window) -> None:
+        begun_s = self._begun_s.pop(window.index, self._parts.clock.now_s())
+        duration_ms = (self._parts.clock.now_s() - begun_s) * 1000
+        self._parts.events.publish(ConsensusReached(self._session.task.task_id, self._rounds, duration_ms))
+        self._rounds = 1
+
+    # --- findings
+
+    async def _answer(self, step: Accuse | Dispute) -> None:
+        match step:
+            case Accuse(finding):
+                await self._convict([finding], ())
+            case Dispute() if self._session.is_verified:
+                await self._judge(step)
+            case Dispute():
+                log.warning("link_disputed", extra={"task_id": self._session.task.task_id})
+
+    async def _judge(self, dispute: Dispute) -> None:
+        """Convict who is guilty by what is known; else have the window replayed with referees. No dispute is repeated a
+        second time: then the neighbours that disagree get a mark."""
+        first = self._first_try
+        findings = convict(first.receipts if first else (), _by_lane(dispute.receipts), self._session.quorum)
+        if findings:
+            await self._convict(findings, dispute.receipts)
+            return
+        detail = dispute.fault.detail if dispute.fault else f"stage {dispute.stage} has two results"
+        suspect = None
+        if first is None:
+            self._dispute = FirstTry(dispute.window, dispute.receipts, dispute.fault, dispute.ids)
+        else:
+            self._first_try = None
+            suspect = await self._mark(dispute.fault or first.fault)
+        log.warning(
+            "window_disputed",
+            extra={"task_id": self._session.task.task_id, "window": dispute.window.index, "detail": detail},
+        )
+        self._lose(FaultKind.DISPUTE, f"window {dispute.window.index}: {detail}", suspect=suspect)
+
+    async def _mark(self, fault: Finding | None) -> NodeId | None:
+        """Keep two neighbours apart that disagree; returns the one whom the next plan should rather do without."""
+        if fault is None:
+            return None
+        sender, receiver = pair_of(fault)
+        self._session.apart.add((min(sender, receiver), max(sender, receiver)))
+        for node_id in self._parts.pair_marks.add(fault):
+            try:
+                await self._parts.members.quarantine(node_id, "disagreed with several different neighbours")
+            except ButterflyError as error:
+                log.warning("not_quarantined", extra={"node_id": node_id, "code": error.code})
+        return receiver
+
+    async def _convict(
+        self,
+        findings: Iterable[Finding],
+        second_try: Sequence[SignedReceipt],
+    ) -> None:
+        """Keep the proof, then send the guilty away: that also ends every other session of theirs here."""
+        parts, session = self._parts, self._session
+        first_try = self._first_try.receipts if self._first_try else ()
+        self._first_try = None
+        for finding in findings:
+            node_id = finding.node_id
+            if node_id is None:
+                continue
+            evidence_id, body = make_evidence(
+                finding,
+                orders=self._signed_orders(),
+                keys=self._keys(),
+                coordinator_key=parts.key.public_key,
+                ids=(*session.task.prompt_ids, *(record.token_id for record in session.records)),
+                num_prompt=len(session.task.prompt_ids),
+                first_try=first_try,
+                second_try=second_try,
+            )
+            await persist(parts, session, lambda: parts.evidence.put(evidence_id, body))  # noqa: B023  awaited here
+            log.warning(
+                "node_convicted",
+                extra={"node_id": node_id, "rule": finding.rule, "detail": finding.detail, "evidence": evidence_id},
+            )
+            reason = f"rule {finding.rule}: {finding.detail}"
+            self._lose(FaultKind.CONVICTED, reason, suspect=node_id)
+            await parts.members.evict(node_id, evidence_id, reason)
+
+    # ---
+
+    def _lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None) -> None:
+        self._session.lose(kind, reason[:MAX_REASON], suspect=suspect, now_s=self._parts.clock.now_s())
+
+    def _signed_orders(self) -> tuple[Signed, ...]:
+        return tuple(order.seated.order for lane in self._orders for order in lane)
+
+    def _keys(self) -> Mapping[NodeId, bytes]:
+        return {order.seated.assignment.node_id: order.seated.public_key for lane in self._orders for order in lane}
+
+
+def _by_lane(receipts: Iterable[SignedReceipt]) -> list[list[SignedReceipt]]:
+    lanes: dict[int, list[SignedReceipt]] = {}
+    for receipt in receipts:
+        lanes.setdefault(receipt.receipt.lane, []).append(receipt)
+    return [lanes[lane] for lane in sorted(lanes)]

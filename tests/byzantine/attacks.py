@@ -1,0 +1,34 @@
+"""The kinds of lie that a worker of the attack kit tells (verification.md section 15)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from services.worker.domain.identity import Identity
+from services.worker.ports import ReceiptSigner
+from services.worker.service.receipts import KeySigner
+from tests.byzantine.engine_faults import Fault, Lazy, OtherToken, RarelyWrong, SkippedLayers, WrongHidden
+from tests.byzantine.signer_faults import BrokenChain, FalseInput, FalseOutput, NoSignature, OldReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    says: str
+    fault: Fault | None = None
+    """In the engine."""
+    make_signer: Callable[[Identity], ReceiptSigner] = KeySigner
+    is_convicted: bool = True
+    """False: nothing proves it, the session goes on without the node."""
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "wrong-hidden": Attack("computes every row a little wrong", WrongHidden()),
+    "rarely-wrong": Attack("computes every 20th call a little wrong", RarelyWrong(20)),
+    "skipped-layers": Attack("passes rows on without running its layers", SkippedLayers()),
+    "other-token": Attack("prefers the second best token", OtherToken()),
+    "lazy": Attack("guesses when it is to replay", Lazy()),
+    "false-output": Attack("signs another result than it computed", make_signer=FalseOutput),
+    "false-input": Attack("claims to have been given other rows", make_signer=FalseInput, is_convicted=False),
+    "old-receipt": Attack("gives an old receipt again", make_signer=OldReceipt, is_convicted=False),
+    "broken-chain": Attack("signs what does not continue its last receipt", make_signer=BrokenChain),
+    "no-signature": Attack("sends receipts without a valid signature", make_signer=NoSignature, is_convicted=False),
+}

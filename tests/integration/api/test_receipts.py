@@ -1,0 +1,135 @@
+"""The proof of an answer over a real port."""
+
+from dataclasses import replace
+
+from services.api.domain.answer_text import AnswerPart
+from services.api.domain.openai_bodies import AnswerHead, Usage, closing_chunk, text_chunk, usage_chunk, whole_answer
+from shared.contracts.receipts import BundleBody
+from shared.domain.bundle import check_bundle
+from shared.domain.ids import ModelId, TaskId
+from shared.domain.task import FinishReason, SamplerParams, TaskKind, Verification
+from tests.fakes.bundles import HonestRun
+from tests.fakes.tasks import make_task
+from tests.integration.api.conftest import Gateway, read_events
+
+CHAT: dict[str, object] = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def started(gateway: Gateway, *, owner: str = "anonymous") -> HonestRun:
+    """A verified task that computes; every window comes from the run's honest nodes."""
+    task = make_task(
+        model_id=ModelId("bytes"),
+        prompt_ids=tuple(b"hi"),
+        sampler=SamplerParams(seed=7),
+        verification=Verification.AUDIT,
+        max_byzantine=1,
+        owner=owner,
+    )
+    await gateway.registry.submit(
+        task, idempotency_key=None, payload_hash="", attached=False, max_queue_size=9, max_queued_per_owner=9
+    )
+    await gateway.conductor.start(task.task_id)
+    return HonestRun(
+        task_id=task.task_id, prompt_ids=task.prompt_ids, sampler=task.sampler, token_ids=tuple(b"Hello, dear world")
+    )
+
+
+async def commit(gateway: Gateway, run: HonestRun, *windows: int) -> None:
+    for window in windows:
+        entry = run.entries()[window]
+        await gateway.receipts.append(run.task_id, entry)
+        await gateway.conductor.commit(run.task_id, entry.records)
+
+
+async def receipt_of(gateway: Gateway, task_id: str) -> BundleBody:
+    answer = await gateway.client.get(f"/v1/tasks/{task_id}/receipt")
+    assert answer.status_code == 200
+    return BundleBody.model_validate_json(answer.content)
+
+
+async def test_the_receipt_of_a_finished_task_holds_and_covers_its_answer(gateway: Gateway) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0, 1, 2, 3)
+    await gateway.conductor.finish(run.task_id)
+    bundle = (await receipt_of(gateway, run.task_id)).bundle()
+    assert bundle == replace(run.bundle(), model_id=ModelId("bytes"))
+    assert check_bundle(bundle).sentence.startswith("verified: mode audit, profile exact, f = 1: 11 tokens")
+    assert bytes(bundle.answer_ids) == b"Hello, dear"
+
+
+async def test_while_a_task_runs_its_receipt_covers_what_is_committed(gateway: Gateway) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0, 1)
+    await gateway.receipts.append(run.task_id, run.entries()[2])  # kept, but not committed yet
+    bundle = (await receipt_of(gateway, run.task_id)).bundle()
+    assert not bundle.complete
+    assert len(bundle.answer_ids) == 3
+    assert check_bundle(bundle).num_tokens == 3
+
+
+async def test_before_the_first_commit_there_is_no_receipt_yet(gateway: Gateway) -> None:
+    run = await started(gateway)
+    answer = await gateway.client.get(f"/v1/tasks/{run.task_id}/receipt")
+    assert (answer.status_code, answer.json()["code"]) == (404, "receipt_not_available")
+    assert "ask again later" in answer.json()["detail"]
+
+
+async def test_an_unverified_task_has_no_receipt(gateway: Gateway) -> None:
+    body = {"kind": "chat", "model": "bytes", "input": {"messages": CHAT["messages"]}, "verification": "none"}
+    task_id = (await gateway.client.post("/v1/tasks", json=body)).json()["task_id"]
+    answer = await gateway.client.get(f"/v1/tasks/{task_id}/receipt")
+    assert (answer.status_code, answer.json()["code"]) == (404, "receipt_not_available")
+
+
+async def test_somebody_elses_receipt_is_not_found(gateway: Gateway) -> None:
+    run = await started(gateway, owner="somebody else")
+    await commit(gateway, run, 0)
+    answer = await gateway.client.get(f"/v1/tasks/{run.task_id}/receipt")
+    assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")
+
+
+async def test_a_receipt_goes_with_the_result(gateway: Gateway) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0)
+    await gateway.conductor.finish(run.task_id)
+    await gateway.clock.advance(86_401)
+    answer = await gateway.client.get(f"/v1/tasks/{run.task_id}/receipt")
+    assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
+
+
+async def test_an_unverified_answer_says_so_in_its_headers_and_in_its_last_chunk(gateway: Gateway) -> None:
+    body = CHAT | {"stream": True, "butterfly": {"verification": "none"}}
+    async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["x-butterfly-verified"] == "none"
+        assert "x-butterfly-receipt" not in response.headers
+        await gateway.answer("Hi")
+        *_, last, done = await read_events(response)
+    assert done == "[DONE]"
+    assert isinstance(last, dict)
+    assert (last["butterfly"]["verified"], last["butterfly"]["receipt"]) == (False, None)
+
+
+def test_a_verified_answer_names_its_receipt() -> None:
+    head = AnswerHead(
+        kind=TaskKind.CHAT,
+        task_id=TaskId("t"),
+        created_s=0,
+        model_id=ModelId("m"),
+        fingerprint="bf_0",
+        seed=0,
+        verification=Verification.AUDIT,
+        with_logprobs=False,
+    )
+    usage = Usage(1, 1)
+    whole = whole_answer(head, AnswerPart("", ()), finish_reason=FinishReason.STOP, usage=usage)
+    assert whole["butterfly"] == {
+        "task_id": "t",
+        "verification": "audit",
+        "verified": True,
+        "seed": 0,
+        "receipt_url": "/v1/tasks/t/receipt",
+    }
+    told = {"task_id": "t", "seed": 0, "verification": "audit", "verified": True, "receipt": "/v1/tasks/t/receipt"}
+    assert closing_chunk(head, FinishReason.STOP, include_usage=False)["butterfly"] == told
+    assert usage_chunk(head, usage)["butterfly"] == told
+    assert "receipt" not in str(text_chunk(head, AnswerPart("", ()), include_usage=False))
