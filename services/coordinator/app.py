@@ -49,7 +49,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
     )
-    committer = Committer(registry=registry, events=telemetry.events, clock=clock)
+    committer = Committer(registry=registry, events=telemetry.events)
     parts = Parts(
         registry=registry,
         members=members,

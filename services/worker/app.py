@@ -47,6 +47,7 @@ from shared.resilience.retry import RetryPolicy
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config, ConfigError
+from shared.runtime.giving_up import GivingUp
 from shared.runtime.tasks import BackgroundTasks
 
 MEBIBYTE = 1024 * 1024
@@ -77,6 +78,7 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
     address = network.advertise_address or network.listen_address
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
+    giving_up = GivingUp()
     registry = CollectorRegistry()
     uplink = MetricsUplink(
         lambda client: HttpPublisher(
@@ -177,6 +179,7 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
         seating=seating,
         sessions=sessions,
         on_joined=on_joined,
+        on_refused=giving_up.because,
         clock=clock,
         rng=random.Random(),  # noqa: S311  jitter, not secrets
     )
@@ -243,4 +246,5 @@ def assemble(config: Config, *, loader: EngineLoader, numerics_class: str, clock
         clock=clock,
         registry=registry,
         draining=draining,
+        giving_up=giving_up,
     )

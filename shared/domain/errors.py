@@ -8,6 +8,7 @@ ButterflyError
 │   └── InvalidJson  UnsupportedMediaType  BodyTooLarge
 ├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  ResultExpired  UnknownUrl
 ├── NotAllowed              InvalidCredentials  Forbidden
+│   └── WrongServiceToken   between our services only: a client never hears of it
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
 │   ├── NoCapacity  QueueFull  QuotaExceeded  ServerDraining  RegistryUnavailable
 │   ├── VerificationUnavailable
@@ -134,6 +135,12 @@ class NotAllowed(ButterflyError):
 
 class InvalidCredentials(NotAllowed):
     code = "invalid_api_key"
+
+
+class WrongServiceToken(InvalidCredentials):
+    """Whoever called is no control service of this cluster, or was given another token."""
+
+    code = "wrong_service_token"
 
 
 class Forbidden(NotAllowed):

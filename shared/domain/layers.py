@@ -56,3 +56,9 @@ def stage_weight_bytes(model: ModelInfo, start: int, end: int) -> int:
     if end == model.num_layers:
         weights += model.head_bytes
     return weights
+
+
+def seat_bytes(model: ModelInfo, start: int, end: int, *, rows: int) -> int:
+    """Bytes of weights and of a KV cache of `rows` rows: what a node needs for a seat of layers [start, end)."""
+    kv_bytes = sum(layer.kv_bytes_per_token for layer in model.layers[start:end])
+    return stage_weight_bytes(model, start, end) + rows * kv_bytes

@@ -42,6 +42,7 @@ class Node(_Answer):
     state: str
     address: str = ""
     stages: tuple[Stage, ...] = ()
+    reason: str | None = None
     heartbeat_age_ms: float | None = None
 
 

@@ -27,4 +27,4 @@ def node_table(nodes: Sequence[Node]) -> str:
 def _row(node: Node) -> tuple[str, str, str, str]:
     stages = sorted(node.stages, key=lambda stage: (stage.model, stage.start))
     held = ", ".join(f"{stage.model} {stage.start}-{stage.end}" for stage in stages)
-    return node.node_id, node.state, node.address, held or "-"
+    return node.node_id, node.state, node.address, held or node.reason or "-"

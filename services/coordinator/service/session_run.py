@@ -388,13 +388,16 @@ class SessionRun:
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """The result of a registry call, tried again while the registry is away. `_Over` when we are fenced off."""
+        is_away = False
         while True:
             try:
                 return await write()
             except (Fenced, NotFound):
                 raise _Over from None
             except RegistryUnavailable as error:
-                log.warning("registry_away", extra={"task_id": self.session.task.task_id, "error": error.message})
+                if not is_away:  # once per outage
+                    log.warning("registry_away", extra={"task_id": self.session.task.task_id, "error": error.message})
+                is_away = True
                 await self._parts.clock.sleep(REGISTRY_RETRY_S)
                 if self.session.cancelled or self.session.expired:
                     raise _Over from None  # the scheduler's reconciler ends it in the registry
