@@ -140,7 +140,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
     """The gateway amid its surroundings."""
     clock, draining = outside.clock, asyncio.Event()
     background = BackgroundTasks(clock)
-    hub = StreamHub(outside.registry, clock=clock)
+    hub = StreamHub(outside.registry)
     reader = RegistryTaskReader(outside.registry, outside.receipts, hub)
     preparation = TaskPreparation(
         catalogue=outside.catalogue,

@@ -13,6 +13,7 @@ from services.cli.process import Child
 from services.cli.stores.data_dir import ProcessStatus
 from services.cli.stores.rotating_log import RotatingLog
 from shared.runtime.clock import Clock
+from shared.runtime.giving_up import EXIT_REFUSED
 
 STOP_LIMIT_S = 35.0
 """A service has 5 s of delay and 25 s of draining; then it is killed."""
@@ -146,10 +147,13 @@ class Supervisor:
                 if not self._started:
                     self._fail_start(process, f"ended with {_ending(code)} while starting", exit_code_of(code))
                     break
+                if code == EXIT_REFUSED:  # its last line, shown just before, says why
+                    self._give_up(process, code, "is refused for the reason above")
+                    return
                 decision = after_exit(history, started_s=began_s, exited_s=self._clock.now_s())
                 history = decision.history
                 if decision.delay_s is None:
-                    self._give_up(process, code)
+                    self._give_up(process, code, f"ended too often, the last time with {_ending(code)}")
                     return
                 self._say(f"{process.name} ended with {_ending(code)}; it starts again in {decision.delay_s:g} s")
                 process.restarts += 1
@@ -200,10 +204,8 @@ class Supervisor:
             self._start_failure = StartFailed(message, exit_code)
         self._begin_to_stop()
 
-    def _give_up(self, process: _Process, code: int) -> None:
-        self._say(
-            f"{process.name} ended too often, the last time with {_ending(code)}: it stays down, the others go on"
-        )
+    def _give_up(self, process: _Process, code: int, why: str) -> None:
+        self._say(f"{process.name} {why}: it stays down, the others go on")
         if self._first_failure is None:
             self._first_failure = exit_code_of(code)
         self._enter(process, State.FAILED)

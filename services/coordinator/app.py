@@ -61,7 +61,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
     )
-    committer = Committer(registry=registry, events=telemetry.events, clock=clock)
+    committer = Committer(registry=registry, events=telemetry.events)
     evidence = RedisEvidenceStore(clients.commands)
     parts = Parts(
         registry=registry,

@@ -25,7 +25,7 @@ from shared.contracts.coordinator import (
     RegisterNode,
 )
 from shared.contracts.messages import Ack, ToCoordinator
-from shared.domain.errors import InvalidCredentials
+from shared.domain.errors import WrongServiceToken
 from shared.domain.ids import NodeId, TaskId
 
 PUBLIC_PATHS = ("/nodes", "/messages")
@@ -42,7 +42,7 @@ def bearer_of(request: Request) -> str:
 def require_trust(request: Request) -> None:
     """For routes below a public path that are not public themselves."""
     if not request.state.is_trusted:
-        raise InvalidCredentials("this path needs the service token")
+        raise WrongServiceToken("this path needs the service token")
 
 
 def build_nodes_router(members: MembershipInterface) -> APIRouter:

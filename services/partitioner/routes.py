@@ -9,7 +9,7 @@ from services.partitioner.schemas import DroppedPlans, QualityRequest, QualityRe
 from services.partitioner.service.catalogue import CatalogueInterface
 from services.partitioner.service.plans import PartitionInterface
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse, RefusedFile, StageFileInfo
-from shared.domain.errors import InvalidCredentials
+from shared.domain.errors import WrongServiceToken
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import PlanInput
@@ -115,4 +115,4 @@ def build_plans_router(plans: PartitionInterface, catalogue: CatalogueInterface,
 
 def _require_service_token(request: Request) -> None:
     if not request.state.is_trusted:
-        raise InvalidCredentials("this path is for control services: it needs the service token")
+        raise WrongServiceToken("this path is for control services: it needs the service token")

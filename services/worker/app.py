@@ -61,6 +61,7 @@ from shared.resilience.retry import RetryPolicy
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config, ConfigError
+from shared.runtime.giving_up import GivingUp
 from shared.runtime.tasks import BackgroundTasks
 
 MEBIBYTE = 1024 * 1024
@@ -103,6 +104,7 @@ def assemble(
     address = network.advertise_address or network.listen_address
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
+    giving_up = GivingUp()
     registry = CollectorRegistry()
     uplink = MetricsUplink(
         lambda client: HttpPublisher(
@@ -208,6 +210,7 @@ def assemble(
         seating=seating,
         sessions=sessions,
         on_joined=on_joined,
+        on_refused=giving_up.because,
         clock=clock,
         rng=random.Random(),  # noqa: S311  jitter, not secrets
     )
@@ -277,4 +280,5 @@ def assemble(
         clock=clock,
         registry=registry,
         draining=draining,
+        giving_up=giving_up,
     )

@@ -23,6 +23,7 @@ from shared.contracts.messages import (
     StageRef,
 )
 from shared.contracts.partitioner import StageFileInfo
+from shared.domain.errors import ButterflyError
 from shared.domain.receipt import Receipt
 from shared.domain.signing import Signed
 
@@ -113,12 +114,18 @@ class LinkCarrier(ABC):
         """
 
 
+class JoinRefused(ButterflyError):
+    """The coordinator does not want this worker, or there is none at its address: to ask again would not help."""
+
+    code = "join_refused"
+
+
 class Coordinator(ABC):
     """Calls may overlap. All raise `PeerUnavailable`, `CircuitOpen`, or what the coordinator answered."""
 
     @abstractmethod
     async def register(self, request: RegisterNode) -> Registered:
-        """Join the cluster; later reports carry the token that comes back. Raises `InvalidCredentials`."""
+        """Join the cluster; later reports carry the token that comes back. Raises `JoinRefused`."""
 
     @abstractmethod
     async def tell(self, report: Report) -> None:

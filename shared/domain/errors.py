@@ -9,6 +9,7 @@ ButterflyError
 ├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  EvidenceNotFound  ResultExpired  UnknownUrl
 │                           ReceiptNotAvailable
 ├── NotAllowed              InvalidCredentials  Forbidden
+│   └── WrongServiceToken   between our services only: a client never hears of it
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
 │   ├── NoCapacity  QueueFull  QuotaExceeded  ServerDraining  RegistryUnavailable
 │   ├── VerificationUnavailable
@@ -145,6 +146,12 @@ class NotAllowed(ButterflyError):
 
 class InvalidCredentials(NotAllowed):
     code = "invalid_api_key"
+
+
+class WrongServiceToken(InvalidCredentials):
+    """Whoever called is no control service of this cluster, or was given another token."""
+
+    code = "wrong_service_token"
 
 
 class Forbidden(NotAllowed):

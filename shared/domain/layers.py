@@ -61,3 +61,8 @@ def stage_weight_bytes(model: ModelInfo, start: int, end: int) -> int:
 def kv_bytes_per_token(model: ModelInfo, start: int, end: int) -> int:
     """Bytes of KV cache of layers [start, end), per row of a slot."""
     return sum(layer.kv_bytes_per_token for layer in model.layers[start:end])
+
+
+def seat_bytes(model: ModelInfo, start: int, end: int, *, rows: int) -> int:
+    """Bytes of weights and of a KV cache of `rows` rows: what a node needs for a seat of layers [start, end)."""
+    return stage_weight_bytes(model, start, end) + rows * kv_bytes_per_token(model, start, end)

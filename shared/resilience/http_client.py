@@ -201,6 +201,10 @@ class PeerClient:
 
         A peer that was started anew is another incarnation: its breakers start closed again.
         """
+        await self.service_name()
+
+    async def service_name(self) -> str:
+        """Which service of Butterfly answers there; otherwise as `check`."""
         call = _Call("GET", "/livez", "control", timeout_s=1.0)
         try:
             alive = _Alive.model_validate_json(await self._own_task(self._exchange(call)))
@@ -209,6 +213,7 @@ class PeerClient:
         except ValidationError:
             raise ProtocolViolation(f"{self.name} answered /livez with a body that breaks the contract") from None
         self.incarnation(alive.boot)
+        return alive.service
 
     def incarnation(self, boot: str) -> None:
         """Say which run of the peer is being called; breakers of another run are forgotten."""
@@ -392,6 +397,7 @@ class PeerClient:
 class _Alive(BaseModel):
     """What every service answers at /livez."""
 
+    service: str
     boot: str
     """Changes with every start of the process."""
 
@@ -406,12 +412,15 @@ class PeerClients:
         now: Callable[[], float],
         service_token: str = "",
         trusted_urls: Collection[str] = (),
+        trusted_breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008  frozen
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  frozen
         rng: random.Random | None = None,
     ) -> None:
-        """`service_token` is shown to the peers at `trusted_urls` alone: a worker must never see it."""
+        """`service_token` is shown to the peers at `trusted_urls` alone: a worker must never see it. These also have
+        breakers of their own policy."""
         self._trusted_urls = frozenset(trusted_urls)
+        self._trusted_breaker = trusted_breaker
         self._hooks = hooks
         self._now = now
         self._service_token = service_token
@@ -424,10 +433,12 @@ class PeerClients:
         """The client of peer `name` at `url`. Another `incarnation` than before: its breakers start closed."""
         client = self._clients.get((name, url))
         if client is None:
+            is_trusted = url in self._trusted_urls
             client = PeerClient(
                 name=name,
                 base_url=url,
-                service_token=self._service_token if url in self._trusted_urls else "",
+                service_token=self._service_token if is_trusted else "",
+                breaker=self._trusted_breaker if is_trusted else BreakerPolicy(),
                 hooks=self._hooks,
                 now=self._now,
                 max_connections=self._max_connections,

@@ -1,5 +1,7 @@
 """What an exchange with a peer means: which error the caller gets, what it says of the peer, whether to try again."""
 
+import logging
+
 import httpx
 from pydantic import ValidationError
 
@@ -13,9 +15,12 @@ from shared.domain.errors import (
     QueueFull,
     RegistryUnavailable,
     VerificationUnavailable,
+    WrongServiceToken,
     error_from_code,
 )
 from shared.resilience.breaker import Outcome
+
+log = logging.getLogger(__name__)
 
 FAILING_STATUSES = frozenset({500, 502, 503, 504})
 MAY_PASS_STATUSES = frozenset({502, 503})
@@ -80,6 +85,12 @@ def refusal(peer: str, path: str, status: int, content: bytes, *, had_deadline: 
         return CallFailed.answered(ProtocolViolation(f"{peer} answered {path} with status {status} and no reason"))
     detail = problem.detail[:MAX_DETAIL]
     error = error_from_code(problem.code, detail, param=problem.param, retry_after_s=problem.retry_after_s)
+    if isinstance(error, WrongServiceToken):  # a fault of the cluster's configuration: no caller of ours can mend it
+        log.error(
+            "service_token_refused",
+            extra={"peer": peer, "path": path, "right": "security.service_token is the same in all control services"},
+        )
+        return CallFailed.answered(PeerUnavailable(f"{peer} refuses this service"))
     if status == QUOTA_STATUS:
         return CallFailed.neutral(error)
     if status not in FAILING_STATUSES or isinstance(error, DECIDED):

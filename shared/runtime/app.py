@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.error_handlers import install_error_handlers
+from shared.runtime.giving_up import GivingUp
 from shared.runtime.middleware import PROBE_PATHS, BodyLimit, DeadlineHeader, RequestContext, ServiceToken
 from shared.runtime.problems import RenderError, render_problem
 from shared.runtime.readiness import Check, Readiness
@@ -41,6 +42,7 @@ def make_app(
     clock: Clock | None = None,
     registry: CollectorRegistry | None = None,
     draining: asyncio.Event | None = None,
+    giving_up: GivingUp | None = None,
     docs: bool = False,
 ) -> FastAPI:
     """The app of service `name`.
@@ -51,7 +53,8 @@ def make_app(
     how long all other bodies may take to arrive. `stream_paths`: templates of routes whose answers last long, left out
     of the `http_*` series. `registry`: the service's own series, shown at /metrics beside those of the process.
     `draining`: set when the process was told to stop;
-    `app.state.draining` is this event. `docs`: serve /openapi.json and /docs.
+    `app.state.draining` is this event. `giving_up`: where the service says that it cannot go on, for `serve`.
+    `docs`: serve /openapi.json and /docs.
     """
     clock = clock or SystemClock()
     registry = registry or CollectorRegistry()
@@ -87,6 +90,7 @@ def make_app(
         ],
     )
     app.state.draining = draining
+    app.state.giving_up = giving_up or GivingUp()
     app.state.started = False
     install_error_handlers(app, render_error)
     app.include_router(_probes(app, name, boot, ready))

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from shared.contracts.problem import FieldError
 from shared.domain.errors import (
@@ -24,6 +25,7 @@ from shared.runtime.problems import RenderError
 from shared.runtime.statuses import MethodNotAllowed, RequestTimeout, ValidationFailed
 
 MAX_FIELD_ERRORS = 32
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def install_error_handlers(app: FastAPI, render: RenderError) -> None:
@@ -66,7 +68,7 @@ def from_http_exception(error: HTTPException, request: Request) -> ButterflyErro
             return UnknownUrl(f"there is nothing at {request.url.path}")
         case 405:
             wrong = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
-            wrong.allow = (error.headers or {}).get("Allow", "")
+            wrong.allow = ", ".join(_allowed_methods(request))
             return wrong
         case 401:
             return InvalidCredentials("no valid credentials were given")
@@ -84,6 +86,16 @@ def from_http_exception(error: HTTPException, request: Request) -> ButterflyErro
             return InvalidInput("the request cannot be understood")
         case _:
             return ButterflyError("internal error")
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """What the path takes. The framework's own `Allow` names the methods of the first route alone."""
+    routes = request.app.routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 def _path(location: Sequence[str | int]) -> str:

@@ -16,8 +16,8 @@ from shared.domain.errors import (
     BodyTooLarge,
     ButterflyError,
     DeadlineExceeded,
-    InvalidCredentials,
     InvalidInput,
+    WrongServiceToken,
 )
 from shared.resilience.context import (
     DEADLINE_HEADER,
@@ -129,7 +129,7 @@ class ServiceToken:
             given = Headers(scope=scope).get(SERVICE_TOKEN_HEADER, "").encode()
             is_trusted = not self._token or hmac.compare_digest(given, self._token)
             if not is_trusted and not is_below(scope["path"], self._public):
-                raise InvalidCredentials(f"this path needs the header {SERVICE_TOKEN_HEADER}")
+                raise WrongServiceToken(f"this path needs the header {SERVICE_TOKEN_HEADER}")
             scope.setdefault("state", {})["is_trusted"] = is_trusted
         await self._app(scope, receive, send)
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.runtime.config import BIND_KEYS, Config, ConfigError, check_exposure, load_config, split_address
+from shared.runtime.giving_up import EXIT_REFUSED, GivingUp
 from shared.runtime.logging import configure_logging
 from shared.runtime.parent import die_with_parent, is_orphan, watched_parent
 
@@ -30,7 +31,8 @@ BACKLOG = 2_048
 def serve(create_app: Callable[[Config], FastAPI], *, bind: Callable[[Config], str], service: str) -> None:
     """Run `service` until SIGTERM or SIGINT; then return, which ends the process with code 0.
 
-    Exits with code 2 and one line on standard error when the configuration is wrong or the port is taken.
+    Exits with code 2 and one line on standard error when the configuration is wrong or the port is taken, with
+    `EXIT_REFUSED` and one line when the app gave up.
     """
     try:
         config = load_config(None, os.environ)
@@ -46,6 +48,10 @@ def serve(create_app: Callable[[Config], FastAPI], *, bind: Callable[[Config], s
         sys.stderr.write(f"butterfly {service}: {error.message}\n")
         sys.exit(EXIT_CONFIG)
     run(app, listener, head_limit_s=config.api.request_timeout_secs, parent_pid=parent_pid)
+    giving_up: GivingUp = app.state.giving_up
+    if giving_up.reason is not None:
+        sys.stderr.write(f"butterfly {service}: {giving_up.reason}\n")
+        sys.exit(EXIT_REFUSED)
 
 
 def listen(address: str, *, key: str) -> socket.socket:
@@ -66,7 +72,7 @@ def listen(address: str, *, key: str) -> socket.socket:
 
 
 def run(app: FastAPI, listener: socket.socket, *, head_limit_s: float, parent_pid: int | None = None) -> None:
-    """Serve `app` on `listener` until the process is told to stop or its watched parent is gone.
+    """Serve `app` on `listener` until the process is told to stop, its watched parent is gone or the app gives up.
 
     A connection on which a request's head does not arrive within `head_limit_s` is closed.
     """
@@ -82,7 +88,8 @@ def run(app: FastAPI, listener: socket.socket, *, head_limit_s: float, parent_pi
         limit_concurrency=MAX_CONNECTIONS,
         backlog=BACKLOG,
     )
-    _Server(config, draining=app.state.draining, parent_pid=parent_pid).run(sockets=[listener])
+    server = _Server(config, draining=app.state.draining, giving_up=app.state.giving_up, parent_pid=parent_pid)
+    server.run(sockets=[listener])
     log.info("stopped")
 
 
@@ -122,9 +129,12 @@ def _protocol(head_limit_s: float) -> type[HttpToolsProtocol]:
 class _Server(uvicorn.Server):
     """uvicorn that tells the app first that it stops, and ends with code 0 after a clean stop."""
 
-    def __init__(self, config: uvicorn.Config, *, draining: asyncio.Event, parent_pid: int | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, draining: asyncio.Event, giving_up: GivingUp, parent_pid: int | None
+    ) -> None:
         super().__init__(config)
         self._draining = draining
+        self._giving_up = giving_up
         self._parent_pid = parent_pid
         self._signal: int | None = None
 
@@ -150,6 +160,8 @@ class _Server(uvicorn.Server):
                 self._drain("signal", name=signal.Signals(self._signal).name)
             elif is_orphan(self._parent_pid):
                 self._drain("parent_gone", name=str(self._parent_pid))
+            elif self._giving_up.reason is not None:
+                self._drain("gave_up", name=self._giving_up.reason)
         return await super().on_tick(counter)
 
     def _drain(self, reason: str, *, name: str) -> None:

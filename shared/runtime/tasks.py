@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
+from shared.domain.errors import Unavailable
 from shared.runtime.clock import Clock, SystemClock
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class BackgroundTasks:
     def loop(self, name: str, body: Callable[[], Awaitable[None]], *, restart_delay_s: float = 0.5) -> None:
         """Call `body` again and again until `stop`; `body` waits for its own work (an event, a timer).
 
-        A body that raises is logged and called again after `restart_delay_s`.
+        A body that raises is logged and called again after `restart_delay_s`. What is expected to pass by itself
+        (`Unavailable`) is one warning until a call succeeds again, anything else a traceback each time.
         """
         _ = self.start(self._forever(name, body, restart_delay_s), name=name)
 
@@ -45,10 +47,19 @@ class BackgroundTasks:
             log.warning("background_task_stuck", extra={"task": task.get_name(), "grace_s": grace_s})
 
     async def _forever(self, name: str, body: Callable[[], Awaitable[None]], restart_delay_s: float) -> None:
+        is_hindered = False
         while True:
             pause_s = 0.0  # lets others run even when the body never waits
             try:
                 await body()
+                is_hindered = False
+            except Unavailable as error:
+                if not is_hindered:
+                    log.warning(
+                        "background_loop_hindered", extra={"loop": name, "code": error.code, "reason": str(error)}
+                    )
+                is_hindered = True
+                pause_s = restart_delay_s
             except Exception:
                 log.exception("background_loop_failed", extra={"loop": name, "restart_delay_s": restart_delay_s})
                 pause_s = restart_delay_s

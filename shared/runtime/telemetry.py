@@ -18,7 +18,8 @@ from shared.runtime.clock import Clock
 from shared.runtime.config import Config
 from shared.runtime.tasks import BackgroundTasks
 
-METRICS_OPEN_S = 5.0  # a batch that is not sent is lost: worth asking more often than once a minute
+CONTROL_BREAKER = BreakerPolicy(open_s=3.0)
+"""For services of this cluster: their supervisor starts them again within seconds, and clients wait meanwhile."""
 
 
 class Telemetry:
@@ -36,7 +37,7 @@ class Telemetry:
             service_token=security.service_token.get_secret_value(),
             hooks=PeerHooks(),
             now=clock.now_s,
-            breaker=BreakerPolicy(open_s=METRICS_OPEN_S),
+            breaker=CONTROL_BREAKER,
         )
         self._publisher = HttpPublisher(
             self._metrics_peer,
@@ -54,6 +55,7 @@ class Telemetry:
             now=clock.now_s,
             service_token=security.service_token.get_secret_value(),
             trusted_urls=[url for _, url in config.services],
+            trusted_breaker=CONTROL_BREAKER,
             max_connections=config.network.max_connections,
             retry=RetryPolicy(attempts=config.network.retry_attempts, base_s=config.network.retry_backoff_ms / 1000),
             rng=random.Random(),  # noqa: S311  jitter, not secrets

@@ -74,6 +74,7 @@ def lying_worker(cluster: Cluster, attack: str) -> Iterator[str]:
         advertise=None,
         data_dir=str(data_dir),
         memory_mb=None,
+        inherited=os.environ,
     )
     command = [sys.executable, "-m", "tests.byzantine.lying_worker", attack]
     with (cluster.data_dir / "liar.log").open("wb") as log:

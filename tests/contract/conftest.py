@@ -1,9 +1,12 @@
 """Fixtures of the contract suites."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from shared.registry.base import TaskRegistry
+from shared.registry.redis_registry import connect_registry
+from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.fakes.valkey import ValkeyServer, running_valkey
 
 
@@ -11,3 +14,15 @@ from tests.fakes.valkey import ValkeyServer, running_valkey
 def valkey() -> Iterator[ValkeyServer]:
     with running_valkey() as server:
         yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def registry(request: pytest.FixtureRequest) -> AsyncIterator[TaskRegistry]:
+    if request.param == "memory":
+        yield MemoryTaskRegistry()
+        return
+    server: ValkeyServer = request.getfixturevalue("valkey")
+    server.empty()
+    registry = connect_registry(server.url, allow_weak_durability=False)
+    yield registry
+    await registry.aclose()

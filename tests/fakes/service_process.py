@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--name", default="service")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit-at-once", type=int, metavar="CODE")
+    parser.add_argument("--exit-on-usr1", type=int, metavar="CODE")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--say", default="", help="written to standard output at the start")
     options = parser.parse_args()
@@ -38,6 +39,8 @@ def main() -> None:
         print(options.say, flush=True)
     if options.exit_at_once is not None:
         sys.exit(options.exit_at_once)
+    if options.exit_on_usr1 is not None:
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(options.exit_on_usr1))
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:

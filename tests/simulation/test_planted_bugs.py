@@ -110,7 +110,6 @@ BUGS: dict[str, Plant] = {
     "only the last stage compared": replaced(ledger, "is_same_work", last_stage_only),
     "nothing compared": replaced(ledger, "is_same_work", always),
     "whole windows after the end refused": replaced(Ledger, "_windows_of", ended_window_only),
-    "windows after the end checked": replaced(Ledger, "_is_after_end", never),
     "windows after a link fault judged": replaced(Ledger, "_may_judge", judged_after_a_link_fault),
     "nobody outvoted": replaced(blame, "_outvoted", lambda answers, quorum: []),
     "outvoted by whoever is first": replaced(blame, "_outvoted", votes_by_receipt),

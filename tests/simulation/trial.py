@@ -120,6 +120,10 @@ class Trial:
         self._must_audit = False
 
     @property
+    def num_epochs(self) -> int:
+        return self._epoch
+
+    @property
     def faulty(self) -> set[NodeId]:
         return {attack.node for attack in self.case.attacks}
 
@@ -140,11 +144,10 @@ class Trial:
 
     def _run_epoch(self) -> Outcome:
         self._epoch += 1
-        self._is_second_try = self._first_try is not None
-        audits = not self.case.quorum or self._is_second_try or self._must_audit
-        self._decodes, self._must_audit = not audits, False
-        f = self.case.f
-        num_lanes = 2 * f + 1 if self.case.quorum or self._is_second_try else f + 1
+        is_replay, f = self._first_try is not None, self.case.f
+        self._decodes = self.case.quorum and not is_replay and not self._must_audit
+        self._must_audit = False
+        num_lanes = 2 * f + 1 if self.case.quorum or is_replay else f + 1
         schedule = self._schedule()
         truth_sink = self._sink()
         orders = self._orders(self._seat(num_lanes), schedule)

@@ -4,16 +4,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from shared.contracts.coordinator import NodeView
-from shared.domain.layers import ModelInfo, stage_weight_bytes
+from shared.domain.layers import ModelInfo, seat_bytes, stage_weight_bytes
 from shared.domain.session import NodeState
 from shared.domain.task import Verification
 
 Json = dict[str, object]
+Part = tuple[ModelInfo, int, int]
+"""Layers [start, end) of a model."""
+MEBIBYTE = 1024 * 1024
 
 LEAST_TO_VERIFY = 3  # 2f + 1 with f = 1
 
 
-def node_resource(node: NodeView) -> Json:
+def node_resources(nodes: Sequence[NodeView], models: Iterable[ModelInfo]) -> list[Json]:
+    """`models`: the catalogue, as far as it is known."""
+    parts = wanted_parts(nodes, models)
+    return [_node_resource(node, node.reason or why_idle(node, parts)) for node in nodes]
+
+
+def _node_resource(node: NodeView, reason: str | None) -> Json:
     capability = node.capability
     return {
         "node_id": node.node_id,
@@ -35,8 +44,38 @@ def node_resource(node: NodeView) -> Json:
         ],
         "heartbeat_age_ms": node.heartbeat_age_ms,
         "load": {"slots_used": node.slots_used, "slots": capability.slots},
-        "reason": node.reason or None,
+        "reason": reason,
     }
+
+
+def wanted_parts(nodes: Iterable[NodeView], models: Iterable[ModelInfo]) -> list[Part]:
+    """What a node must be able to hold one of: the stages that are held now, or, when none is, single layers."""
+    by_id = {model.model_id: model for model in models}
+    held = {(seat.model, seat.start, seat.end) for node in nodes for seat in node.stages if seat.model in by_id}
+    if held:
+        return [(by_id[model_id], start, end) for model_id, start, end in sorted(held)]
+    return [part for model in by_id.values() for part in _smallest_parts(model)]
+
+
+def why_idle(node: NodeView, parts: Sequence[Part]) -> str | None:
+    """Why a node holds no layers, where waiting will not change it: it is smaller than each of `parts`."""
+    if node.stages or not parts:
+        return None
+    capability = node.capability
+    rows = capability.slots * capability.context_tokens
+    least_bytes, place = min((seat_bytes(*part, rows=rows), place) for place, part in enumerate(parts))
+    if least_bytes <= capability.memory_bytes:
+        return None
+    model, start, end = parts[place]
+    return (
+        f"too small: it offers {capability.memory_bytes // MEBIBYTE} MiB, and {model.model_id} {start}-{end} needs"
+        f" {-(-least_bytes // MEBIBYTE)} MiB with {capability.slots} slots of {capability.context_tokens} tokens"
+    )
+
+
+def _smallest_parts(model: ModelInfo) -> list[Part]:
+    length = 1 if model.splittable else model.num_layers
+    return [(model, start, start + length) for start in range(model.num_layers - length + 1)]
 
 
 def model_resource(model: ModelInfo, nodes: Sequence[NodeView], *, context_tokens: int) -> Json:

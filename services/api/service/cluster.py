@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from services.api.domain.cluster_view import Json, model_resource, node_resource
+from services.api.domain.cluster_view import Json, model_resource, node_resources
 from services.api.ports import Catalogue, Nodes, Scheduler, Services
 from shared.contracts.coordinator import NodeView
 from shared.domain.errors import ButterflyError, NodeNotFound
@@ -73,12 +73,13 @@ class ClusterService(ClusterInterface):
         return self._model_resource(await self._catalogue.model(ModelId(model_id)), await self._known_nodes())
 
     async def nodes(self) -> Json:
-        return {"object": "list", "data": [node_resource(node) for node in await self._nodes.nodes()]}
+        nodes, models = await self._nodes.nodes(), await self._known_models()
+        return {"object": "list", "data": node_resources(nodes, models)}
 
     async def node(self, node_id: str) -> Json:
-        for node in await self._nodes.nodes():
-            if node.node_id == node_id:
-                return node_resource(node)
+        for resource in node_resources(await self._nodes.nodes(), await self._known_models()):
+            if resource["node_id"] == node_id:
+                return resource
         raise NodeNotFound("there is no such node")
 
     async def state(self) -> Json:
@@ -92,7 +93,7 @@ class ClusterService(ClusterInterface):
         health, nodes, models, queue = await asyncio.gather(
             self._services.health(),
             self._known_nodes(),
-            _or_none(self._catalogue.models),
+            self._known_models(),
             _or_none(self._scheduler.queue),
         )
         moment = datetime.fromtimestamp(self._clock.wall_s(), tz=UTC)
@@ -102,8 +103,8 @@ class ClusterService(ClusterInterface):
             "schema": STATE_SCHEMA,
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "services": services,
-            "nodes": [node_resource(node) for node in nodes],
-            "models": [self._model_resource(model, nodes) for model in models or ()],
+            "nodes": node_resources(nodes, models),
+            "models": [self._model_resource(model, nodes) for model in models],
             "queue": None
             if queue is None
             else {
@@ -117,6 +118,10 @@ class ClusterService(ClusterInterface):
     async def _known_nodes(self) -> tuple[NodeView, ...]:
         """The nodes; none while the coordinator is away: what depends on them is then not ready."""
         return await _or_none(self._nodes.nodes) or ()
+
+    async def _known_models(self) -> tuple[ModelInfo, ...]:
+        """The models; none while the partitioner is away."""
+        return await _or_none(self._catalogue.models) or ()
 
     def _model_resource(self, model: ModelInfo, nodes: tuple[NodeView, ...]) -> Json:
         return model_resource(model, nodes, context_tokens=self._context_tokens)

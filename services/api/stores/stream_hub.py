@@ -5,7 +5,6 @@ behind is left out until it has caught up, so that nothing grows without bound a
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,9 @@ from services.api.ports import EntryStream
 from shared.domain.errors import ButterflyError, RegistryUnavailable
 from shared.domain.ids import TaskId
 from shared.registry.base import StreamEntry, TaskRegistry
-from shared.runtime.clock import Clock
 
 MAX_PENDING: Final = 256  # entries that a slow reader may leave lying
 BLOCK_S: Final = 5.0
-RETRY_S: Final = 0.5
-
-log = logging.getLogger(__name__)
 
 
 class Subscription(EntryStream):
@@ -66,9 +61,8 @@ class Subscription(EntryStream):
 
 
 class StreamHub:
-    def __init__(self, registry: TaskRegistry, *, clock: Clock) -> None:
+    def __init__(self, registry: TaskRegistry) -> None:
         self._registry = registry
-        self._clock = clock
         self._open: dict[TaskId, set[Subscription]] = {}
         self._changed = asyncio.Event()
 
@@ -96,21 +90,26 @@ class StreamHub:
                 subscription.fail(error)
 
     async def round(self) -> None:
-        """One read of all open streams; waits for the first stream to be opened. To be called again and again."""
+        """One read of all open streams; waits for the first stream to be opened. To be called again and again.
+
+        Raises `RegistryUnavailable`: the streams stay open, and the next read goes on where they are.
+        """
         self._changed.clear()
         after = self._positions()
         if not after:
             await self._changed.wait()
             return
+        found: Mapping[TaskId, tuple[StreamEntry, ...]] = {}
+        away: Exception | None = None
         try:
             found = await self._read_until_changed(after)
         except* RegistryUnavailable as errors:
-            log.warning("task_streams_unreadable", extra={"error": str(errors.exceptions[0])})
-            await self._clock.sleep(RETRY_S)
-        else:
-            for task_id, entries in found.items():
-                for subscription in self._open.get(task_id, ()):
-                    subscription.take_in(entries)
+            (away,) = errors.exceptions
+        if away is not None:  # out of the group it came in, so that the loop knows it
+            raise away
+        for task_id, entries in found.items():
+            for subscription in self._open.get(task_id, ()):
+                subscription.take_in(entries)
 
     def _positions(self) -> dict[TaskId, str]:
         """Where to read on, per task: after the entry that the last of its readers has."""

@@ -43,7 +43,7 @@ class Node(_Answer):
     address: str = ""
     stages: tuple[Stage, ...] = ()
     reason: str | None = None
-    """Why it is quarantined or evicted."""
+    """Why it holds nothing, or is quarantined or evicted."""
     heartbeat_age_ms: float | None = None
 
 

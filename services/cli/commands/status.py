@@ -9,6 +9,7 @@ from services.cli.commands.arguments import Invocation, Subcommands, add_api
 from services.cli.commands.nodes import node_table
 from services.cli.domain.cluster import Kind
 from services.cli.domain.table import table
+from services.cli.local_cluster import LOOPBACK
 from services.cli.probe import answers_ready, redis_answers
 from services.cli.stores.data_dir import ClusterStatus, DataDir, ProcessStatus
 from shared.domain.errors import InvalidInput, PeerUnavailable
@@ -56,8 +57,10 @@ async def _asked(running: ClusterStatus) -> tuple[ProcessStatus, ...]:
     async def ask(process: ProcessStatus) -> ProcessStatus:
         if process.state != READY:
             return process
-        question = redis_answers if process.name == Kind.REDIS else answers_ready
-        is_ready = await question(running.host, process.port)
+        if process.name == Kind.REDIS:
+            is_ready = await redis_answers(LOOPBACK, process.port)
+        else:
+            is_ready = await answers_ready(running.host, process.port)
         return process if is_ready else process.model_copy(update={"state": "not ready"})
 
     async with asyncio.TaskGroup() as group:

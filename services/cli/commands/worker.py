@@ -49,6 +49,7 @@ def run(invocation: Invocation) -> int:
         advertise=advertise,
         data_dir=str(arguments.data_dir.absolute()),
         memory_mb=arguments.memory_mb or worker_memory_mb(available_memory_bytes(), 1),
+        inherited=invocation.environ,
     )
     environment = {**invocation.environ, **variables}
     load_config(None, environment)  # complains in terms of the settings before the worker does

@@ -13,6 +13,7 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not boun
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The control services compute nothing that deserves a thread per core."""
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def environment_of(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> 
     variables = {f"BUTTERFLY_{name}": value for name, value in _shared_keys(layout).items()}
     if seat.kind is Kind.WORKER:
         kept = {name: value for name, value in inherited.items() if name not in CONTROL_SECRETS}
-        return kept | variables | _worker_variables(seat, layout)
+        return kept | variables | _worker_variables(seat, layout, inherited)
     own = _BIND_VARIABLES[seat.kind]
     control = {
         own: f"{bracketed(layout.host)}:{seat.port}",
@@ -66,23 +67,37 @@ def environment_of(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> 
 
 
 def join_environment(
-    *, coordinator_url: str, join_token: str, listen: str, advertise: str | None, data_dir: str, memory_mb: int | None
+    *,
+    coordinator_url: str,
+    join_token: str,
+    listen: str,
+    advertise: str | None,
+    data_dir: str,
+    memory_mb: int | None,
+    inherited: Mapping[str, str],
 ) -> dict[str, str]:
-    """What a worker needs to join a cluster of another machine."""
+    """What a worker needs, beside what it inherits, to join a cluster of another machine."""
     variables = {
         "BUTTERFLY_NETWORK__PEER_ADDRESSES": coordinator_url,
         "BUTTERFLY_SERVICES__COORDINATOR_URL": coordinator_url,
         "BUTTERFLY_NETWORK__LISTEN_ADDRESS": listen,
         "BUTTERFLY_SECURITY__JOIN_TOKEN": join_token,
         "BUTTERFLY_WORKER__DATA_DIR": data_dir,
-        # Huge pages for weights and KV cache, which are streamed at every step; read by the C library at exec.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "GLIBC_TUNABLES": _with_huge_pages(inherited.get("GLIBC_TUNABLES", "")),
     }
     if advertise is not None:
         variables["BUTTERFLY_NETWORK__ADVERTISE_ADDRESS"] = advertise
     if memory_mb is not None:
         variables["BUTTERFLY_WORKER__MEMORY_MB"] = str(memory_mb)
     return variables
+
+
+def _with_huge_pages(tunables: str) -> str:
+    """For weights and KV cache, which are streamed at every step. Read by the C library at exec, so it is no setting of
+    the worker's own. What the operator tuned stays."""
+    if _HUGE_PAGES.partition("=")[0] in tunables:
+        return tunables
+    return f"{tunables}:{_HUGE_PAGES}" if tunables else _HUGE_PAGES
 
 
 _BIND_VARIABLES = {
@@ -104,7 +119,7 @@ def _shared_keys(layout: Layout) -> dict[str, str]:
     }
 
 
-def _worker_variables(seat: Seat, layout: Layout) -> dict[str, str]:
+def _worker_variables(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> dict[str, str]:
     return join_environment(
         coordinator_url=layout.url(Kind.COORDINATOR),
         join_token=layout.join_token,
@@ -112,4 +127,5 @@ def _worker_variables(seat: Seat, layout: Layout) -> dict[str, str]:
         advertise=f"{bracketed(layout.reach_host)}:{seat.port}",
         data_dir=f"{layout.data_dir}/workers/{seat.index}",
         memory_mb=layout.worker_memory_mb,
+        inherited=inherited,
     )

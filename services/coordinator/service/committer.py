@@ -4,27 +4,20 @@ With verification `none` a draft is believed, so appending is the whole commit.
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 from services.coordinator.domain.session import Session
-from shared.domain.errors import RegistryUnavailable
 from shared.events.catalogue import TokensCommitted
 from shared.events.publisher import Publisher
 from shared.registry.base import Commit, TaskRegistry
-from shared.runtime.clock import Clock
-
-log = logging.getLogger(__name__)
 
 MAX_COMMITS_PER_CALL = 64
-RETRY_AFTER_S = 0.25
 
 
 class Committer:
-    def __init__(self, *, registry: TaskRegistry, events: Publisher, clock: Clock) -> None:
+    def __init__(self, *, registry: TaskRegistry, events: Publisher) -> None:
         self._registry = registry
         self._events = events
-        self._clock = clock
         self._waiting: dict[Session, None] = {}
         self._wake = asyncio.Event()
 
@@ -34,7 +27,8 @@ class Committer:
         self._wake.set()
 
     async def run_once(self) -> None:
-        """Wait for tokens and append them; to be called in a loop."""
+        """Wait for tokens and append them; to be called in a loop. What it could not append it tries again next time.
+        Raises `RegistryUnavailable`."""
         await self._wake.wait()
         sessions = [session for session in list(self._waiting)[:MAX_COMMITS_PER_CALL] if session.uncommitted()]
         self._waiting = dict.fromkeys(list(self._waiting)[MAX_COMMITS_PER_CALL:])
@@ -48,14 +42,10 @@ class Committer:
         ]
         try:
             results = await self._registry.commit(commits)
-        except BaseException as error:
+        except BaseException:
             for session in sessions:
                 self.add(session)
-            if not isinstance(error, RegistryUnavailable):
-                raise
-            log.warning("commit_deferred", extra={"sessions": len(sessions), "error": error.message})
-            await self._clock.sleep(RETRY_AFTER_S)
-            return
+            raise
         self._settle(sessions, commits, results)
 
     def _settle(self, sessions: Sequence[Session], commits: Sequence[Commit], results: Sequence[int | None]) -> None:

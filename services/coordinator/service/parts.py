@@ -68,13 +68,16 @@ class Failed(Exception):
 
 async def persist(parts: Parts, session: Session, write: Callable[[], Awaitable[T]]) -> T:
     """The result of a call to a store, tried again while the store is away. `Over` when we are fenced off."""
+    is_away = False
     while True:
         try:
             return await write()
         except (Fenced, NotFound):
             raise Over from None
         except RegistryUnavailable as error:
-            log.warning("registry_away", extra={"task_id": session.task.task_id, "error": error.message})
+            if not is_away:  # once per outage
+                log.warning("registry_away", extra={"task_id": session.task.task_id, "error": error.message})
+            is_away = True
             await parts.clock.sleep(REGISTRY_RETRY_S)
             if session.cancelled or session.expired:
                 raise Over from None  # the scheduler's reconciler ends it in the registry

@@ -22,7 +22,6 @@ from shared.contracts.messages import SessionPosition, SessionStop, StageRef
 from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
-    RegistryUnavailable,
     ServerDraining,
     StaleEpoch,
 )
@@ -194,7 +193,7 @@ class Sessions(SessionsInterface):
             self.nodes_changed()
 
     async def adopt_once(self) -> None:
-        """Take over running tasks that have no session; to be called in a loop.
+        """Take over running tasks that have no session; to be called in a loop. Raises `RegistryUnavailable`.
 
         Not before the workers had time to register after a start: a plan made for the first of them would be a bad one.
         """
@@ -203,11 +202,8 @@ class Sessions(SessionsInterface):
         if settled_in_s > 0:
             await clock.sleep(settled_in_s)
         if not self._draining.is_set():
-            try:
-                for task_id in await self._orphans():
-                    await self._adopt(task_id)
-            except RegistryUnavailable as error:
-                log.warning("orphans_not_looked_for", extra={"error": error.message})
+            for task_id in await self._orphans():
+                await self._adopt(task_id)
         await clock.sleep(LOOK_EVERY_S)
 
     # ---

@@ -1,11 +1,12 @@
 """The coordinator over HTTP."""
 
-from services.worker.ports import Coordinator, Report
+from services.worker.ports import Coordinator, JoinRefused, Report
 from shared.contracts.coordinator import Registered, RegisterNode
 from shared.contracts.messages import Ack, Heartbeat
-from shared.domain.errors import CircuitOpen
+from shared.domain.errors import CircuitOpen, InvalidInput, NotAllowed, NotFound, ProtocolViolation
 from shared.resilience.http_client import PeerClient
 
+SERVICE = "coordinator"
 HEARTBEAT_TIMEOUT_S = 1.0
 
 
@@ -16,8 +17,21 @@ class HttpCoordinator(Coordinator):
         self._node_token: str | None = None
 
     async def register(self, request: RegisterNode) -> Registered:
-        await self._client.check()  # also tells whether this is another run of it, whose failures count anew
-        registered = await self._client.post("/nodes", request, Registered, bearer=self._join_token, idempotent=True)
+        client = self._client
+        try:
+            service = await client.service_name()  # also tells whether this is another run, whose failures count anew
+            if service != SERVICE:
+                raise _no_coordinator(client.base_url, f"its {service} answers there")
+            registered = await client.post("/nodes", request, Registered, bearer=self._join_token, idempotent=True)
+        except NotAllowed as error:
+            raise JoinRefused(
+                f"the coordinator at {client.base_url} refuses this worker ({error.message}): give it the cluster's"
+                " join token (--token, or security.join_token)"
+            ) from error
+        except (NotFound, ProtocolViolation) as error:
+            raise _no_coordinator(client.base_url, error.message) from error
+        except InvalidInput as error:
+            raise JoinRefused(f"the coordinator at {client.base_url} refuses this worker: {error.message}") from error
         self._node_token = registered.node_token
         return registered
 
@@ -38,3 +52,10 @@ class HttpCoordinator(Coordinator):
             idempotent=not is_beat,
             timeout_s=HEARTBEAT_TIMEOUT_S if is_beat else 2.0,
         )
+
+
+def _no_coordinator(url: str, why: str) -> JoinRefused:
+    return JoinRefused(
+        f"there is no coordinator at {url} ({why}): join by the coordinator's address, which `butterfly up` prints"
+        " (--join, or network.peer_addresses)"
+    )

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from services.worker.domain.identity import CoordinatorKey, Identity
-from services.worker.ports import Coordinator
+from services.worker.ports import Coordinator, JoinRefused
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
@@ -50,11 +50,12 @@ class Membership:
         seating: Seating,
         sessions: SessionService,
         on_joined: Callable[[Registered], None],
+        on_refused: Callable[[str], None],
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """`coordinator_key` is set, and `on_joined` hears the cluster's addresses, at every registration.
-        `rng`: for jitter."""
+        """`coordinator_key` is set, and `on_joined` hears the cluster's addresses, at every registration. `on_refused`
+        hears why this worker will never be a member, and has to end the process. `rng`: for jitter."""
         self._coordinator = coordinator
         self._request = request
         self._coordinator_key = coordinator_key
@@ -62,6 +63,7 @@ class Membership:
         self._seating = seating
         self._sessions = sessions
         self._on_joined = on_joined
+        self._on_refused = on_refused
         self._clock = clock
         self._rng = rng
         self._joined: Registered | None = None
@@ -85,7 +87,12 @@ class Membership:
 
     async def live(self) -> None:
         """One turn of the loop: join if need be, wait for the next beat, send it."""
-        joined = self._joined or await self._join()
+        try:
+            joined = self._joined or await self._join()
+        except JoinRefused as refused:
+            self._on_refused(refused.message)
+            await asyncio.Event().wait()  # the process ends now: there is nothing left to do for this loop
+            return
         await self._wait(joined.heartbeat_ms / 1000)
         try:
             await self._coordinator.tell(self._beat())
@@ -114,6 +121,8 @@ class Membership:
             self._not_joining.clear()
             try:
                 joined = self._joined = await self._coordinator.register(self._request)
+            except JoinRefused:
+                raise
             except ButterflyError as error:
                 log.warning("not_registered", extra={"code": error.code, "reason": error.message})
             else:

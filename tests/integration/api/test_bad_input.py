@@ -343,6 +343,9 @@ async def test_a_wrong_method_is_405_with_the_right_ones(gateway: Refusing) -> N
     assert openai_error(answer) == (405, "method_not_allowed", None)
     assert answer.headers["allow"] == "POST"
     assert problem(await gateway.client.delete("/v1/nodes")) == (405, "method_not_allowed")
+    answer = await gateway.client.put("/v1/tasks", json={})
+    assert problem(answer) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(

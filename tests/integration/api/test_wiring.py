@@ -93,7 +93,7 @@ def control_plane(scheduler: FakeScheduler, model_file: Path) -> FastAPI:
     return make_app("control", routers=[router], service_token="secret")
 
 
-def config(redis_url: str, control_url: str) -> Config:
+def config(redis_url: str, control_url: str, *, service_token: str = "secret") -> Config:
     services = ServicesConfig(
         scheduler_url=control_url,
         partitioner_url=control_url,
@@ -104,7 +104,7 @@ def config(redis_url: str, control_url: str) -> Config:
         api=ApiConfig(bind_address="127.0.0.1:0"),
         redis=RedisConfig(url=SecretStr(redis_url), allow_weak_durability=True),
         services=services,
-        security=SecurityConfig(service_token=SecretStr("secret")),
+        security=SecurityConfig(service_token=SecretStr(service_token)),
     )
 
 
@@ -147,6 +147,19 @@ async def test_a_chat_goes_through_all_of_it(redis_url: str, demo_model: Path) -
         assert [each["status"] for each in task_list["data"]] == ["cancelled", "completed"]
     await registry.aclose()
     vocabulary.close()
+
+
+async def test_a_client_does_not_pay_for_a_wrong_service_token(redis_url: str, demo_model: Path) -> None:
+    registry = connect_registry(redis_url, allow_weak_durability=True)
+    async with (
+        served(control_plane(FakeScheduler(registry), demo_model)) as control_url,
+        served(create_app(config(redis_url, control_url, service_token="other"))) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client,
+    ):
+        answer = await client.get("/v1/nodes")
+        assert (answer.status_code, answer.json()["code"]) == (503, "peer_unavailable")
+        assert "www-authenticate" not in answer.headers
+    await registry.aclose()
 
 
 def test_a_gateway_without_redis_does_not_start() -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from services.cli.__main__ import main
+from services.cli.stores.data_dir import ClusterStatus, DataDir, ProcessStatus
 from tests.fakes.free_ports import free_base_port
 from tests.fakes.gateway import FakeGateway, delta, fake_gateway
+from tests.fakes.valkey import ValkeyServer, running_valkey
 
 NODE = {
     "node_id": "node-a",
@@ -25,6 +27,12 @@ NODE = {
 TASK = {"task_id": "t-1", "status": "queued", "model": "m", "created_at": "2026-01-01T00:00:00Z", "error": None}
 
 Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[ValkeyServer]:
+    with running_valkey() as server:
+        yield server
 
 
 @pytest.fixture
@@ -95,6 +103,14 @@ def test_what_the_coordinator_refuses_is_told(ask: Ask, gateway: FakeGateway) ->
     )
 
 
+def test_a_node_without_layers_is_shown_with_the_reason(ask: Ask, gateway: FakeGateway) -> None:
+    idle = NODE | {"stages": [], "reason": "too small: it offers 20 MiB"}
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [idle, idle | {"reason": None}]}
+    _, too_small, spare = ask("nodes")[1].splitlines()
+    assert too_small.endswith(" too small: it offers 20 MiB")
+    assert spare.endswith(" -")
+
+
 def test_status_as_json_hands_on_what_the_gateway_tells(ask: Ask, gateway: FakeGateway) -> None:
     gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [NODE]}
     code, out, _ = ask("status", "--json")
@@ -108,6 +124,30 @@ def test_status_without_a_cluster_is_a_refusal(ask: Ask, tmp_path: Path) -> None
     assert err == (
         f"butterfly: no cluster runs in {tmp_path}: start one by `butterfly up`, or name a gateway by --api\n"
     )
+
+
+def test_redis_is_asked_on_loopback_wherever_the_cluster_listens(
+    ask: Ask, gateway: FakeGateway, tmp_path: Path, valkey: ValkeyServer
+) -> None:
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": []}
+    data = DataDir(tmp_path)
+    data.prepare()
+    redis = ProcessStatus(name="redis", pid=1, port=valkey.port, state="ready", restarts=0)
+    with data.lock():
+        data.write_status(
+            ClusterStatus(
+                pid=1,
+                host="127.0.0.2",  # the server listens on 127.0.0.1 alone
+                api_url=gateway.url,
+                partitioner_url=gateway.url,
+                coordinator_url=gateway.url,
+                model="m",
+                processes=(redis,),
+            )
+        )
+        code, out, _ = ask("status", "--data-dir", str(tmp_path), api=False)
+    assert code == 0
+    assert out.splitlines()[1].split()[3:] == ["ready", "0"]
 
 
 def test_a_question_is_answered_as_it_streams(ask: Ask, gateway: FakeGateway) -> None:

@@ -15,6 +15,7 @@ from services.cli.probe import answers_ready
 from services.cli.stores.data_dir import ProcessStatus
 from services.cli.supervisor import ProcessSpec, StartFailed, State, Supervisor
 from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.giving_up import EXIT_REFUSED
 from tests.fakes.free_ports import free_base_port
 
 FAKE = Path(__file__).parents[2] / "fakes" / "service_process.py"
@@ -172,6 +173,19 @@ async def test_a_process_that_ends_too_often_stays_down_and_gives_the_exit_code(
         assert cluster.processes["api"].state == State.READY
 
     assert await run_with(cluster, kill_a_worker_five_times) == 137
+
+
+async def test_a_process_that_is_refused_stays_down_at_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(options={"worker-0": ["--exit-on-usr1", str(EXIT_REFUSED)]}, clock=HastyClock())
+
+    async def refuse_a_worker() -> None:
+        os.kill(cluster.pid("worker-0"), signal.SIGUSR1)
+        await until(lambda: cluster.processes["worker-0"].state == State.FAILED)
+        assert cluster.processes["worker-0"].restarts == 0
+        assert cluster.processes["api"].state == State.READY
+
+    assert await run_with(cluster, refuse_a_worker) == EXIT_REFUSED
+    assert any("worker-0 is refused for the reason above: it stays down" in line for line in cluster.shown)
 
 
 async def test_a_process_that_ends_while_starting_stops_everything_with_its_exit_code(

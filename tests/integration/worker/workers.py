@@ -95,7 +95,7 @@ async def worker_processes(coordinator: FakeCoordinator, count: int, folder: Pat
     try:
         for number in range(count):
             address = f"127.0.0.1:{_free_port()}"
-            environment = _environment(coordinator, address, folder / f"worker{number}")
+            environment = _environment(coordinator.url, address, folder / f"worker{number}")
             started[address] = await asyncio.to_thread(
                 subprocess.Popen, [sys.executable, "-m", "services.worker"], cwd=ROOT, env={**os.environ, **environment}
             )
@@ -116,14 +116,32 @@ async def worker_processes(coordinator: FakeCoordinator, count: int, folder: Pat
                 raise
 
 
+async def refused_process(coordinator_url: str, data_dir: Path, *, join_token: str) -> tuple[int, str]:
+    """Exit code and last line on standard error of a worker that ends by itself."""
+    environment = _environment(coordinator_url, f"127.0.0.1:{_free_port()}", data_dir)
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.worker", cwd=ROOT, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment, "BUTTERFLY_SECURITY__JOIN_TOKEN": join_token},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            _, stderr = await running.communicate()
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.communicate()
+    assert running.returncode is not None
+    return running.returncode, stderr.decode().splitlines()[-1]
+
+
 def _config(coordinator: FakeCoordinator, address: str, data_dir: Path) -> Config:
-    return load_config(None, _environment(coordinator, address, data_dir))
+    return load_config(None, _environment(coordinator.url, address, data_dir))
 
 
-def _environment(coordinator: FakeCoordinator, address: str, data_dir: Path) -> dict[str, str]:
+def _environment(coordinator_url: str, address: str, data_dir: Path) -> dict[str, str]:
     return {
         "BUTTERFLY_NETWORK__LISTEN_ADDRESS": address,
-        "BUTTERFLY_SERVICES__COORDINATOR_URL": coordinator.url,
+        "BUTTERFLY_SERVICES__COORDINATOR_URL": coordinator_url,
         "BUTTERFLY_SECURITY__JOIN_TOKEN": JOIN_TOKEN,
         "BUTTERFLY_WORKER__DATA_DIR": str(data_dir),
         "BUTTERFLY_WORKER__SLOTS": "8",

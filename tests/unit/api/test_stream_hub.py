@@ -35,7 +35,7 @@ class Bench:
         self.clock = FakeClock()
         self.registry = CountingRegistry()
         self.conductor = Conductor(self.registry)
-        self.hub = StreamHub(self.registry, clock=self.clock)
+        self.hub = StreamHub(self.registry)
 
     async def task(self) -> TaskId:
         task = make_task()

@@ -86,7 +86,7 @@ class Coordinator:
             tasks=self.tasks,
             new_token=lambda: f"secret-{next(self._secrets)}",
         )
-        self.committer = Committer(registry=self.registry, events=self.events, clock=self.clock)
+        self.committer = Committer(registry=self.registry, events=self.events)
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,

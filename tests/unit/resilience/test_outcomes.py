@@ -13,6 +13,7 @@ from shared.domain.errors import (
     QuotaExceeded,
     RegistryUnavailable,
     ServerDraining,
+    WrongServiceToken,
 )
 from shared.resilience.breaker import Outcome
 from shared.resilience.outcomes import MAX_DETAIL, CallFailed, failed_transport, outcome_of, refusal
@@ -48,6 +49,16 @@ def test_an_answer_gives_back_its_error_and_says_how_the_peer_is(
     assert failed.error.message == "why"
     assert failed.error.param == "p"
     assert (failed.outcome, failed.may_pass) == (outcome, may_pass)
+
+
+def test_a_refused_service_token_is_told_to_the_operator_and_to_callers_as_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failed = answered(WrongServiceToken(""), 401)
+    assert type(failed.error) is PeerUnavailable
+    assert (failed.outcome, failed.may_pass) == (Outcome.SUCCESS, False)
+    (told,) = caplog.records
+    assert (told.message, told.levelname, told.__dict__["peer"]) == ("service_token_refused", "ERROR", "scheduler")
 
 
 def test_a_504_because_of_the_callers_own_deadline_is_neutral() -> None:

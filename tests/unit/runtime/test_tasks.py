@@ -3,6 +3,7 @@ import logging
 
 import pytest
 
+from shared.domain.errors import RegistryUnavailable
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.clock import FakeClock
 
@@ -25,6 +26,31 @@ async def test_a_loop_that_raises_is_logged_and_goes_on_after_its_delay(caplog: 
     assert [record.message for record in caplog.records] == ["background_loop_failed"]
     await clock.advance(0.5)
     assert rounds == 2
+    await tasks.stop(grace_s=1)
+
+
+async def test_a_loop_whose_dependency_is_away_says_so_once_per_outage(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    tasks = BackgroundTasks(clock)
+    is_away = True
+
+    async def body() -> None:
+        if is_away:
+            raise RegistryUnavailable("Redis cannot be reached")
+        await clock.sleep(1)
+
+    def told() -> list[tuple[str, str, bool]]:
+        return [(record.message, record.levelname, record.exc_info is None) for record in caplog.records]
+
+    line = ("background_loop_hindered", "WARNING", True)
+    tasks.loop("dispatch", body)
+    await clock.advance(10)
+    assert told() == [line]
+    is_away = False
+    await clock.advance(10)
+    is_away = True
+    await clock.advance(10)
+    assert told() == [line, line]
     await tasks.stop(grace_s=1)
 
 

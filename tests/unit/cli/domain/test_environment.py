@@ -77,6 +77,18 @@ def test_a_worker_sees_no_secret_of_the_control_plane() -> None:
     assert environment["PATH"] == "/bin"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "all_together"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_worker_asks_for_huge_pages_unless_the_operator_decided(theirs: dict[str, str], all_together: str) -> None:
+    assert environment_of(seat(Kind.WORKER), LAYOUT, theirs)["GLIBC_TUNABLES"] == all_together
+
+
 def test_control_services_have_one_thread() -> None:
     assert environment_of(seat(Kind.API), LAYOUT, {})["OMP_NUM_THREADS"] == "1"
 
@@ -115,6 +127,7 @@ def test_a_joining_worker_gets_nothing_but_what_it_was_told() -> None:
         advertise=None,
         data_dir="/w",
         memory_mb=None,
+        inherited={},
     )
     config = load_config(None, variables)
     assert config.network.peer_addresses == ("http://10.0.0.1:8083",)

@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.partitioner.domain.placement import rooms_of, sums_of
 from services.partitioner.domain.planning import make_plan
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.uniform import Uniform
 from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel
 from shared.domain.ids import NodeId
+from shared.domain.layers import seat_bytes
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating, check_plan
 from tests.fakes.planning import audited, node, planned_model, question
 
@@ -147,3 +149,14 @@ def test_every_plan_keeps_the_rules_and_spares_hold_no_seat(
         stage_bytes = sum(weights[seat.layers.start : seat.layers.end])
         assert all(by_id[holder].memory_bytes >= stage_bytes for holder in (seat.node_id, *spares))
         assert not {entry.node_id for entry in plan.lanes[0].partitions} & set(spares)
+
+
+@given(
+    weights=st.lists(st.integers(0, 90), min_size=1, max_size=6), ends=st.tuples(st.integers(0, 50), st.integers(0, 50))
+)
+def test_the_bytes_of_a_seat_are_those_that_others_tell_of(weights: list[int], ends: tuple[int, int]) -> None:
+    model = planned_model(weights, embedding_bytes=ends[0], head_bytes=ends[1], kv_bytes=7)
+    (room,) = rooms_of(sums_of(model), [node("a", slots=2, context_tokens=5)])
+    for start in range(len(weights)):
+        for end in range(start + 1, len(weights) + 1):
+            assert room.memory_bytes(start, end) == seat_bytes(model, start, end, rows=10)

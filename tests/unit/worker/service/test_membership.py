@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.worker.domain.identity import CoordinatorKey, Identity
+from services.worker.ports import JoinRefused
 from services.worker.service.membership import Membership, registration
 from shared.contracts.coordinator import Registered
 from shared.contracts.messages import Heartbeat, Leave
@@ -23,6 +24,7 @@ class Bench:
         self.worker = self.cluster["a"]
         self.coordinator = self.cluster.coordinator
         self.joined: list[Registered] = []
+        self.refused: list[str] = []
         identity = Identity(N1, KEYS[N1])
         self.coordinator_key = CoordinatorKey()
         self.membership = Membership(
@@ -33,6 +35,7 @@ class Bench:
             seating=self.worker.seating,
             sessions=self.worker.sessions,
             on_joined=self.joined.append,
+            on_refused=self.refused.append,
             clock=self.clock,
             rng=random.Random(1),
         )
@@ -86,6 +89,15 @@ async def test_a_worker_tries_to_join_until_the_coordinator_is_there(bench: Benc
     await bench.start()
     await bench.clock.advance(5.0)
     assert len(bench.coordinator.registered) == 1
+
+
+async def test_a_worker_that_is_refused_says_so_once_and_asks_no_more(bench: Bench) -> None:
+    bench.coordinator.errors.append(JoinRefused("the join token is wrong"))
+    await bench.start()
+    await bench.clock.advance(60.0)
+    assert bench.refused == ["the join token is wrong"]
+    assert bench.coordinator.registered == []
+    assert not await bench.membership.is_coordinator("coordinator 1")
 
 
 async def test_a_worker_that_was_forgotten_joins_again(bench: Bench) -> None:
