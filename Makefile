@@ -9,7 +9,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench e2e clean
+.PHONY: setup model run test lint types bench e2e byzantine demo-byzantine clean
 
 setup: $(VENV)/.installed
 
@@ -31,7 +31,7 @@ run: setup
 	exec $(BIN)/butterfly up --workers $(WORKERS) --stages $(STAGES) --base-port $(BASE_PORT) --data-dir $(DATA_DIR)
 
 test: setup model
-	$(BIN)/pytest -q -ra --durations=10 tests/unit tests/contract tests/integration tests/e2e
+	$(BIN)/pytest -q -ra --durations=10 tests/unit tests/contract tests/simulation tests/integration tests/byzantine tests/e2e
 
 e2e: setup model
 	$(BIN)/pytest -q -ra --durations=10 tests/e2e
@@ -43,6 +43,13 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# Real workers that lie, each kind in a cluster of its own.
+byzantine: setup model
+	$(BIN)/python -m tests.byzantine.play --model $(MODEL)
+
+demo-byzantine: setup model
+	$(BIN)/python -m tests.byzantine.play --model $(MODEL) $(or $(ATTACK),wrong-hidden)
 
 bench: setup model
 	$(BIN)/python -m bench.throughput

@@ -27,15 +27,15 @@ class Cluster:
     data_dir: Path
     startup_s: float
 
-    def measure(self, sequences: int, load: Load) -> Rates:
+    def measure(self, sequences: int, load: Load, verification: str = "none") -> Rates:
         """Rates as clients see them, through the gateway.
 
         Prefill: long prompts, one token each. Decode: what more tokens of short prompts take than one token each, so
         that prefill does not count and all sequences decode together nearly all the time.
         """
-        prefill_s = asyncio.run(self._answer_all(sequences, load.long_prompt, 1))
-        one_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1))
-        many_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1 + load.num_tokens))
+        prefill_s = asyncio.run(self._answer_all(sequences, load.long_prompt, 1, verification))
+        one_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1, verification))
+        many_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1 + load.num_tokens, verification))
         return Rates(
             prefill_tokens_per_s=sequences * len(load.long_prompt) / prefill_s,
             decode_tokens_per_s=sequences * load.num_tokens / (many_s - one_s),
@@ -43,19 +43,32 @@ class Cluster:
 
     def memory(self) -> dict[str, Memory]:
         """Per process, by name."""
+        return {name: memory_of(pid) for name, pid in self._pids().items()}
+
+    def worker_pids(self) -> list[int]:
+        return [pid for name, pid in self._pids().items() if name.startswith("worker")]
+
+    def _pids(self) -> dict[str, int]:
         command = [sys.executable, "-m", "services.cli", "status", "--json", "--data-dir", str(self.data_dir)]
         status = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        return {process["name"]: memory_of(process["pid"]) for process in status["processes"]}
+        return {process["name"]: process["pid"] for process in status["processes"]}
 
-    async def _answer_all(self, sequences: int, prompt: list[int], max_tokens: int) -> float:
+    async def _answer_all(self, sequences: int, prompt: list[int], max_tokens: int, verification: str) -> float:
         """Seconds from the first request to the last answer."""
         async with httpx.AsyncClient(base_url=self.api_url, timeout=120, trust_env=False) as client:
             started = time.perf_counter()
-            await asyncio.gather(*(self._answer(client, prompt, max_tokens) for _ in range(sequences)))
+            await asyncio.gather(*(self._answer(client, prompt, max_tokens, verification) for _ in range(sequences)))
             return time.perf_counter() - started
 
-    async def _answer(self, client: httpx.AsyncClient, prompt: list[int], max_tokens: int) -> None:
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    async def _answer(self, client: httpx.AsyncClient, prompt: list[int], max_tokens: int, verification: str) -> None:
+        body: dict[str, object] = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        body["butterfly"] = {"verification": verification}
         async with client.stream(
             "POST", ENDPOINT, json=body | {"stream": True, "stream_options": {"include_usage": True}}
         ) as answer:

@@ -13,8 +13,9 @@ from services.cli.probe import answers_ready, outward_address, port_is_free, red
 from services.cli.stores.data_dir import DataDir, Secrets
 from services.cli.supervisor import ProcessSpec
 from shared.domain.errors import InvalidInput
+from shared.domain.task import Verification
 from shared.registry.server import find_redis_server, server_command
-from shared.runtime.config import Config, check_exposure, is_loopback
+from shared.runtime.config import Config, CoordinationConfig, check_exposure, is_loopback
 
 LOOPBACK = "127.0.0.1"
 _READY_WITHIN_S = 30.0
@@ -84,9 +85,17 @@ def _layout(wishes: Wishes, config: Config, secrets: Secrets, data_dir: Path, pa
         join_token=config.security.join_token.get_secret_value() or secrets.join_token,
         preload_models=tuple(dict.fromkeys((wishes.model, *config.scheduling.preload_models))),
         num_stages=wishes.num_stages or config.partition.num_stages,
+        verification=_verification(wishes, config.coordination),
         worker_memory_mb=config.worker.memory_mb or share_mb,
         parent_pid=parent_pid,
     )
+
+
+def _verification(wishes: Wishes, asked: CoordinationConfig) -> str:
+    """Too few workers on a cluster that nobody else can join are still good for trying things out: not verified."""
+    is_enough = 0 < 2 * asked.max_byzantine < wishes.num_workers
+    can_grow = not is_loopback(f"{wishes.host}:{wishes.base_port}")
+    return asked.default_verification if is_enough or can_grow else Verification.NONE.value
 
 
 def _reach_host(wishes: Wishes) -> str:

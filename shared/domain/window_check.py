@@ -108,8 +108,8 @@ def check_lane(
 def check_source(
     receipts: Sequence[SignedReceipt], source: tuple[str, str], row_end: int, *, given: bool
 ) -> Finding | None:
-    """Rule 3. The ids before an epoch's first window are always the coordinator's, so a wrong start is guilt there; later
-    windows start as the one before ended, and are not to be asked about after a link fault."""
+    """Rule 3. The ids before an epoch's first window are always the coordinator's, so a wrong start is guilt there;
+    later windows start as the one before ended, and are not to be asked about after a link fault."""
     first = receipts[0].receipt
     is_answerable = given or len(receipts) == 1
     if first.in_start != source[0] or (is_answerable and (first.row_end, first.in_digest) != (row_end, source[1])):

@@ -107,7 +107,7 @@ class CoordinationConfig(_Section):
     node_id: int = Field(0, ge=0, le=65_535)
     cluster_size: int = Field(3, ge=1, le=1_024)
     max_byzantine: int = Field(1, ge=0, le=511)
-    default_verification: Literal["none", "audit", "quorum"] = "none"
+    default_verification: Literal["none", "audit", "quorum"] = "audit"
     phase_timeout_ms: int = Field(5_000, ge=10, le=600_000)
     checkpoint_interval: int = Field(10, ge=1, le=10_000)
     """Tokens between progress marks."""

@@ -44,7 +44,7 @@ class Attack:
     window: int
     persistent: bool
     """Whenever it can from then on; else once, in the first epoch."""
-    node: NodeId = NodeId("")
+    node: NodeId | None = None
     """Who held the seat of (lane, stage) in the first epoch."""
     fired: set[int] = field(default_factory=set)
     """Epochs in which it did it."""

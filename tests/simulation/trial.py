@@ -11,7 +11,7 @@ from functools import cache
 from random import Random
 
 from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again
-from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal, Seated
+from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal, Seated, Step
 from shared.domain import canonical
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
@@ -78,7 +78,7 @@ def draw_case(seed: int) -> Case:
         for _ in range(f)
     ]
     for attack in attacks:
-        if attack.kind in {Kind.OTHER_IDS}:
+        if attack.kind is Kind.OTHER_IDS:
             attack.stage = 0
         if attack.kind in {Kind.RING_LIE, Kind.EXTRA_RECORD}:
             attack.stage = num_stages - 1
@@ -125,7 +125,7 @@ class Trial:
 
     @property
     def faulty(self) -> set[NodeId]:
-        return {attack.node for attack in self.case.attacks}
+        return {attack.node for attack in self.case.attacks if attack.node is not None}
 
     def run(self) -> None:
         """Raises `Violation`."""
@@ -175,12 +175,7 @@ class Trial:
     def _play(self) -> Outcome:
         num_steps = 0
         while True:
-            for step in self._ledger.steps():
-                if self._has_stopped:
-                    raise Violation("the ledger goes on after an accusation")
-                self._has_stopped = isinstance(step, Accuse | Dispute)
-                if not self._is_recovering:
-                    self._do(step)
+            self._follow()
             is_done = self._ring_end is not None and len(self._committed) >= self._ring_end
             if self._is_recovering:
                 return Outcome.DONE if is_done else Outcome.RECOVER
@@ -203,6 +198,14 @@ class Trial:
             else:
                 messages[choice], messages[-1] = messages[-1], messages[choice]
                 self._deliver(messages.pop())
+
+    def _follow(self) -> None:
+        for step in self._ledger.steps():
+            if self._has_stopped:
+                raise Violation("the ledger goes on after an accusation")
+            self._has_stopped = isinstance(step, Accuse | Dispute)
+            if not self._is_recovering:
+                self._do(step)
 
     def _deliver(self, message: Message) -> None:
         match message:
@@ -252,7 +255,7 @@ class Trial:
 
     # --- what the ledger says
 
-    def _do(self, step: object) -> None:
+    def _do(self, step: Step) -> None:
         match step:
             case Seal() | Release():
                 if isinstance(step, Release) and step.lane > 0:
@@ -306,7 +309,7 @@ class Trial:
         silent = {
             attack.node
             for attack in self.case.attacks
-            if attack.fired and attack.kind in {Kind.SILENT, Kind.REPLAYS_ONLY}
+            if attack.node and attack.fired and attack.kind in {Kind.SILENT, Kind.REPLAYS_ONLY}
         } - self._absent
         if silent:
             self._absent |= silent
@@ -373,13 +376,14 @@ class Trial:
         if self._epoch == 1:
             for attack in self.case.attacks:
                 attack.node = lanes[attack.lane][attack.stage]
-            if self.case.has_twins:
-                stage = self.case.attacks[0].stage
-                others = {lane[stage] for lane in lanes} - {self.case.attacks[0].node}
-                if self.case.f == 1 and len(others) == 2:
-                    spare = next(lane for lane in (0, 1, 2) if lanes[lane][stage] != self.case.attacks[0].node)
-                    lanes[spare][stage] = self.case.attacks[0].node
+            if self.case.has_twins and self.case.f == 1:
+                self._seat_twin(lanes, self.case.attacks[0])
         return lanes
+
+    def _seat_twin(self, lanes: list[list[NodeId]], attack: Attack) -> None:
+        """Put the faulty node into a second lane at its stage: a plan that nobody checked."""
+        other = 1 if attack.lane == 0 else 0
+        lanes[other][attack.stage] = lanes[attack.lane][attack.stage]
 
     def _orders(self, lanes: list[list[NodeId]], schedule: WindowSchedule) -> list[list[Seated]]:
         return [

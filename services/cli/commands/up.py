@@ -23,6 +23,11 @@ from shared.llama.library import find_library_file, open_library_file
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import load_config
 
+_VERIFIED = {
+    "none": "are NOT verified: fewer workers than that takes, or switched off",
+    "audit": "are verified: every token is computed by nodes that check each other (audit)",
+    "quorum": "are verified: every token is computed by a quorum of nodes (quorum)",
+}
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -147,6 +152,7 @@ def _instructions(cluster: LocalCluster, model: str, data_dir: Path) -> str:
     api, folder = cluster.url(Kind.API), shlex.quote(str(data_dir))
     return f"""
   gateway      {api}
+  answers      {_VERIFIED[cluster.layout.verification]}
   coordinator  {cluster.url(Kind.COORDINATOR)}
   metrics      {cluster.url(Kind.METRICS)}
 

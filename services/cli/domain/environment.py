@@ -31,6 +31,8 @@ class Layout:
     join_token: str
     preload_models: tuple[str, ...]
     num_stages: int | None
+    verification: str
+    """Of tasks that do not say."""
     worker_memory_mb: int
     parent_pid: int
 
@@ -59,6 +61,7 @@ def environment_of(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> 
         "BUTTERFLY_SECURITY__JOIN_TOKEN": layout.join_token,
         "BUTTERFLY_PARTITION__MODELS_DIR": f"{layout.data_dir}/models",
         "BUTTERFLY_COORDINATION__DATA_DIR": f"{layout.data_dir}/coordinator",
+        "BUTTERFLY_COORDINATION__DEFAULT_VERIFICATION": layout.verification,
         "BUTTERFLY_SCHEDULING__PRELOAD_MODELS": ",".join(layout.preload_models),
     }
     if layout.num_stages is not None:

@@ -95,9 +95,9 @@ class Ledger:
         replay: Sequence[int] = (),
     ) -> None:
         """`lanes`: seats in order of stages. quorum: f+1; 0 in mode none. decodes: every lane does, not only lane 0.
-        sink_start: hex, the chain of sample records after the `committed` ones; empty: worked out from them. replay: the
-        ids of a disputed window, the first of `schedule`: no lane decodes, each is given these ids, lane 0 first; it
-        ends with a `Dispute`. A second try that decoded again might never come to the input that was lied about.
+        sink_start: hex, the chain of sample records after the `committed` ones; empty: worked out from them.
+        replay: the ids of a disputed window, the first of `schedule`: no lane decodes, each is given these ids, lane 0
+        first; it ends with a `Dispute`. A try that decoded again might never come to the input that was lied about.
 
         Raises `ValueError` when a stage has fewer nodes than the quorum.
         """

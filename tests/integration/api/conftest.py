@@ -14,7 +14,7 @@ import uvicorn
 from services.api.app import Surroundings, join
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason
-from shared.runtime.config import Config
+from shared.runtime.config import Config, CoordinationConfig
 from tests.fakes.catalogue import (
     ByteVocabulary,
     FakeCatalogue,
@@ -28,6 +28,9 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.scheduler import Conductor, FakeScheduler
 from tests.fakes.task_registry import MemoryTaskRegistry
+
+UNVERIFIED = Config(coordination=CoordinationConfig(default_verification="none"))
+"""The one fake cluster here has too few nodes to verify."""
 
 
 @dataclass
@@ -85,7 +88,7 @@ async def running_gateway(
         vocabularies=FixedVocabularies(vocabulary or ByteVocabulary()),
         clock=clock,
     )
-    app = join(config or Config(), outside)
+    app = join(config or UNVERIFIED, outside)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5))

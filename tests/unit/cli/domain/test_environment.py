@@ -16,6 +16,7 @@ LAYOUT = Layout(
     service_token="service-secret",
     join_token="join-secret",
     preload_models=("a-model",),
+    verification="audit",
     num_stages=3,
     worker_memory_mb=512,
     parent_pid=77,

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+
+from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again
+from shared.domain.ids import Epoch, TaskId
+from shared.domain.receipt import Receipt, SignedReceipt, sign_receipt
+from shared.domain.signing import SigningKey
+from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, SOURCE, finding
+from shared.domain.windows import Window, WindowSchedule
+
+KEYS = [SigningKey(bytes([index]) * 32) for index in range(1, 6)]
+A, B, C, D = (letter * 64 for letter in "abcd")
+
+
+def said(node: int, out: str, *, below: str = A, epoch: int = 1, lane: int = 0) -> SignedReceipt:
+    """A node's word on what stage 1 made of the rows below."""
+    body = Receipt(
+        v=1,
+        task_id=TaskId("task"),
+        choice=0,
+        epoch=Epoch(epoch),
+        lane=lane,
+        stage=1,
+        window=1,
+        layer_start=1,
+        layer_end=2,
+        row_start=4,
+        row_end=8,
+        model_root=A,
+        numerics_hash=A,
+        sampler_hash=A,
+        in_start=D,
+        in_digest=below,
+        out_start=D,
+        out_digest=out,
+        prev_receipt=A,
+        node_id=KEYS[node].node_id,
+    )
+    return sign_receipt(KEYS[node], replace(body))
+
+
+def test_one_word_against_another_convicts_nobody() -> None:
+    assert convict((), [[said(0, B)], [said(1, C)]], 2) == ()
+
+
+def test_the_result_with_f_plus_1_signers_wins() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    second = [[said(0, B, epoch=2)], [said(1, C, epoch=2, lane=1)], [said(2, B, epoch=2, lane=2)]]
+    (found,) = convict(first, second, 2)
+    assert (found.rule, found.node_id) == (OUTVOTED, KEYS[1].node_id)
+
+
+def test_who_lied_in_the_first_try_only_contradicts_itself() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    second = [[said(0, B, epoch=2)], [said(1, B, epoch=2, lane=1)], [said(2, B, epoch=2, lane=2)]]
+    (found,) = convict(first, second, 2)
+    assert (found.rule, found.node_id) == (CONTRADICTION, KEYS[1].node_id)
+    assert len(found.receipts) == 2
+
+
+def test_who_lied_and_left_is_convicted_by_those_who_agree() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    (found,) = convict(first, [[said(0, B, epoch=2)], [said(2, B, epoch=2, lane=1)]], 2)
+    assert (found.rule, found.node_id) == (OUTVOTED, KEYS[1].node_id)
+
+
+def test_a_node_is_judged_only_on_its_own_input() -> None:
+    assert convict((), [[said(0, B)], [said(1, B)], [said(2, C, below=D)]], 2) == ()
+
+
+def test_two_results_with_enough_signers_each_convict_nobody() -> None:
+    assert convict((), [[said(0, B)], [said(1, B)], [said(2, C)], [said(3, C)]], 2) == ()
+
+
+def test_one_node_has_one_vote() -> None:
+    assert convict([said(0, B)], [[said(0, B, epoch=2)], [said(1, C, epoch=2)]], 2) == ()
+
+
+def test_marks_with_three_different_partners_put_a_node_in_quarantine() -> None:
+    marks = PairMarks()
+    faults = [finding(LINK, said(0, B), said(partner, C), detail="") for partner in (1, 1, 2, 3)]
+    assert pair_of(faults[0]) == (KEYS[0].node_id, KEYS[1].node_id)
+    assert [marks.add(fault) for fault in faults] == [(), (), (), (KEYS[0].node_id,)]
+
+
+def test_only_a_link_fault_is_about_a_pair() -> None:
+    with pytest.raises(ValueError, match="one node"):
+        pair_of(finding(SOURCE, said(0, B), detail=""))
+
+
+def test_a_disputed_window_is_computed_again_as_it_was_ended() -> None:
+    schedule = WindowSchedule(num_prompt=5, first_index=0, first_row=0, checkpoint_interval=10, window_checkpoints=4)
+    assert same_window_again(schedule, schedule.window(0)).window(0) == Window(0, 0, 5)
+    ended = schedule.window(2).closed_at(22)
+    assert same_window_again(schedule, ended).window(2) == ended == Window(2, 15, 22)
