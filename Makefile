@@ -9,7 +9,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench e2e byzantine demo-byzantine clean
+.PHONY: setup model run test lint types bench bench-verification e2e byzantine demo-byzantine clean
 
 setup: $(VENV)/.installed
 
@@ -53,6 +53,9 @@ demo-byzantine: setup model
 
 bench: setup model
 	$(BIN)/python -m bench.throughput
+
+bench-verification: setup model
+	$(BIN)/python -m bench.verification
 
 # The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
 clean:

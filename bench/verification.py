@@ -1,4 +1,4 @@
-"""What verified answers cost: `python -m bench.verification`.
+"""What verified answers cost: `make bench-verification`.
 
 One cluster of four workers and three stages answers the same load unverified, audited (f = 1) and by quorum (2f+1
 lanes), interleaved. Reports tokens per second as clients see them and the CPU seconds of the workers per committed
