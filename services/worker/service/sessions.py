@@ -36,6 +36,7 @@ from shared.domain.errors import (
     ServerDraining,
     StaleEpoch,
     TaskNotFound,
+    UnsupportedModel,
 )
 from shared.domain.ids import Epoch
 from shared.domain.receipt import Assignment
@@ -44,6 +45,9 @@ from shared.domain.token_rule import check_sampler
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
+
+EXACT = "exact"
+"""The profile on which rows have the same bits however many of them a call runs."""
 
 
 class SessionInterface(ABC):
@@ -247,6 +251,10 @@ class SessionService(SessionInterface):
 
     def _sit_down(self, message: WorkAssignment, order: Assignment, runner: StageRunner) -> None:
         n_vocab = runner.loaded.n_vocab
+        profile = runner.loaded.profile
+        if message.lane > 0 and profile != EXACT:
+            # Other calls give other bits here: honest nodes would accuse each other.
+            raise UnsupportedModel(f"layers {message.stage_ref.layers} are {profile} here: lanes cannot be compared")
         if runner.is_last and n_vocab is not None:
             check_sampler(message.sampler, n_vocab)
         slot = runner.free_slot()
