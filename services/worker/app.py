@@ -54,7 +54,7 @@ from shared.domain.plan import NodeCapability
 from shared.events.local_metrics import LocalMetrics
 from shared.events.peer_hooks import peer_hooks
 from shared.events.publisher import FanOutPublisher, HttpPublisher
-from shared.llama.library import load_library
+from shared.llama.library import Library, load_library
 from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.http_client import PeerClient, PeerClients
 from shared.resilience.retry import RetryPolicy
@@ -73,15 +73,20 @@ PUBLIC_PATHS = ("/messages", "/links", "/state")
 def create_app(config: Config) -> FastAPI:
     """Raises `ConfigError` where this machine lacks what a worker needs."""
     clock = SystemClock()
-    cores = config.worker.threads or usable_cores()
     try:
         library = load_library()
     except MissingLibrary as error:
         raise ConfigError(error.message) from error
+    loader = llama_loader(config, library, clock)
+    return assemble(config, loader=loader, numerics_class=library.build_class, clock=clock)
+
+
+def llama_loader(config: Config, library: Library, clock: Clock) -> LlamaLoader:
+    """Makes the folder of stages, where it keeps what self-tests found."""
     files_dir = config.worker.data_dir / "stages"
     files_dir.mkdir(parents=True, exist_ok=True)
-    loader = LlamaLoader(library, self_tests=FileSelfTestCache(files_dir), n_threads=cores, now=clock.now_s)
-    return assemble(config, loader=loader, numerics_class=library.build_class, clock=clock)
+    n_threads = config.worker.threads or usable_cores()
+    return LlamaLoader(library, self_tests=FileSelfTestCache(files_dir), n_threads=n_threads, now=clock.now_s)
 
 
 def assemble(
