@@ -8,7 +8,7 @@ from services.coordinator.domain.link_token import link_token
 from services.coordinator.domain.pacing import pace
 from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
-from services.coordinator.service.membership import Member
+from services.coordinator.service.member import Member
 from shared.contracts.messages import Peer, SignedText, StageRef, WorkAssignment
 from shared.domain.chain import class_hash, sampler_hash
 from shared.domain.plan import Partition, PartitionPlan

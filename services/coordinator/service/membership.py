@@ -5,27 +5,33 @@ the worker registers again, so within a heartbeat the picture is whole again. Du
 (`standing_book`).
 """
 
-import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.coordinator.domain.admission import check_address, check_capability
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
-from services.coordinator.domain.standing import Standing
-from services.coordinator.ports import Worker, Workers
+from services.coordinator.ports import Workers
 from services.coordinator.service.interfaces import MembershipInterface
+from services.coordinator.service.member import (
+    Member,
+    StageFacts,
+    evicted_view,
+    reason_of,
+    stage_key,
+    token_hash,
+    view_of,
+)
 from services.coordinator.service.standing_book import StandingBook
-from shared.contracts.coordinator import NodeList, NodeView, Registered, RegisterNode, SeatView
+from shared.contracts.coordinator import NodeList, Registered, RegisterNode
 from shared.contracts.messages import MAX_STAGES_PER_NODE, Heartbeat, Leave, StageReady, StageRef
 from shared.domain.errors import Forbidden, InvalidCredentials, NoCapacity, NodeNotFound, RegistryUnavailable
 from shared.domain.ids import NodeId
 from shared.domain.node_proof import check_proof
-from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
 from shared.events.publisher import Publisher
@@ -36,47 +42,6 @@ log = logging.getLogger(__name__)
 
 MAX_NODES = 10_000
 SAVE_AGAIN_S = 1.0
-
-StageKey = tuple[str, int, int]
-
-
-def stage_key(ref: StageRef) -> StageKey:
-    return ref.model_root, ref.layers.start, ref.layers.end
-
-
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """What a node says of a stage it loaded: nodes that agree in both compute the same bits."""
-
-    numerics_class: str
-    self_test_digest: str
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One run of one node."""
-
-    capability: NodeCapability
-    public_key: bytes
-    """Ed25519. Checked: the node id is its hash."""
-    address: str
-    boot_id: str
-    token_hash: bytes
-    worker: Worker
-    heard_at_s: float
-    state: NodeState = NodeState.READY
-    is_drained: bool = False
-    """By the operator."""
-    is_stopping: bool = False
-    """By itself."""
-    is_unreachable: bool = False
-    loaded: Mapping[StageKey, StageRef] = field(default_factory=dict)
-    loading: dict[StageKey, StageRef] = field(default_factory=dict)
-    facts: dict[StageKey, StageFacts] = field(default_factory=dict)
-
-    @property
-    def node_id(self) -> NodeId:
-        return self.capability.node_id
 
 
 class MembershipWatcher(Protocol):
@@ -152,7 +117,7 @@ class Membership(MembershipInterface):
         await self._standings.recall()
         standing = self._standings.of(node_id)
         if standing is not None and standing.is_evicted:
-            raise Forbidden(f"node {node_id} is evicted until an operator reinstates it: {_told(standing)}")
+            raise Forbidden(f"node {node_id} is evicted until an operator reinstates it: {reason_of(standing)}")
         before = self._members.get(node_id)
         if before is None and len(self._members) >= MAX_NODES:
             raise NoCapacity(f"there are {MAX_NODES} nodes already")
@@ -162,7 +127,7 @@ class Membership(MembershipInterface):
             public_key=public_key,
             address=node.address,
             boot_id=node.boot_id,
-            token_hash=_hash(node_token),
+            token_hash=token_hash(node_token),
             worker=self._workers.connect(node_id, node.address, boot_id=node.boot_id, token=coordinator_token),
             heard_at_s=self._clock.now_s(),
         )
@@ -193,8 +158,17 @@ class Membership(MembershipInterface):
         )
 
     def nodes(self) -> NodeList:
-        views = [self._view(member) for member in self._members.values()]
-        views += map(_evicted_view, self._standings.evicted())
+        now_s = self._clock.now_s()
+        views = [
+            view_of(
+                member,
+                self._standings.of(node_id),
+                slots_used=self._slots.used(node_id),
+                now_s=now_s,
+            )
+            for node_id, member in self._members.items()
+        ]
+        views += map(evicted_view, self._standings.evicted())
         return NodeList(nodes=tuple(sorted(views, key=lambda view: view.node_id)))
 
     def drain(self, node_id: NodeId) -> None:
@@ -212,7 +186,7 @@ class Membership(MembershipInterface):
     async def reinstate(self, node_id: NodeId) -> None:
         await self._standings.recall()
         ended = await self._standings.reinstate(node_id)
-        log.info("node_reinstated", extra={"node_id": node_id, "was": _told(ended)})
+        log.info("node_reinstated", extra={"node_id": node_id, "was": reason_of(ended)})
         if ended.is_evicted:  # its worker asks to be let in every few seconds
             self._publish_state(node_id, NodeState.EVICTED, NodeState.LOST, ended.address)
         member = self._members.get(node_id)
@@ -223,7 +197,7 @@ class Membership(MembershipInterface):
 
     def authenticate(self, node_token: str) -> Member:
         """Whose token this is. Raises `NodeNotFound`: the worker has to register (again)."""
-        member = self._by_token.get(_hash(node_token))  # a lookup by hash tells nothing by its timing
+        member = self._by_token.get(token_hash(node_token))  # a lookup by hash tells nothing by its timing
         if member is None:
             raise NodeNotFound("no node is registered with this token: register again")
         return member
@@ -396,43 +370,3 @@ class Membership(MembershipInterface):
     def _tell_changed(self) -> None:
         for watcher in self._watchers:
             watcher.nodes_changed()
-
-    def _view(self, member: Member) -> NodeView:
-        refs = sorted({**member.loaded, **member.loading}.items())
-        standing = self._standings.of(member.node_id)
-        return NodeView(
-            node_id=member.node_id,
-            state=member.state,
-            address=member.address,
-            boot_id=member.boot_id,
-            capability=member.capability,
-            stages=tuple(
-                SeatView(model=ref.model_id, start=ref.layers.start, end=ref.layers.end, lane=0) for _, ref in refs
-            ),
-            slots_used=self._slots.used(member.node_id),
-            heartbeat_age_ms=max(0, int((self._clock.now_s() - member.heard_at_s) * 1000)),
-            reason="" if standing is None else _told(standing),
-        )
-
-
-def _told(standing: Standing) -> str:
-    return f"{standing.reason} (evidence {standing.evidence_id})" if standing.evidence_id else standing.reason
-
-
-def _evicted_view(standing: Standing) -> NodeView:
-    """It offers nothing any more."""
-    return NodeView(
-        node_id=standing.node_id,
-        state=NodeState.EVICTED,
-        address=standing.address,
-        boot_id="",
-        capability=NodeCapability(standing.node_id, memory_bytes=0, speed=0.0, slots=0, context_tokens=0),
-        stages=(),
-        slots_used=0,
-        heartbeat_age_ms=0,
-        reason=_told(standing),
-    )
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

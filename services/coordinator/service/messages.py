@@ -8,7 +8,8 @@ from services.coordinator.domain.session import Session
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.interfaces import FromWorker, MessagesInterface
-from services.coordinator.service.membership import Member, Membership
+from services.coordinator.service.member import Member
+from services.coordinator.service.membership import Membership
 from services.coordinator.service.sessions import Sessions
 from shared.contracts.messages import (
     Ack,

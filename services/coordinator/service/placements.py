@@ -4,7 +4,8 @@ import asyncio
 
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.interfaces import PlacementsInterface
-from services.coordinator.service.membership import Member, Membership
+from services.coordinator.service.member import Member
+from services.coordinator.service.membership import Membership
 from shared.contracts.coordinator import Place
 from shared.contracts.messages import LoadStage, StageReady
 from shared.domain.errors import ButterflyError, NoCapacity

@@ -10,7 +10,7 @@ from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
 from services.coordinator.service.assigning import Assigning, SeatOrder
-from services.coordinator.service.membership import Member
+from services.coordinator.service.member import Member
 from services.coordinator.service.parts import Lost, Parts, persist
 from services.coordinator.service.verifying import FirstTry, Verifying
 from shared.contracts.messages import SessionStart, SessionStop, WorkAssignment

@@ -13,7 +13,7 @@ from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.service.interfaces import SessionsInterface
-from services.coordinator.service.membership import Member
+from services.coordinator.service.member import Member
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.session_run import SessionRun

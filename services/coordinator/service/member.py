@@ -1,0 +1,95 @@
+"""One run of one node, and how a node is shown to operators."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.coordinator.domain.standing import Standing
+from services.coordinator.ports import Worker
+from shared.contracts.coordinator import NodeView, SeatView
+from shared.contracts.messages import StageRef
+from shared.domain.ids import NodeId
+from shared.domain.plan import NodeCapability
+from shared.domain.session import NodeState
+
+StageKey = tuple[str, int, int]
+
+
+def stage_key(ref: StageRef) -> StageKey:
+    return ref.model_root, ref.layers.start, ref.layers.end
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What a node says of a stage it loaded: nodes that agree in both compute the same bits."""
+
+    numerics_class: str
+    self_test_digest: str
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One run of one node."""
+
+    capability: NodeCapability
+    public_key: bytes
+    """Ed25519. Checked: the node id is its hash."""
+    address: str
+    boot_id: str
+    token_hash: bytes
+    worker: Worker
+    heard_at_s: float
+    state: NodeState = NodeState.READY
+    is_drained: bool = False
+    """By the operator."""
+    is_stopping: bool = False
+    """By itself."""
+    is_unreachable: bool = False
+    loaded: Mapping[StageKey, StageRef] = field(default_factory=dict)
+    loading: dict[StageKey, StageRef] = field(default_factory=dict)
+    facts: dict[StageKey, StageFacts] = field(default_factory=dict)
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.capability.node_id
+
+
+def reason_of(standing: Standing) -> str:
+    return f"{standing.reason} (evidence {standing.evidence_id})" if standing.evidence_id else standing.reason
+
+
+def view_of(member: Member, standing: Standing | None, *, slots_used: int, now_s: float) -> NodeView:
+    """`standing`: what keeps the node away now."""
+    refs = sorted({**member.loaded, **member.loading}.items())
+    return NodeView(
+        node_id=member.node_id,
+        state=member.state,
+        address=member.address,
+        boot_id=member.boot_id,
+        capability=member.capability,
+        stages=tuple(
+            SeatView(model=ref.model_id, start=ref.layers.start, end=ref.layers.end, lane=0) for _, ref in refs
+        ),
+        slots_used=slots_used,
+        heartbeat_age_ms=max(0, int((now_s - member.heard_at_s) * 1000)),
+        reason="" if standing is None else reason_of(standing),
+    )
+
+
+def evicted_view(standing: Standing) -> NodeView:
+    """It offers nothing any more."""
+    return NodeView(
+        node_id=standing.node_id,
+        state=NodeState.EVICTED,
+        address=standing.address,
+        boot_id="",
+        capability=NodeCapability(standing.node_id, memory_bytes=0, speed=0.0, slots=0, context_tokens=0),
+        stages=(),
+        slots_used=0,
+        heartbeat_age_ms=0,
+        reason=reason_of(standing),
+    )
+
+
+def token_hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
