@@ -104,8 +104,6 @@ class WorkAssignment(SessionMessage):
     released, and yields a record for every row from there on."""
     max_windows_ahead: int = 0
     """Lane 0: windows it may be ahead of the last commit; 0: no limit (nothing waits for a commit)."""
-    sink_start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    """Last stage: the chain of sample records before the first one of this epoch; empty: from its start."""
 
 
 class SessionStart(SessionMessage):

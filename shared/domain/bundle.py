@@ -266,6 +266,8 @@ class _BundleCheck:
         num_prefix = self._num_prompt if first.window == 0 else first.row_start + 1
         if order.prefix_digest != self._source.at(num_prefix).hex():
             _refuse(f"{where} was given other ids to begin with")
+        if order.sink_start != self._sink.at(max(order.first_row, self._num_prompt - 1)).hex():
+            _refuse(f"{where} was given other sample records to go on from")
 
     def _check_receipts(
         self, entry: WindowEntry, orders: "_Orders", previous: "_Previous"

@@ -56,6 +56,8 @@ class Assignment:
     window_checkpoints: int
     prefix_digest: str
     """Chain of boundary 0 after the prefix: the ids the session begins with."""
+    sink_start: str
+    """Chain of sample records before the epoch's first one: that of the last stage goes on from here."""
 
 
 @dataclass(frozen=True, slots=True)

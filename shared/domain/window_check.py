@@ -188,11 +188,14 @@ def _not_after(said: Receipt, previous: SignedReceipt | None, order_digest: str)
 
 
 def _false_start(said: Receipt, previous: SignedReceipt | None, assignment: Assignment) -> str:
-    """Of an epoch that resumes, the first start values are known to the lane only: its links and votes judge them."""
+    """Of an epoch that resumes, the first start values are known to the lane only, save that of its sample
+    records: its links and votes judge them."""
     if previous is not None:
         below, above = previous.receipt.in_digest, previous.receipt.out_digest
     elif said.row_start == 0:
         below, above = (_start(assignment, layer) for layer in (said.layer_start, said.layer_end))
+    elif said.layer_end == assignment.num_layers and said.window == assignment.first_window:
+        below, above = said.in_start, assignment.sink_start
     else:
         return ""
     if said.in_start != below:

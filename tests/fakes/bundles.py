@@ -150,6 +150,7 @@ class HonestRun:
             checkpoint_interval=schedule.checkpoint_interval,
             window_checkpoints=schedule.window_checkpoints,
             prefix_digest=self.chain(0).at(num_prefix).hex(),
+            sink_start=self.chain(self.cuts[-1]).at(max(schedule.first_row, len(self.prompt_ids) - 1)).hex(),
         )
 
     def _receipt(self, epoch: Epoch, lane: int, stage: int, window: Window, before: str) -> SignedReceipt:

@@ -248,6 +248,7 @@ class FakeCoordinator:
             prompt_ids=job.prompt_ids,
             generated_ids=job.generated_ids,
             first_window=job.first_window,
+            sink_start=job.sink_start,
         )
         return WorkAssignment(
             task_id=job.task_id,
@@ -272,7 +273,6 @@ class FakeCoordinator:
             order=signed_order(self.key, order),
             decodes=job.decodes,
             max_windows_ahead=job.max_windows_ahead,
-            sink_start=job.sink_start if job.generated_ids else "",
         )
 
     def ref(self, layers: LayerRange) -> StageRef:

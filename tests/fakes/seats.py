@@ -52,7 +52,7 @@ def keeper_of(
     prompt_ids: tuple[int, ...] = (1, 2, 3),
     generated_ids: tuple[int, ...] = (),
     first_window: int | None = None,
-    sink_start: bytes = b"",
+    sink_start: str = "ab" * 32,
     keeps_records: bool = False,
 ) -> WindowKeeper:
     """Of a model of six layers, of which a stage has two if nothing else is said."""
@@ -69,8 +69,9 @@ def keeper_of(
         prompt_ids=prompt_ids,
         generated_ids=generated_ids,
         first_window=first_window,
+        sink_start=sink_start,
     )
-    return WindowKeeper(order, order_digest="00" * 32, sink_start=sink_start, keeps_records=keeps_records)
+    return WindowKeeper(order, order_digest="00" * 32, keeps_records=keeps_records)
 
 
 def feed_of(num_prefix: int, *, running: bool = True) -> Feed:

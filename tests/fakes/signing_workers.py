@@ -83,8 +83,7 @@ class SigningSeat:
         self.below = RowChain(self._start(seat.layer_start), row=0)
         self.above = RowChain(self._start(seat.layer_end), row=0)
         if self.is_last:
-            top = bytes.fromhex(order.sink_start) if order.sink_start else self._start(seat.num_layers)
-            self.above = RowChain(top, row=max(seat.first_row, seat.num_prompt - 1))
+            self.above = RowChain(bytes.fromhex(seat.sink_start), row=max(seat.first_row, seat.num_prompt - 1))
         self.previous = digest_of(order.order.signed())
         self.posts_records = seat.lane > 0 or not order.decodes
         self.records: list[TokenRecord] = []

@@ -330,6 +330,7 @@ class MemoryCluster:
             prompt_ids=order.prompt_ids,
             generated_ids=order.generated_ids,
             first_window=order.first_window,
+            sink_start=order.sink_start,
         )
         return WorkAssignment(
             task_id=order.task_id,
@@ -351,7 +352,6 @@ class MemoryCluster:
             order=signed_order(COORDINATOR_KEY, signed),
             decodes=order.decodes,
             max_windows_ahead=order.max_windows_ahead,
-            sink_start=order.sink_start if order.generated_ids else "",
         )
 
     async def assign(self, order: Order) -> None:

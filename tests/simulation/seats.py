@@ -80,7 +80,6 @@ class Seat:
         num_stages: int,
         num_committed: int,
         max_tokens: int,
-        sink_start: bytes,
         decodes: bool,
         drafts_tokens: bool,
         attack: Attack,
@@ -93,9 +92,7 @@ class Seat:
         self.next: Seat | None = None
         self.first: Seat | None = None
         self.inbox: deque[bytes] = deque()
-        self._keeper = WindowKeeper(
-            order, order_digest=order_digest, sink_start=sink_start, keeps_records=not drafts_tokens
-        )
+        self._keeper = WindowKeeper(order, order_digest=order_digest, keeps_records=not drafts_tokens)
         self._key, self._attack, self._post, self._rng = key, attack, post, rng
         self._max_tokens = max_tokens
         self._state = StageState(order.stage)

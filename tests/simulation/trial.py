@@ -161,7 +161,7 @@ class Trial:
             sink_start=truth_sink.hex() if self._rng.random() < 0.5 else "",
             replay=self._first_try.ids if self._first_try else (),
         )
-        self._lanes = [[self._worker(seated, truth_sink) for seated in lane] for lane in orders]
+        self._lanes = [[self._worker(seated) for seated in lane] for lane in orders]
         self._records = list(self._committed)
         self._ring_end: int | None = None
         self._posted: set[tuple[int, int, int]] = set()
@@ -412,13 +412,13 @@ class Trial:
             checkpoint_interval=schedule.checkpoint_interval,
             window_checkpoints=schedule.window_checkpoints,
             prefix_digest="00" * 32,
+            sink_start=self._sink().hex(),
         )
         return Seated(assignment, sign_assignment(_COORDINATOR, assignment), self._keys[node].public_key)
 
-    def _worker(self, seated: Seated, sink_start: bytes) -> Seat:
+    def _worker(self, seated: Seated) -> Seat:
         order = seated.assignment
         attack = next((each for each in self.case.attacks if each.node == order.node_id), self.case.attacks[0])
-        is_last = order.stage == self.case.num_stages - 1
         return Seat(
             order,
             order_digest=digest_of(seated.order),
@@ -426,7 +426,6 @@ class Trial:
             num_stages=self.case.num_stages,
             num_committed=len(self._committed),
             max_tokens=self.case.max_tokens,
-            sink_start=sink_start if is_last else b"",
             decodes=self._decodes or (order.lane == 0 and self._first_try is None),
             drafts_tokens=order.lane == 0 and self._first_try is None,
             attack=attack,

@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from shared.domain import canonical
 from shared.domain.ids import NodeId
 from shared.domain.receipt import SignedReceipt
-from shared.domain.signing import Signed
+from shared.domain.signing import Signed, SigningKey
 from shared.domain.window_check import Finding
 
 EvidenceBody = Mapping[str, object]
@@ -18,7 +17,7 @@ def make_evidence(
     *,
     orders: Sequence[Signed],
     keys: Mapping[NodeId, bytes],
-    coordinator_key: bytes,
+    key: SigningKey,
     ids: Sequence[int],
     num_prompt: int,
     first_try: Sequence[SignedReceipt],
@@ -27,7 +26,8 @@ def make_evidence(
     """Its name, which is a hash of its content, and itself.
 
     `ids`: prompt and drafts; `first_try`, `second_try`: receipts of a dispute and of its repetition, the accused's and
-    everybody else's; `orders`: the signed assignments of the epoch; `keys`: the signers'.
+    everybody else's; `orders`: the signed assignments of the epoch; `keys`: the signers'; `key`: the coordinator's. It
+    signs the rest: for rules 3 and 4 it is the witness of what it gave the node, or got from it.
     """
     body: dict[str, object] = {
         "v": 1,
@@ -42,12 +42,13 @@ def make_evidence(
         "second_try": [_text(receipt.signed) for receipt in second_try],
         "orders": [_text(order) for order in orders],
         "keys": {node_id: key.hex() for node_id, key in keys.items()},
-        "coordinator_key": coordinator_key.hex(),
+        "coordinator_key": key.public_key.hex(),
         "ids": list(ids),
         "num_prompt": num_prompt,
     }
-    text = canonical.encode("evidence", body)
-    return "ev-" + hashlib.blake2b(text, digest_size=16, person=b"bfly/evidence/1").hexdigest(), body
+    signed = key.sign("evidence", body)
+    evidence_id = "ev-" + hashlib.blake2b(signed.text, digest_size=16, person=b"bfly/evidence/1").hexdigest()
+    return evidence_id, body | {"signature": signed.signature.hex()}
 
 
 def _text(signed: Signed) -> dict[str, str]:

@@ -60,17 +60,20 @@ class Assigning:
         self._prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
         self._sampler_hash = sampler_hash(session.task.sampler)
         self._ids_chains: dict[str, str] = {}
+        self._sink_chains: dict[str, str] = {}
 
     def sink_start(self, numerics_class: str) -> str:
         """The chain of sample records that this epoch goes on from."""
-        return sink_chain(
-            self._plan.model_root,
-            num_layers(self._plan),
-            numerics_class,
-            self._session.task.sampler,
-            num_prompt=len(self._session.task.prompt_ids),
-            committed=self._session.records,
-        )
+        if numerics_class not in self._sink_chains:
+            self._sink_chains[numerics_class] = sink_chain(
+                self._plan.model_root,
+                num_layers(self._plan),
+                numerics_class,
+                self._session.task.sampler,
+                num_prompt=len(self._session.task.prompt_ids),
+                committed=self._session.records,
+            )
+        return self._sink_chains[numerics_class]
 
     def lane(self, lane: int, members: Sequence[Member], public_keys: Sequence[bytes]) -> tuple[SeatOrder, ...]:
         """One per stage, in order; `members` are the nodes seated there. The first and the last stage get the ids so
@@ -105,7 +108,6 @@ class Assigning:
                 order=SignedText.of(signed),
                 decodes=decodes,
                 max_windows_ahead=self._max_windows_ahead if decodes else 0,
-                sink_start=self._sink_start(stage, members),
             )
             orders.append(SeatOrder(assignment, Seated(core, signed, public_key)))
         return tuple(orders)
@@ -135,12 +137,8 @@ class Assigning:
             checkpoint_interval=self._schedule.checkpoint_interval,
             window_checkpoints=self._schedule.window_checkpoints,
             prefix_digest=self._ids_chains[numerics_class],
+            sink_start=self.sink_start(numerics_class),
         )
-
-    def _sink_start(self, stage: int, members: Sequence[Member]) -> str:
-        if stage < len(members) - 1 or not self._session.records:
-            return ""
-        return self.sink_start(members[stage].capability.numerics_class)
 
     def _neighbours(self, members: Sequence[Member], stage: int) -> tuple[Peer | None, Peer | None]:
         """Who sends to this seat, and to whom it sends, around the ring of its lane."""

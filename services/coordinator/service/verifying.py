@@ -317,7 +317,7 @@ class Verifying:
                 finding,
                 orders=self._signed_orders(),
                 keys=self._keys(),
-                coordinator_key=parts.key.public_key,
+                key=parts.key,
                 ids=(*session.task.prompt_ids, *(record.token_id for record in session.records)),
                 num_prompt=len(session.task.prompt_ids),
                 first_try=first_try,

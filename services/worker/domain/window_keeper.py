@@ -26,11 +26,8 @@ class Due:
 
 
 class WindowKeeper:
-    def __init__(
-        self, order: Assignment, *, order_digest: str, sink_start: bytes = b"", keeps_records: bool = False
-    ) -> None:
-        """`order`: checked. `sink_start`: at the last stage the chain of sample records before the epoch's first;
-        empty: from its start. `keeps_records`: whether they go with the receipts."""
+    def __init__(self, order: Assignment, *, order_digest: str, keeps_records: bool = False) -> None:
+        """`order`: checked. `keeps_records`: whether sample records go with the receipts."""
         is_last = order.layer_end == order.num_layers
         self.schedule = WindowSchedule(
             num_prompt=order.num_prompt,
@@ -42,14 +39,9 @@ class WindowKeeper:
         self._order = order
         self._first_out = max(order.first_row, order.num_prompt - 1) if is_last else 0
         below = chain_start(order.model_root, order.layer_start, numerics_hash=order.numerics_hash)
-        above = chain_start(
-            order.model_root,
-            order.layer_end,
-            numerics_hash=order.numerics_hash,
-            sampler=order.sampler_hash if is_last else "",
-        )
+        above = chain_start(order.model_root, order.layer_end, numerics_hash=order.numerics_hash)
         self._in = RowChain(below, row=0)
-        self._out = RowChain((is_last and sink_start) or above, row=self._first_out)
+        self._out = RowChain(bytes.fromhex(order.sink_start) if is_last else above, row=self._first_out)
         self._keeps_records = keeps_records
         self._records: list[TokenRecord] = []
         """From the first row of the window on."""

@@ -54,10 +54,12 @@ def _check_rows(message: WorkAssignment, order: Assignment) -> None:
         raise InvalidInput("num_prompt, checkpoint_interval and window_checkpoints must be 1 or more")
     if is_fresh != (order.first_row == 0):
         raise InvalidInput("window 0 begins at row 0, and no other window does")
-    is_last = order.layer_end == order.num_layers
-    if is_last and not is_fresh and not message.sink_start:
-        raise InvalidInput("the last stage needs sink_start in an epoch that goes on")
-    if order.layer_start != 0 and not is_last:
+    sink_start = chain_start(
+        order.model_root, order.num_layers, numerics_hash=order.numerics_hash, sampler=order.sampler_hash
+    )
+    if is_fresh and order.sink_start != sink_start.hex():
+        raise InvalidInput("sink_start of a session that begins is the chain of no records")
+    if order.layer_start != 0 and order.layer_end != order.num_layers:
         return
     prefix = message.prefix_ids
     if max(order.first_row, order.num_prompt - 1) != len(prefix) - 1:

@@ -274,7 +274,6 @@ class SessionService(SessionInterface):
             windows=WindowKeeper(
                 order,
                 order_digest=digest_of(message.order.signed()),
-                sink_start=bytes.fromhex(message.sink_start),
                 keeps_records=not drafts_tokens,
             ),
             max_windows_ahead=message.max_windows_ahead,

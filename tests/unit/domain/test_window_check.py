@@ -4,9 +4,19 @@ import pytest
 
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import Epoch, NodeId, TaskId
-from shared.domain.receipt import RECEIPT, Receipt, SignedReceipt, read_receipt, sign_receipt
+from shared.domain.receipt import RECEIPT, Assignment, Receipt, SignedReceipt, read_receipt, sign_receipt
 from shared.domain.signing import SigningKey
-from shared.domain.window_check import CONTRADICTION, LINK, SINK, SOURCE, check_lane, compare_lanes, merkle_root
+from shared.domain.window_check import (
+    CONTRADICTION,
+    LINK,
+    SINK,
+    SOURCE,
+    check_lane,
+    check_receipt,
+    compare_lanes,
+    merkle_root,
+)
+from shared.domain.windows import Window
 
 KEYS = [SigningKey(bytes([index]) * 32) for index in range(1, 4)]
 A, B, C, D = (letter * 64 for letter in "abcd")
@@ -115,3 +125,37 @@ def test_a_receipt_with_a_value_of_another_type_is_refused(change: dict[str, obj
 def test_a_receipt_that_names_another_node_is_refused() -> None:
     with pytest.raises(InvalidInput, match="another node"):
         read_receipt(receipt(0, node_id=NodeId("node-b")).signed, KEYS[0].public_key)
+
+
+def test_a_last_stage_that_goes_on_from_other_records_than_it_was_ordered_to_contradicts_itself() -> None:
+    order = Assignment(
+        v=1,
+        task_id=TaskId("task"),
+        choice=0,
+        epoch=Epoch(1),
+        lane=0,
+        stage=2,
+        node_id=KEYS[2].node_id,
+        layer_start=2,
+        layer_end=3,
+        num_layers=3,
+        model_root=A,
+        numerics_hash=A,
+        sampler_hash=A,
+        num_prompt=2,
+        first_window=1,
+        first_row=4,
+        checkpoint_interval=4,
+        window_checkpoints=1,
+        prefix_digest=A,
+        sink_start=A,
+    )
+
+    def found(order: Assignment) -> int | None:
+        said = check_receipt(
+            receipt(2), assignment=order, order_digest=A, previous=None, window=Window(1, row_start=4, row_end=8)
+        )
+        return None if said is None else said.rule
+
+    assert found(order) is None
+    assert found(replace(order, sink_start=B)) == CONTRADICTION

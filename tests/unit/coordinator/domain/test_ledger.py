@@ -43,6 +43,7 @@ def seated(lane: int, key: SigningKey) -> Seated:
         checkpoint_interval=2,
         window_checkpoints=1,
         prefix_digest=ROOT,
+        sink_start=ROOT,
     )
     return Seated(assignment, sign_assignment(COORDINATOR, assignment), key.public_key)
 

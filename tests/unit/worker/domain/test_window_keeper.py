@@ -105,7 +105,7 @@ def test_the_records_of_an_epoch_that_goes_on_begin_with_what_was_committed() ->
         prompt_ids=(1, 2, 3),
         generated_ids=tuple(range(11)),
         first_window=2,
-        sink_start=b"\7" * 32,
+        sink_start="07" * 32,
         keeps_records=True,
     )
     keeper.extend(rows(0, 13))

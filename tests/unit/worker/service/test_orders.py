@@ -75,6 +75,7 @@ CHANGES: list[tuple[str, object]] = [
     ("sampler_hash", "11" * 32),
     ("num_prompt", 4),
     ("prefix_digest", "11" * 32),
+    ("sink_start", "11" * 32),
     ("first_row", 2),
     ("first_window", 3),
     ("checkpoint_interval", 0),
@@ -95,7 +96,6 @@ MESSAGE_CHANGES: list[tuple[str, Callable[[Assignment], object]]] = [
     ("sampler", lambda _: SamplerParams(temperature=0.5)),
     ("prefix_ids", lambda _: (1, 2, 4)),
     ("lane", lambda order: order.lane + 1),
-    ("sink_start", lambda _: ""),
 ]
 
 
