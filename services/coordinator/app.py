@@ -63,6 +63,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     )
     committer = Committer(registry=registry, events=telemetry.events)
     evidence = RedisEvidenceStore(clients.commands)
+    pair_marks = PairMarks()
     parts = Parts(
         registry=registry,
         receipts=RedisReceiptStore(clients),
@@ -78,7 +79,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         windows=WindowSizes(
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
         ),
-        pair_marks=PairMarks(),
+        pair_marks=pair_marks,
         link_secret=secrets.token_bytes(32),
     )
     sessions = Sessions(
@@ -90,7 +91,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
-    messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock)
+    messages = Messages(members=members, sessions=sessions, committer=committer, pair_marks=pair_marks, clock=clock)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -3,9 +3,9 @@
 Workers reach `POST /nodes` (join token) and `POST /messages` (node token); all else needs the service token.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from services.coordinator.service.interfaces import (
     EvidenceInterface,
@@ -24,7 +24,7 @@ from shared.contracts.coordinator import (
     Registered,
     RegisterNode,
 )
-from shared.contracts.messages import Ack, ToCoordinator
+from shared.contracts.messages import Ack, to_coordinator
 from shared.domain.errors import WrongServiceToken
 from shared.domain.ids import NodeId, TaskId
 
@@ -100,7 +100,12 @@ def build_router(
     router = APIRouter()
 
     @router.post("/messages")
-    async def message(body: Annotated[ToCoordinator, Body()], request: Request) -> Ack:
+    async def message(request: Request) -> Ack:
+        try:
+            body = to_coordinator.validate_json(await request.body())
+        except ValidationError as error:  # counted against the sender, so not left to the framework
+            await messages.unreadable(bearer_of(request))
+            raise RequestValidationError(error.errors()) from None
         return await messages.handle(bearer_of(request), body)
 
     @router.post("/sessions", status_code=202)

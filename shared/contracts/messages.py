@@ -222,6 +222,8 @@ class LinkFault(Contract):
     type: Literal["link_fault"] = "link_fault"
     peer: Annotated[NodeId, Field(max_length=128)]
     outgoing: bool
+    kind: Literal["broken", "refused"] = "broken"
+    """Refused: the peer sent what no honest node sends (rule 7)."""
     reason: str = Field(max_length=500)
 
 

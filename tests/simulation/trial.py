@@ -303,7 +303,7 @@ class Trial:
             raise Violation("an honest pair is marked")
         self.marked |= set(pair)
         self._apart.add(frozenset(pair))
-        self._absent |= set(self._marks.add(fault))
+        self._absent |= set(self._marks.add(*pair))
 
     def _replace_silent(self) -> None:
         silent = {

@@ -9,6 +9,7 @@ from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, Finding, f
 from shared.domain.windows import Window, WindowSchedule
 
 MARKS_TO_QUARANTINE = 3
+SEVERAL_PARTNERS = "disagreed with several different neighbours"
 
 _Question = tuple[str | int, ...]
 """A stage of a session, and the chain of all rows it was given: what it makes of them is a function of that."""
@@ -43,14 +44,14 @@ def pair_of(fault: Finding) -> tuple[NodeId, NodeId]:
 
 
 class PairMarks:
-    """Link faults that nobody was convicted for: the one who has them with many partners is the likely cause."""
+    """Neighbours that disagreed, which convicts neither: the one who does so with many partners is the likely cause."""
 
     def __init__(self) -> None:
         self._partners: dict[NodeId, set[NodeId]] = defaultdict(set)
 
-    def add(self, fault: Finding) -> tuple[NodeId, ...]:
-        """Who is to be put in quarantine for it: marks with so many different partners."""
-        pair = pair_of(fault)
+    def add(self, one_node: NodeId, other_node: NodeId) -> tuple[NodeId, ...]:
+        """Who is to be put in quarantine for it: marks with so many different partners. An accuser gets one as well."""
+        pair = (one_node, other_node)
         for one, other in (pair, pair[::-1]):
             self._partners[one].add(other)
         blamed = tuple(node for node in pair if len(self._partners[node]) >= MARKS_TO_QUARANTINE)

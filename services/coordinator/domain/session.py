@@ -213,6 +213,8 @@ class Session:
         self.check_sender(sender, epoch, len(self.seats) - 1)
         if self.ring_ends_at is not None or (self.ending is not None and not self.is_verified):
             return 0
+        if self.phase is SessionPhase.DRAINING:
+            return 0  # an honest stage does not know yet
         if self.phase not in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}:
             raise ProtocolViolation(f"drafts for a session that is {self.phase}")
         fresh = new_records(

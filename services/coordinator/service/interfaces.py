@@ -93,5 +93,9 @@ class MessagesInterface(ABC):
         """Take a worker's message. Idempotent.
 
         Raises `NodeNotFound` (unknown token: register again), `StaleEpoch`, `Forbidden` (a seat it does not hold),
-        `ProtocolViolation`.
+        `ProtocolViolation`; a node with too many of those is put in quarantine.
         """
+
+    @abstractmethod
+    async def unreadable(self, node_token: str) -> None:
+        """What came from a worker is no message. Raises `NodeNotFound`."""

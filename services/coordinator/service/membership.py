@@ -29,7 +29,14 @@ from services.coordinator.service.member import (
 from services.coordinator.service.standing_book import StandingBook
 from shared.contracts.coordinator import NodeList, Registered, RegisterNode
 from shared.contracts.messages import MAX_STAGES_PER_NODE, Heartbeat, Leave, StageReady, StageRef
-from shared.domain.errors import Forbidden, InvalidCredentials, NoCapacity, NodeNotFound, RegistryUnavailable
+from shared.domain.errors import (
+    ButterflyError,
+    Forbidden,
+    InvalidCredentials,
+    NoCapacity,
+    NodeNotFound,
+    RegistryUnavailable,
+)
 from shared.domain.ids import NodeId
 from shared.domain.node_proof import check_proof
 from shared.domain.session import NodeState
@@ -260,6 +267,13 @@ class Membership(MembershipInterface):
             except RegistryUnavailable as error:
                 log.warning("eviction_not_saved", extra={"node_id": node_id, "error": error.message})
                 await self._clock.sleep(SAVE_AGAIN_S)
+
+    async def set_aside(self, node_id: NodeId, reason: str) -> None:
+        """Put a node in quarantine, if it is still here."""
+        try:
+            await self.quarantine(node_id, reason)
+        except ButterflyError as error:  # what is not saved holds until this process ends
+            log.warning("quarantine_not_saved", extra={"node_id": node_id, "code": error.code})
 
     def ready(self) -> tuple[Member, ...]:
         """Nodes that may take new seats, in order of their ids."""

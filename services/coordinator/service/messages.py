@@ -3,7 +3,9 @@
 import logging
 from typing import Any
 
+from services.coordinator.domain.blame import SEVERAL_PARTNERS, PairMarks
 from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.refusals import REFUSALS_TO_QUARANTINE, WITHIN_S, Refusals
 from services.coordinator.domain.session import Session
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.committer import Committer
@@ -35,11 +37,21 @@ ACK = Ack()
 
 
 class Messages(MessagesInterface):
-    def __init__(self, *, members: Membership, sessions: Sessions, committer: Committer, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        members: Membership,
+        sessions: Sessions,
+        committer: Committer,
+        pair_marks: PairMarks,
+        clock: Clock,
+    ) -> None:
         self._members = members
         self._sessions = sessions
         self._committer = committer
+        self._pair_marks = pair_marks
         self._clock = clock
+        self._refusals = Refusals()
         # Any: each handler takes exactly the type under which it stands here.
         self._router: MessageRouter[Member, Any, Ack] = MessageRouter(
             {
@@ -55,7 +67,22 @@ class Messages(MessagesInterface):
         )
 
     async def handle(self, node_token: str, message: FromWorker) -> Ack:
-        return await self._router.route(self._members.authenticate(node_token), message)
+        sender = self._members.authenticate(node_token)
+        try:
+            return await self._router.route(sender, message)
+        except ProtocolViolation as error:
+            await self._refused(sender, error.message)
+            raise
+
+    async def unreadable(self, node_token: str) -> None:
+        await self._refused(self._members.authenticate(node_token), "a body that is no message")
+
+    async def _refused(self, sender: Member, reason: str) -> None:
+        """Rule 7: no proof, no conviction."""
+        log.warning("message_refused", extra={"node_id": sender.node_id, "reason": reason[:MAX_REASON]})
+        if self._refusals.add(sender.node_id, now_s=self._clock.now_s()):
+            told = f"{REFUSALS_TO_QUARANTINE} refused messages within {WITHIN_S:g} s, the last: {reason}"
+            await self._members.set_aside(sender.node_id, told[:MAX_REASON])
 
     async def _heartbeat(self, sender: Member, message: Heartbeat) -> Ack:
         self._members.heartbeat(sender, message)
@@ -146,7 +173,12 @@ class Messages(MessagesInterface):
 
     async def _link_fault(self, sender: Member, message: LinkFault) -> Ack:
         log.info("link_fault", extra={"node_id": sender.node_id, "peer": message.peer, "reason": message.reason})
-        self._sessions.link_broken(sender.node_id, message.peer, outgoing=message.outgoing, reason=message.reason)
+        is_used = self._sessions.link_broken(
+            sender.node_id, message.peer, outgoing=message.outgoing, reason=message.reason
+        )
+        if is_used and message.kind == "refused":
+            for node_id in self._pair_marks.add(sender.node_id, message.peer):
+                await self._members.set_aside(node_id, SEVERAL_PARTNERS)
         return ACK
 
     def _lose(self, session: Session, sender: Member, code: str, error: str) -> None:
@@ -155,7 +187,6 @@ class Messages(MessagesInterface):
 
     def _rules_broken(self, session: Session, sender: Member, error: ProtocolViolation) -> None:
         """No proof of anything (rule 7), but this session goes on without the sender."""
-        log.warning("message_refused", extra={"node_id": sender.node_id, "error": error.message})
         session.exclude(sender.node_id, sender.boot_id)
         session.lose(FaultKind.RULES, error.message, suspect=sender.node_id, now_s=self._clock.now_s())
 

@@ -151,12 +151,18 @@ class Sessions(SessionsInterface):
             run.session.exclude(member.node_id, member.boot_id)
             run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
 
-    def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> None:
-        """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused."""
+    def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> bool:
+        """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused. Whether
+        there was any."""
         earlier, later = (sender, peer) if outgoing else (peer, sender)
-        for run in list(self._runs.values()):
-            if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes):
-                run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+        lost = [
+            run
+            for run in self._runs.values()
+            if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes)
+        ]
+        for run in lost:
+            run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+        return bool(lost)
 
     # --- as a watcher of the membership
 

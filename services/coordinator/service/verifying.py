@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.coordinator.domain.blame import convict, pair_of
+from services.coordinator.domain.blame import SEVERAL_PARTNERS, convict, pair_of
 from services.coordinator.domain.drafts import check_records
 from services.coordinator.domain.evidence import make_evidence
 from services.coordinator.domain.faults import FaultKind
@@ -86,6 +86,8 @@ class Verifying:
     def receipt(self, sender: NodeId, message: ReceiptPosted) -> None:
         """Raises `ProtocolViolation` for what no honest seat says."""
         session, now_s = self._session, self._parts.clock.now_s()
+        if session.phase is SessionPhase.DRAINING:
+            return  # an honest seat does not know yet
         if session.phase not in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}:
             raise ProtocolViolation(f"a receipt for a session that is {session.phase}")
         check_records(
@@ -293,11 +295,8 @@ class Verifying:
             return None
         sender, receiver = pair_of(fault)
         self._session.apart.add((min(sender, receiver), max(sender, receiver)))
-        for node_id in self._parts.pair_marks.add(fault):
-            try:
-                await self._parts.members.quarantine(node_id, "disagreed with several different neighbours")
-            except ButterflyError as error:
-                log.warning("not_quarantined", extra={"node_id": node_id, "code": error.code})
+        for node_id in self._parts.pair_marks.add(sender, receiver):
+            await self._parts.members.set_aside(node_id, SEVERAL_PARTNERS)
         return receiver
 
     async def _convict(

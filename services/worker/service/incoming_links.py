@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal
 
 from services.worker.ports import Report
 from services.worker.service.seating import Seating
@@ -66,6 +67,7 @@ class IncomingLinks:
         """
         peer = await self._sender(token)
         mark = self._newest[peer] = object()
+        is_refused = False
         reason: str | None = "the link ended without an end frame"
         try:
             async with asyncio.timeout(None) as limit:
@@ -74,13 +76,13 @@ class IncomingLinks:
         except TimeoutError:
             reason = None if self._is_closing else f"silent for {SILENCE_S:.0f} s"
         except ProtocolViolation as error:
-            reason = error.message
+            reason, is_refused = error.message, True
             raise
         finally:
             if self._newest.get(peer) is mark:
                 del self._newest[peer]
                 if reason is not None:
-                    self._lost(peer, reason)
+                    self._lost(peer, reason, is_refused=is_refused)
 
     async def watch(self) -> None:
         """One turn of the loop that ends silent links. Cheaper than a time limit around every chunk."""
@@ -131,10 +133,11 @@ class IncomingLinks:
                 if not left:
                     del self._strangers[token]
 
-    def _lost(self, peer: NodeId, reason: str) -> None:
+    def _lost(self, peer: NodeId, reason: str, *, is_refused: bool) -> None:
         seats = [one.seat for one in self._seating if one.seat.previous == peer]
         log.warning("link_lost", extra={"from": peer, "reason": reason, "seats": len(seats)})
         if seats:
-            self._report(LinkFault(peer=peer, outgoing=False, reason=reason[:500]))
+            kind: Literal["broken", "refused"] = "refused" if is_refused else "broken"
+            self._report(LinkFault(peer=peer, outgoing=False, kind=kind, reason=reason[:500]))
         for seat in seats:
             self._seating.free(seat)

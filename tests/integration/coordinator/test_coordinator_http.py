@@ -247,6 +247,9 @@ async def test_bad_words_of_workers_get_a_code_each(running: Running) -> None:
     for content in (b"{", b'{"type":"shout"}', b'{"type":"heartbeat","boot_id":"b","extra":1}', b"[" * 100_000):
         answer = await running.http.post("/messages", content=content, headers=bearer(running.node_tokens[N1]))
         assert answer.status_code in {400, 422}, content[:40]
+    listed = (await running.http.get("/nodes", headers=TRUSTED)).json()["nodes"]
+    states = {node["node_id"]: node["state"] for node in listed}
+    assert (states[N1], states[N2]) == ("quarantined", "ready")
 
 
 async def test_a_wrong_join_token_is_refused(running: Running) -> None:

@@ -87,6 +87,7 @@ class Coordinator:
             new_token=lambda: f"secret-{next(self._secrets)}",
         )
         self.committer = Committer(registry=self.registry, events=self.events)
+        pair_marks = PairMarks()
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,
@@ -100,7 +101,7 @@ class Coordinator:
             tasks=self.tasks,
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
-            pair_marks=PairMarks(),
+            pair_marks=pair_marks,
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
@@ -113,7 +114,11 @@ class Coordinator:
         )
         self.members.watch(self.sessions)
         self.messages = Messages(
-            members=self.members, sessions=self.sessions, committer=self.committer, clock=self.clock
+            members=self.members,
+            sessions=self.sessions,
+            committer=self.committer,
+            pair_marks=pair_marks,
+            clock=self.clock,
         )
         self.placements = Placements(self.members)
 

@@ -81,7 +81,7 @@ def test_marks_with_three_different_partners_put_a_node_in_quarantine() -> None:
     marks = PairMarks()
     faults = [finding(LINK, said(0, B), said(partner, C), detail="") for partner in (1, 1, 2, 3)]
     assert pair_of(faults[0]) == (KEYS[0].node_id, KEYS[1].node_id)
-    assert [marks.add(fault) for fault in faults] == [(), (), (), (KEYS[0].node_id,)]
+    assert [marks.add(*pair_of(fault)) for fault in faults] == [(), (), (), (KEYS[0].node_id,)]
 
 
 def test_only_a_link_fault_is_about_a_pair() -> None:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from shared.contracts.messages import Ack, DraftTokens, Heartbeat, SeatReady, SessionFault, SessionPosition
+from shared.contracts.messages import Ack, DraftTokens, Heartbeat, LinkFault, SeatReady, SessionFault, SessionPosition
 from shared.domain.errors import Forbidden, NodeNotFound, ProtocolViolation, StaleEpoch
-from shared.domain.ids import Epoch
-from shared.domain.session import SessionPhase
+from shared.domain.ids import Epoch, NodeId
+from shared.domain.session import NodeState, SessionPhase
 from shared.domain.task import InferenceTask, SamplerParams
-from tests.fakes.identities import N1, N2, N3
+from tests.fakes.identities import N1, N2, N3, N4
 from tests.fakes.tasks import make_task, make_token
 from tests.unit.coordinator.harness import Coordinator
 
@@ -216,3 +216,53 @@ async def test_logprobs_where_none_were_asked_or_none_where_they_were_cost_the_s
     draft = coordinator.drafts(task, 10).drafts[0]
     other = draft.model_copy(update={"records": (replace(make_token(10), logprob=given),)})
     await refused_drafts(coordinator, task, DraftTokens(drafts=(other,)))
+
+
+async def test_a_third_refused_message_in_ten_minutes_puts_its_sender_in_quarantine(coordinator: Coordinator) -> None:
+    task = make_task()
+    session = await coordinator.open(task)
+    nobodys = SeatReady(task_id=task.task_id, epoch=session.epoch, lane=5, stage=0)
+    for seen_before in (NodeState.READY, NodeState.READY, NodeState.READY):
+        assert state_of(coordinator, N1) is seen_before
+        with pytest.raises(ProtocolViolation):
+            await coordinator.messages.handle(coordinator.tokens[N1], nobodys)
+    assert state_of(coordinator, N1) is NodeState.QUARANTINED
+    await coordinator.advance(61)
+    assert state_of(coordinator, N1) is NodeState.READY  # it proved nothing
+
+
+async def test_bodies_that_are_no_messages_count_as_well(coordinator: Coordinator) -> None:
+    for _ in range(3):
+        await coordinator.messages.unreadable(coordinator.tokens[N1])
+    assert state_of(coordinator, N1) is NodeState.QUARANTINED
+
+
+async def test_one_accuser_puts_nobody_but_itself_in_quarantine(coordinator: Coordinator) -> None:
+    await coordinator.join(N4)
+    for neighbours in ((N1, N2), (N1, N3), (N1, N4)):
+        task = make_task()
+        await coordinator.open(task, neighbours)
+        for _ in range(3):
+            accusation = LinkFault(peer=neighbours[1], outgoing=False, kind="refused", reason="NaN")
+            await coordinator.messages.handle(coordinator.tokens[N1], accusation)
+        coordinator.sessions.cancel(task.task_id)
+        await coordinator.settle()
+    assert [state_of(coordinator, node_id) for node_id in (N1, N2, N3, N4)] == [
+        NodeState.QUARANTINED,
+        NodeState.READY,
+        NodeState.READY,
+        NodeState.READY,
+    ]
+
+
+async def test_accusing_a_node_that_is_no_neighbour_marks_nobody(coordinator: Coordinator) -> None:
+    for node_id in (N2, N3, N4):
+        accusation = LinkFault(peer=node_id, outgoing=False, kind="refused", reason="NaN")
+        await coordinator.messages.handle(coordinator.tokens[N1], accusation)
+    assert state_of(coordinator, N1) is NodeState.READY
+
+
+def state_of(coordinator: Coordinator, node_id: str) -> NodeState:
+    member = coordinator.members.find(NodeId(node_id))
+    assert member is not None
+    return member.state

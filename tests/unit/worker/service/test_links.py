@@ -8,7 +8,7 @@ from services.worker.service.incoming_links import SILENCE_S, IncomingLinks
 from services.worker.service.outgoing_links import OutgoingLink
 from services.worker.service.seating import Seating
 from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
-from shared.contracts.messages import Peer
+from shared.contracts.messages import LinkFault, Peer
 from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation
 from shared.domain.ids import NodeId
 from shared.runtime.tasks import BackgroundTasks
@@ -134,3 +134,16 @@ async def test_a_worker_that_stops_ends_its_links_without_a_fault() -> None:
         await wait_until(lambda: not cluster["b"].incoming.peers)
         assert cluster["b"].outbox.num_waiting == 0
         assert cluster.coordinator.told == []
+
+
+async def test_what_no_honest_node_sends_is_reported_as_refused_and_not_as_a_broken_link() -> None:
+    async with MemoryCluster("a", "b").running() as cluster:
+        order = Order("task", (1, 2, 3), 300, ["a", "b"])
+        await cluster.assign(order)
+        previous = cluster.assignment(order, 1).previous
+        assert previous is not None
+        with pytest.raises(ProtocolViolation):
+            await cluster["b"].incoming.receive(previous.link_token, chunks_of(b"GET / HTTP/1.1\r\n"))
+        await wait_until(lambda: any(isinstance(said, LinkFault) for said in cluster.coordinator.told))
+        faults = [said for said in cluster.coordinator.told if isinstance(said, LinkFault)]
+        assert [(fault.peer, fault.kind) for fault in faults] == [("a", "refused")]
