@@ -1,6 +1,7 @@
 """Joins the coordinator's parts: the only file that knows which concrete ones."""
 
 import asyncio
+import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from services.coordinator.clients.http_partitioner import HttpPartitioner
 from services.coordinator.clients.http_workers import HttpWorkers
 from services.coordinator.domain.blame import PairMarks
+from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.routes import PUBLIC_PATHS, build_evidence_router, build_nodes_router, build_router
@@ -80,6 +82,8 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
         ),
         pair_marks=pair_marks,
+        lane_rules=LaneRules(spread_by=coordination.spread_by, always_blind=coordination.require_blind == "always"),
+        shuffled=lambda nodes: random.SystemRandom().sample(nodes, len(nodes)),
         link_secret=secrets.token_bytes(32),
     )
     sessions = Sessions(

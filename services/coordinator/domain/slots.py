@@ -46,6 +46,10 @@ class SlotLedger:
         self._held[holder] = tuple(wanted.elements())
         self._used.update(wanted)
 
+    def has_room(self, node: NodeCapability, model_root: str, seat: Partition) -> bool:
+        """Whether the node could take this seat now."""
+        return self._used[node.node_id, model_root, seat.layers.start, seat.layers.end] < node.slots
+
     def release(self, holder: Hashable) -> None:
         """Give back what the holder has, if anything."""
         self._used.subtract(self._held.pop(holder, ()))

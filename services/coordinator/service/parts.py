@@ -1,11 +1,12 @@
 """What every session works with, how its run may end, and its writes to the registry."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from services.coordinator.domain.blame import PairMarks
+from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
@@ -13,6 +14,7 @@ from services.coordinator.ports import EvidenceStore, Partitioner
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership
 from shared.domain.errors import Fenced, NotFound, RegistryUnavailable
+from shared.domain.ids import NodeId
 from shared.domain.signing import SigningKey
 from shared.events.publisher import Publisher
 from shared.registry.base import TaskRegistry
@@ -45,6 +47,9 @@ class Parts:
     """The coordinator's: signs orders and commits."""
     windows: WindowSizes
     pair_marks: PairMarks
+    lane_rules: LaneRules
+    shuffled: Callable[[Sequence[NodeId]], Sequence[NodeId]]
+    """In an order that nobody can guess: who audits is drawn with it."""
     link_secret: bytes
     """Of this run of the coordinator: later runs make new links."""
 

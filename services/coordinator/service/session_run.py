@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from services.coordinator.domain.faults import GENERATION_FAILED, verdict
+from services.coordinator.domain.lane_rules import Guarantee, check_lanes, draw_auditors
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
+from services.coordinator.service.assigning import stage_ref
+from services.coordinator.service.member import stage_key
 from services.coordinator.service.parts import Failed, Lost, Over, Parts, persist
 from services.coordinator.service.seats import Seats
 from services.coordinator.service.verifying import FirstTry, Verifying
@@ -15,12 +18,11 @@ from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
     DeadlineExceeded,
-    InvalidPlanInput,
     NoCapacity,
     StaleEpoch,
 )
 from shared.domain.ids import Attempt, Epoch, NodeId
-from shared.domain.plan import NodeCapability, PartitionPlan, check_plan, check_seats
+from shared.domain.plan import NodeCapability, Partition, PartitionPlan
 from shared.domain.session import SessionPhase
 from shared.domain.task_state import TaskEvent, TaskState
 from shared.events.catalogue import (
@@ -71,7 +73,10 @@ class SessionRun:
         `ContextLengthExceeded` (the epoch is taken, the task must fail)."""
         parts, session = self._parts, self.session
         capabilities = {member.node_id: member.capability for member in parts.members.ready()}
-        self._check_lanes(plan, capabilities)
+        is_first = attempt is not None
+        guarantee = self._check_lanes(plan, capabilities, begins=is_first)
+        if is_first and len(plan.lanes) > 1:
+            plan = self._drawn(plan, capabilities)
         parts.slots.reserve(session, plan.model_root, plan.seats, capabilities)
         try:
             epoch, _, committed = await parts.registry.open_session(
@@ -91,24 +96,46 @@ class SessionRun:
             now_s=parts.clock.now_s(),
         )
         parts.events.publish(SessionOpened(session.task.task_id, epoch, len(session.seats)))
-        num_spare = plan.spare + len(plan.lanes) - session.num_lanes  # referees were spares
-        if session.is_verified and not (
-            plan.blind and num_spare >= 2 * session.task.max_byzantine + 1 - session.num_lanes
-        ):
-            parts.events.publish(GuaranteeReduced(session.task.task_id, epoch, plan.blind, num_spare))
+        has_referee = guarantee.spare >= 2 * session.task.max_byzantine + 1 - session.num_lanes
+        if session.is_verified and not (guarantee.blind and has_referee):
+            parts.events.publish(GuaranteeReduced(session.task.task_id, epoch, guarantee.blind, guarantee.spare))
 
-    def _check_lanes(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability]) -> None:
-        """Raises `InvalidPlanInput` unless the plan has what safety rests on, and `NoCapacity`."""
-        session = self.session
+    def _check_lanes(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability], *, begins: bool) -> Guarantee:
+        """Raises `NoCapacity`, and as `lane_rules.check_lanes`."""
         for seat in plan.seats:
             if seat.node_id not in nodes:
                 raise NoCapacity(f"node {seat.node_id} is not ready for seats", retry_after_s=1.0)
-        check_plan(plan.lanes, nodes, session.subject.model)
-        if len(plan.lanes) < session.num_lanes or (len(plan.lanes) > 1 and not session.is_verified):
-            raise InvalidPlanInput(f"the task needs {session.num_lanes} lanes, the plan has {len(plan.lanes)}")
-        if session.is_verified:
-            f, model = session.task.max_byzantine, session.subject.model
-            check_seats(plan.lanes, nodes, f, model=model, blind=False, spare=False)  # those are the partitioner's
+        task = self.session.task
+        return check_lanes(
+            plan,
+            nodes,
+            self.session.subject.model,
+            verification=task.verification,
+            f=task.max_byzantine,
+            begins=begins,
+            rules=self._parts.lane_rules,
+        )
+
+    def _drawn(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability]) -> PartitionPlan:
+        """The plan with auditors drawn among the nodes that hold their stages and have a slot free there."""
+        parts = self._parts
+
+        def able(seat: Partition) -> Sequence[NodeId]:
+            ref = stage_ref(plan, seat)
+            return [
+                member.node_id
+                for member in parts.members.ready()
+                if stage_key(ref) in member.loaded and parts.slots.has_room(member.capability, plan.model_root, seat)
+            ]
+
+        def is_right(drawn: PartitionPlan) -> bool:
+            try:
+                self._check_lanes(drawn, nodes, begins=True)
+            except ButterflyError:
+                return False
+            return True
+
+        return draw_auditors(plan, able=able, is_right=is_right, shuffled=parts.shuffled)
 
     async def run(self) -> None:
         """Bring the session to its end. Cancelled, when the coordinator stops: it stays in the registry."""

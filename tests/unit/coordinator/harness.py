@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 
 from services.coordinator.domain.blame import PairMarks
+from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
@@ -65,6 +67,7 @@ class Coordinator:
         """Nodes that send no heartbeats."""
         self.positions: dict[str, tuple[SessionPosition, ...]] = {}
         self.loaded: dict[str, tuple[StageRef, ...]] = {}
+        self.random = Random(1)
         self._secrets = iter(range(1_000_000))
         slots = SlotLedger()
         self.members = Membership(
@@ -102,6 +105,8 @@ class Coordinator:
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=pair_marks,
+            lane_rules=LaneRules(),
+            shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
