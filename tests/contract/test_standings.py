@@ -1,32 +1,22 @@
 """What every store of standings promises."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from services.coordinator.domain.standing import Standing
 from services.coordinator.ports import Standings
 from services.coordinator.stores.standings import RedisStandings
 from shared.domain.errors import RegistryUnavailable
-from shared.registry.connection import make_clients
+from shared.registry.connection import RedisClients, make_clients
 from tests.fakes.identities import N1, N2
 from tests.fakes.standings import MemoryStandings
-from tests.fakes.valkey import ValkeyServer
 
 EVICTED = Standing(N1, is_evicted=True, reason="é: lied", since_s=1.5, evidence_id="e1", address="http://a:1")
 QUARANTINED = Standing(N2, is_evicted=False, reason="odd", since_s=2.0, until_s=62.0, times=3)
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def standings(request: pytest.FixtureRequest) -> AsyncIterator[Standings]:
-    if request.param == "memory":
-        yield MemoryStandings()
-        return
-    server: ValkeyServer = request.getfixturevalue("valkey")
-    server.empty()
-    clients = make_clients(server.url)
-    yield RedisStandings(clients.commands)
-    await clients.aclose()
+@pytest.fixture
+def standings(clients: RedisClients | None) -> Standings:
+    return MemoryStandings() if clients is None else RedisStandings(clients.commands)
 
 
 async def test_what_is_kept_comes_back_as_it_was(standings: Standings) -> None:
