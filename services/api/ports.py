@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from services.api.domain.chat_template import ChatMessage
-from shared.contracts.coordinator import NodeView
+from shared.contracts.coordinator import NodeView, PublicKeys
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.layers import ModelInfo
@@ -53,6 +53,10 @@ class Nodes(ABC):
     @abstractmethod
     async def nodes(self) -> tuple[NodeView, ...]:
         """Every node the coordinator knows, by id. Raises `PeerUnavailable`."""
+
+    @abstractmethod
+    async def keys(self) -> PublicKeys:
+        """What receipts are checked with. Raises `PeerUnavailable`."""
 
 
 class ModelVocabulary(ABC):

@@ -18,6 +18,8 @@ from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 
+MAX_EVIDENCE_LISTED = 1_000
+
 
 class Worker(ABC):
     """One run of one node. Every call may raise what the worker answers, or `PeerUnavailable`; calls may overlap and
@@ -80,6 +82,10 @@ class EvidenceStore(ABC):
     @abstractmethod
     async def get(self, evidence_id: str) -> Mapping[str, object] | None:
         """None: never seen, or no longer kept."""
+
+    @abstractmethod
+    async def ids(self) -> tuple[str, ...]:
+        """Of what is kept, in order, at most `MAX_EVIDENCE_LISTED`."""
 
 
 class Partitioner(ABC):

@@ -17,9 +17,11 @@ from services.coordinator.service.interfaces import (
 from shared.contracts.base import Empty
 from shared.contracts.coordinator import (
     CoordinatorState,
+    EvidenceList,
     NodeList,
     OpenSession,
     Place,
+    PublicKeys,
     QuarantineNode,
     Registered,
     RegisterNode,
@@ -57,6 +59,10 @@ def build_nodes_router(members: MembershipInterface) -> APIRouter:
         require_trust(request)
         return members.nodes()
 
+    @router.get("/keys")
+    async def keys() -> PublicKeys:
+        return members.keys()
+
     @router.post("/nodes/{node_id}/drain")
     async def drain(node_id: str, request: Request) -> Empty:
         require_trust(request)
@@ -86,6 +92,10 @@ def build_nodes_router(members: MembershipInterface) -> APIRouter:
 
 def build_evidence_router(evidence: EvidenceInterface) -> APIRouter:
     router = APIRouter()
+
+    @router.get("/evidence")
+    async def list_evidence() -> EvidenceList:
+        return await evidence.list()
 
     @router.get("/evidence/{evidence_id}")
     async def find(evidence_id: str) -> dict[str, object]:

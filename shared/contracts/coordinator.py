@@ -74,6 +74,27 @@ class NodeList(Contract):
     nodes: tuple[NodeView, ...]
 
 
+class PublicKeys(Contract):
+    """`GET /keys`, and `GET /v1/keys` of the gateway: Ed25519, hex. What `butterfly receipts verify --keys` reads."""
+
+    coordinator: str
+    nodes: dict[NodeId, str]
+    """Of the nodes that are registered now."""
+
+
+class EvidenceSummary(Contract):
+    evidence_id: str
+    node_id: NodeId
+    rule: int
+    detail: str
+
+
+class EvidenceList(Contract):
+    """`GET /evidence`: what is kept, by id. `GET /evidence/{id}` has all of it."""
+
+    evidence: tuple[EvidenceSummary, ...]
+
+
 class OpenSession(Contract):
     """`POST /sessions` of the scheduler: run this task by this plan.
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from services.api.domain.chat_template import ChatMessage
 from services.api.ports import Catalogue, ModelVocabulary, Nodes, ServiceHealth, Services, Vocabularies
-from shared.contracts.coordinator import NodeView, SeatView
+from shared.contracts.coordinator import NodeView, PublicKeys, SeatView
 from shared.domain.errors import ButterflyError, ModelNotFound, NoChatTemplate
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.domain.task import TokenRecord
+from tests.fakes.identities import COORDINATOR_KEY, KEYS
 from tests.fakes.partitioner import TINY
 
 BYTE_MODEL = dataclasses.replace(
@@ -89,6 +90,14 @@ class FakeNodes(Nodes):
         if self.refuses_with is not None:
             raise self.refuses_with
         return self._nodes
+
+    async def keys(self) -> PublicKeys:
+        if self.refuses_with is not None:
+            raise self.refuses_with
+        return PublicKeys(
+            coordinator=COORDINATOR_KEY.public_key.hex(),
+            nodes={node_id: key.public_key.hex() for node_id, key in KEYS.items()},
+        )
 
 
 def node_view(node_id: str = "node-a", state: NodeState = NodeState.READY) -> NodeView:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from services.coordinator.ports import EvidenceStore
+from services.coordinator.ports import MAX_EVIDENCE_LISTED, EvidenceStore
 
 
 class MemoryEvidenceStore(EvidenceStore):
@@ -14,3 +14,6 @@ class MemoryEvidenceStore(EvidenceStore):
 
     async def get(self, evidence_id: str) -> Mapping[str, object] | None:
         return self.kept.get(evidence_id)
+
+    async def ids(self) -> tuple[str, ...]:
+        return tuple(sorted(self.kept)[:MAX_EVIDENCE_LISTED])

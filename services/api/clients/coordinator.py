@@ -1,7 +1,7 @@
 """Calls to the coordinator."""
 
 from services.api.ports import Nodes
-from shared.contracts.coordinator import NodeList, NodeView
+from shared.contracts.coordinator import NodeList, NodeView, PublicKeys
 from shared.resilience.http_client import PeerClient
 
 
@@ -11,3 +11,6 @@ class HttpNodes(Nodes):
 
     async def nodes(self) -> tuple[NodeView, ...]:
         return tuple(sorted((await self._peer.get("/nodes", NodeList)).nodes, key=lambda node: node.node_id))
+
+    async def keys(self) -> PublicKeys:
+        return await self._peer.get("/keys", PublicKeys)

@@ -1,20 +1,27 @@
 """A task as its client sees it (`/v1/tasks`). Pure: the registry's record in, JSON-like out."""
 
 import datetime
+from collections.abc import Sequence
 
 from services.api.domain.stream_entries import committed, end_of
+from shared.domain.bundle import committed_entries
 from shared.domain.errors import error_from_code
 from shared.domain.ids import TaskId
 from shared.domain.task import Verification
 from shared.domain.task_state import TERMINAL, TaskState
+from shared.domain.window_entry import WindowEntry
 from shared.registry.base import StreamEntry, TaskRecord
 
 Json = dict[str, object]
 
 
-def task_resource(record: TaskRecord, *, result: Json | None = None) -> Json:
-    """`result`: the answer of the task's route, when it is known and asked for."""
+def task_resource(
+    record: TaskRecord, *, result: Json | None = None, entries: Sequence[WindowEntry] | None = None
+) -> Json:
+    """`result`: the answer of the task's route, when it is known and asked for. `entries`: what is kept of its windows;
+    None: nobody looked, as for lists."""
     task = record.task
+    windows, nodes = _proven(record, entries)
     return {
         "task_id": task.task_id,
         "object": "task",
@@ -33,15 +40,15 @@ def task_resource(record: TaskRecord, *, result: Json | None = None) -> Json:
             "drafted": record.num_committed,
             "committed": record.num_committed,
             "max_tokens": task.max_tokens,
-            "windows": 0,
+            "windows": windows,
         },
         "verification": {
             "mode": task.verification,
             "max_byzantine": task.max_byzantine,
             "verified": task.verification is not Verification.NONE and record.state is TaskState.COMPLETED,
-            "windows": 0,
+            "windows": windows,
             "disputes": 0,
-            "nodes": [],
+            "nodes": nodes,
         },
         "result": result,
         "result_expires_at": _utc(record.expires_s),
@@ -49,6 +56,15 @@ def task_resource(record: TaskRecord, *, result: Json | None = None) -> Json:
         "metadata": dict(task.metadata),
         "links": _links(task.task_id),
     }
+
+
+def _proven(record: TaskRecord, entries: Sequence[WindowEntry] | None) -> tuple[int | None, list[str] | None]:
+    """Windows committed by agreement, and the nodes that signed them."""
+    if entries is None or record.task.verification is Verification.NONE:
+        return (None, None) if entries is None else (0, [])
+    has_completed = record.state is TaskState.COMPLETED
+    committed = committed_entries(entries, num_tokens=record.num_committed, has_completed=has_completed)
+    return len(committed), sorted({node_id for entry in committed for node_id in entry.keys})
 
 
 def task_error(record: TaskRecord) -> Json | None:

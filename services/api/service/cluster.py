@@ -40,6 +40,10 @@ class ClusterInterface(ABC):
         """Raises `NodeNotFound`, `PeerUnavailable`."""
 
     @abstractmethod
+    async def keys(self) -> Json:
+        """The public keys of coordinator and nodes. Raises `PeerUnavailable`."""
+
+    @abstractmethod
     async def state(self) -> Json:
         """The whole cluster, made at most once a second. Parts whose service is away are null or empty."""
 
@@ -81,6 +85,9 @@ class ClusterService(ClusterInterface):
             if resource["node_id"] == node_id:
                 return resource
         raise NodeNotFound("there is no such node")
+
+    async def keys(self) -> Json:
+        return (await self._nodes.keys()).model_dump(mode="json")
 
     async def state(self) -> Json:
         async with self._making_state:

@@ -19,8 +19,9 @@ from shared.contracts.receipts import BundleBody
 from shared.contracts.scheduler import SubmitTask
 from shared.domain.errors import ResultExpired, ServerDraining, TaskNotFound
 from shared.domain.ids import TaskId
-from shared.domain.task import FinishReason
+from shared.domain.task import FinishReason, Verification
 from shared.domain.task_state import TaskState
+from shared.domain.window_entry import WindowEntry
 from shared.registry.base import StreamEntry, TaskRecord
 
 
@@ -182,13 +183,22 @@ class TasksService(TasksInterface):
         return record
 
     async def _view(self, record: TaskRecord) -> TaskView:
+        entries = await self._entries(record)
         if not is_terminal(record):
-            return TaskView(task_resource(record), has_ended=False)
+            return TaskView(task_resource(record, entries=entries), has_ended=False)
         try:
             result = await self._result(record)
         except ResultExpired:
             result = None
-        return TaskView(task_resource(record, result=result), has_ended=True)
+        return TaskView(task_resource(record, result=result, entries=entries), has_ended=True)
+
+    async def _entries(self, record: TaskRecord) -> Sequence[WindowEntry]:
+        if record.task.verification is Verification.NONE:
+            return ()
+        try:
+            return await self._reader.receipts(record.task.task_id)
+        except ResultExpired:
+            return ()
 
     async def _result(self, record: TaskRecord) -> Json:
         tokens = await self._reader.tokens(record.task.task_id)

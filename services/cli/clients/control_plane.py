@@ -1,10 +1,12 @@
 """The few questions the operator's command asks of coordinator and partitioner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
+from pydantic import RootModel
+
 from shared.contracts.base import Empty
-from shared.contracts.coordinator import NodeList, NodeView, QuarantineNode
+from shared.contracts.coordinator import EvidenceList, EvidenceSummary, NodeList, NodeView, QuarantineNode
 from shared.contracts.partitioner import ModelList
 from shared.domain.errors import ModelNotFound
 from shared.resilience.hooks import PeerHooks
@@ -12,6 +14,10 @@ from shared.resilience.http_client import PeerClient
 
 _RESCAN_LIMIT_S = 60.0
 """A new model is read once as a whole for its digests."""
+
+
+class _Evidence(RootModel[dict[str, object]]):
+    """Kept as it is, for those who check it."""
 
 
 class Coordinator:
@@ -28,6 +34,14 @@ class Coordinator:
     async def reinstate(self, node_id: str) -> None:
         """Raises `NodeNotFound` when nothing keeps the node away, `RegistryUnavailable`."""
         await self._peer.post(_of(node_id, "reinstate"), None, Empty)
+
+    async def evidence(self) -> tuple[EvidenceSummary, ...]:
+        """Raises `RegistryUnavailable`."""
+        return (await self._peer.get("/evidence", EvidenceList)).evidence
+
+    async def evidence_of(self, evidence_id: str) -> Mapping[str, object]:
+        """Raises `EvidenceNotFound`, `RegistryUnavailable`."""
+        return (await self._peer.get(f"/evidence/{quote(evidence_id, safe='')}", _Evidence)).root
 
     async def aclose(self) -> None:
         await self._peer.aclose()

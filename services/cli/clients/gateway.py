@@ -96,6 +96,9 @@ class Gateway:
     def receipt(self, task_id: str) -> Mapping[str, object]:
         return _object(self._json("GET", f"/v1/tasks/{quote(task_id, safe='')}/receipt"))
 
+    def keys(self) -> Mapping[str, object]:
+        return _object(self._json("GET", "/v1/keys"))
+
     def cancel(self, task_id: str) -> Task:
         return _parsed(Task, self._json("POST", f"/v1/tasks/{quote(task_id, safe='')}/cancel", {}))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from services.cli.stores.data_dir import DEFAULT_DATA_DIR, DataDir
+from shared.domain.errors import InvalidInput
+from shared.runtime.config import load_config
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -43,6 +45,29 @@ def api_url(arguments: argparse.Namespace) -> str:
         return str(arguments.api)
     running = DataDir(arguments.data_dir).running()
     return running.api_url if running else DEFAULT_API
+
+
+def add_coordinator(action: argparse.ArgumentParser) -> None:
+    """Of actions that only an operator may do."""
+    help_text = "of a cluster elsewhere; its service token comes from BUTTERFLY_SECURITY__SERVICE_TOKEN"
+    action.add_argument("--coordinator", metavar="URL", help=help_text)
+    add_data_dir(action, inherited=True)
+
+
+def coordinator_of(invocation: Invocation) -> tuple[str, str]:
+    """URL and service token: of the cluster that runs in the data folder, else as configured."""
+    config = load_config(None, invocation.environ)
+    configured_token = config.security.service_token.get_secret_value()
+    named = invocation.arguments.coordinator
+    if named:
+        if not named.startswith(("http://", "https://")):
+            raise InvalidInput(f"--coordinator: {named!r} should be a URL such as http://127.0.0.1:8083")
+        return named, configured_token
+    data = DataDir(invocation.arguments.data_dir)
+    running, known = data.running(), data.known_secrets()
+    if running is None:
+        return config.services.coordinator_url, configured_token
+    return running.coordinator_url, configured_token or (known.service_token if known is not None else "")
 
 
 def positive(text: str) -> int:

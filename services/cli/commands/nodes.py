@@ -1,15 +1,11 @@
 """`butterfly nodes`: the workers of a cluster, which layers they hold, and which of them may serve."""
 
-import argparse
 import asyncio
 from collections.abc import Sequence
 
 from services.cli.clients.gateway import Gateway, Node
-from services.cli.commands.arguments import Invocation, Subcommands, add_api, add_data_dir, api_url
+from services.cli.commands.arguments import Invocation, Subcommands, add_api, add_coordinator, api_url, coordinator_of
 from services.cli.domain.table import table
-from services.cli.stores.data_dir import DataDir
-from shared.domain.errors import InvalidInput
-from shared.runtime.config import load_config
 
 
 def add_to(commands: Subcommands) -> None:
@@ -31,13 +27,7 @@ def add_to(commands: Subcommands) -> None:
 
     for action in (quarantine, reinstate):
         action.add_argument("node", metavar="NODE")
-        _add_coordinator(action)
-
-
-def _add_coordinator(action: argparse.ArgumentParser) -> None:
-    help_text = "of a cluster elsewhere; its service token comes from BUTTERFLY_SECURITY__SERVICE_TOKEN"
-    action.add_argument("--coordinator", metavar="URL", help=help_text)
-    add_data_dir(action, inherited=True)
+        add_coordinator(action)
 
 
 def _list(invocation: Invocation) -> int:
@@ -64,7 +54,7 @@ async def _change(invocation: Invocation, *, quarantine_for: str | None) -> None
     from services.cli.clients.control_plane import Coordinator
     from shared.runtime.clock import SystemClock
 
-    url, service_token = _coordinator(invocation)
+    url, service_token = coordinator_of(invocation)
     coordinator = Coordinator(url, service_token=service_token, now=SystemClock().now_s)
     try:
         if quarantine_for is None:
@@ -73,22 +63,6 @@ async def _change(invocation: Invocation, *, quarantine_for: str | None) -> None
             await coordinator.quarantine(invocation.arguments.node, quarantine_for)
     finally:
         await coordinator.aclose()
-
-
-def _coordinator(invocation: Invocation) -> tuple[str, str]:
-    """URL and service token: of the cluster that runs in the data folder, else as configured."""
-    config = load_config(None, invocation.environ)
-    configured_token = config.security.service_token.get_secret_value()
-    named = invocation.arguments.coordinator
-    if named:
-        if not named.startswith(("http://", "https://")):
-            raise InvalidInput(f"--coordinator: {named!r} should be a URL such as http://127.0.0.1:8083")
-        return named, configured_token
-    data = DataDir(invocation.arguments.data_dir)
-    running, known = data.running(), data.known_secrets()
-    if running is None:
-        return config.services.coordinator_url, configured_token
-    return running.coordinator_url, configured_token or (known.service_token if known is not None else "")
 
 
 def node_table(nodes: Sequence[Node]) -> str:

@@ -17,6 +17,9 @@ def add_to(commands: Subcommands) -> None:
     get.add_argument("task_id", metavar="TASK")
     get.set_defaults(run=_get)
 
+    keys = actions.add_parser("keys", help="the public keys of the cluster as it is now, for `verify --keys`")
+    keys.set_defaults(run=_keys)
+
     verify = actions.add_parser("verify", help="check receipts; with a file, no service is asked")
     verify.add_argument("source", metavar="FILE|TASK", help="a file that `receipts get` wrote, or a task's id")
     verify.add_argument(
@@ -25,13 +28,18 @@ def add_to(commands: Subcommands) -> None:
     verify.add_argument("--replay", type=Path, metavar="MODEL", help="compute the answer again from this GGUF file")
     verify.set_defaults(run=_verify)
 
-    for action in (get, verify):
+    for action in (get, keys, verify):
         add_api(action, inherited=True)
 
 
 def _get(invocation: Invocation) -> int:
     receipt = Gateway(api_url(invocation.arguments)).receipt(invocation.arguments.task_id)
     print(json.dumps(receipt, indent=2))
+    return 0
+
+
+def _keys(invocation: Invocation) -> int:
+    print(json.dumps(Gateway(api_url(invocation.arguments)).keys(), indent=2))
     return 0
 
 

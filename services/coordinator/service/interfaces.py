@@ -3,7 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from shared.contracts.coordinator import CoordinatorState, NodeList, OpenSession, Place, Registered, RegisterNode
+from shared.contracts.coordinator import (
+    CoordinatorState,
+    EvidenceList,
+    NodeList,
+    OpenSession,
+    Place,
+    PublicKeys,
+    Registered,
+    RegisterNode,
+)
 from shared.contracts.messages import (
     Ack,
     DraftTokens,
@@ -35,6 +44,10 @@ class MembershipInterface(ABC):
         """The registered nodes, and the evicted ones; one whose lease is over is not among them."""
 
     @abstractmethod
+    def keys(self) -> PublicKeys:
+        """The coordinator's and the registered nodes'."""
+
+    @abstractmethod
     def drain(self, node_id: NodeId) -> None:
         """No new seats on this node; its running sessions go on. Idempotent. Raises `NodeNotFound`."""
 
@@ -57,6 +70,10 @@ class MembershipInterface(ABC):
 
 
 class EvidenceInterface(ABC):
+    @abstractmethod
+    async def list(self) -> EvidenceList:
+        """What is kept, at most `ports.MAX_EVIDENCE_LISTED`. Raises `RegistryUnavailable`."""
+
     @abstractmethod
     async def find(self, evidence_id: str) -> Mapping[str, object]:
         """What proves a node guilty (`domain.evidence`). Raises `EvidenceNotFound`, `RegistryUnavailable`."""

@@ -27,7 +27,7 @@ from services.coordinator.service.member import (
     view_of,
 )
 from services.coordinator.service.standing_book import StandingBook
-from shared.contracts.coordinator import NodeList, Registered, RegisterNode
+from shared.contracts.coordinator import NodeList, PublicKeys, Registered, RegisterNode
 from shared.contracts.messages import MAX_STAGES_PER_NODE, Heartbeat, Leave, StageReady, StageRef
 from shared.domain.errors import (
     ButterflyError,
@@ -177,6 +177,12 @@ class Membership(MembershipInterface):
         ]
         views += map(evicted_view, self._standings.evicted())
         return NodeList(nodes=tuple(sorted(views, key=lambda view: view.node_id)))
+
+    def keys(self) -> PublicKeys:
+        return PublicKeys(
+            coordinator=self._terms.coordinator_key.hex(),
+            nodes={node_id: member.public_key.hex() for node_id, member in sorted(self._members.items())},
+        )
 
     def drain(self, node_id: NodeId) -> None:
         self._set_drained(node_id, is_drained=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from services.coordinator.ports import EvidenceStore
+from services.coordinator.ports import MAX_EVIDENCE_LISTED, EvidenceStore
 from shared.registry.connection import reaching_registry
 from shared.registry.keys import ROOT
 
@@ -32,6 +32,16 @@ class RedisEvidenceStore(EvidenceStore):
             return None
         evidence: Mapping[str, object] = json.loads(found)
         return evidence
+
+    async def ids(self) -> tuple[str, ...]:
+        found: list[str] = []
+        with reaching_registry():
+            # Walks all keys: an operator asks, seldom, and an index would have to expire with what it names.
+            async for key in self._client.scan_iter(match=_key("ev-*"), count=1_000):
+                found.append(key.decode().removeprefix(_key("")))
+                if len(found) >= MAX_EVIDENCE_LISTED:
+                    break
+        return tuple(sorted(found))
 
 
 def _key(evidence_id: str) -> str:

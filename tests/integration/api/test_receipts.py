@@ -1,16 +1,20 @@
 """The proof of an answer over a real port."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from services.api.domain.answer_text import AnswerPart
 from services.api.domain.openai_bodies import AnswerHead, Usage, closing_chunk, text_chunk, usage_chunk, whole_answer
+from services.cli.receipt_check import read_keys
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import check_bundle
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.task import FinishReason, SamplerParams, TaskKind, Verification
+from shared.runtime.config import Config, CoordinationConfig
 from tests.fakes.bundles import HonestRun
+from tests.fakes.catalogue import node_view
 from tests.fakes.tasks import make_task
-from tests.integration.api.conftest import Gateway, read_events
+from tests.integration.api.conftest import Gateway, read_events, running_gateway
 
 CHAT: dict[str, object] = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -133,3 +137,45 @@ def test_a_verified_answer_names_its_receipt() -> None:
     assert closing_chunk(head, FinishReason.STOP, include_usage=False)["butterfly"] == told
     assert usage_chunk(head, usage)["butterfly"] == told
     assert "receipt" not in str(text_chunk(head, AnswerPart("", ()), include_usage=False))
+
+
+async def test_a_task_tells_its_committed_windows_and_who_signed_them(gateway: Gateway) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0, 1)
+    await gateway.receipts.append(run.task_id, run.entries()[2])  # kept, but not committed yet
+    task = (await gateway.client.get(f"/v1/tasks/{run.task_id}")).json()
+    signers = sorted({node_id for entry in run.entries()[:2] for node_id in entry.keys})
+    assert len(signers) > 1
+    assert (task["verification"]["windows"], task["verification"]["nodes"]) == (2, signers)
+    assert task["progress"]["windows"] == 2
+    (listed,) = (await gateway.client.get("/v1/tasks")).json()["data"]
+    assert listed["verification"]["windows"] is None  # nobody looked
+
+
+async def test_the_keys_of_the_cluster_are_what_the_offline_check_reads(gateway: Gateway, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_bytes((await gateway.client.get("/v1/keys")).content)
+    trusted = read_keys(file)
+    run = await started(gateway)
+    await commit(gateway, run, 0, 1, 2, 3)
+    await gateway.conductor.finish(run.task_id)
+    bundle = (await receipt_of(gateway, run.task_id)).bundle()
+    assert check_bundle(bundle, trusted=trusted).coordinator_key == trusted.coordinator
+
+
+async def test_an_audited_stream_shows_committed_tokens_and_ends_with_its_receipt() -> None:
+    audited = Config(coordination=CoordinationConfig(default_verification="audit"))
+    async with running_gateway(audited) as gateway:
+        gateway.nodes.replace(*(node_view(node_id) for node_id in ("node-a", "node-b", "node-c")))
+        async with gateway.client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+            task_id = response.headers["x-butterfly-task-id"]
+            assert response.headers["x-butterfly-verified"] == "audit"
+            assert response.headers["x-butterfly-receipt"] == f"/v1/tasks/{task_id}/receipt"
+            await gateway.answer("Hel", "lo")
+            *chunks, last, done = await read_events(response)
+        assert done == "[DONE]"
+        assert isinstance(last, dict)
+        told = last["butterfly"]
+        assert (told["verification"], told["verified"]) == ("audit", True)
+        assert told["receipt"] == f"/v1/tasks/{task_id}/receipt"
+        assert "receipt" not in str(chunks)

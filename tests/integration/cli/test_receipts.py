@@ -134,3 +134,14 @@ def test_a_replay_without_its_model_says_so(run: Run, tmp_path: Path) -> None:
     code, _, err = run("verify", write(tmp_path / "answer.json", body()), "--replay", tmp_path / "gone.gguf")
     assert code == 1
     assert "there is no model file" in err
+
+
+def test_the_keys_of_a_cluster_are_printed_as_verify_reads_them(run: Run, gateway: FakeGateway, tmp_path: Path) -> None:
+    gateway.answers["GET /v1/keys"] = 200, keys()
+    code, out, _ = run("keys", "--api", gateway.url)
+    assert code == 0
+    trusted = tmp_path / "keys.json"
+    trusted.write_text(out, encoding="utf-8")
+    code, out, err = run("verify", write(tmp_path / "answer.json", body()), "--keys", trusted)
+    assert (code, err) == (0, "")
+    assert out.startswith(GUARANTEE)

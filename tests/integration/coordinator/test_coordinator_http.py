@@ -13,14 +13,14 @@ from services.coordinator.app import create_app
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from shared.contracts.coordinator import OpenSession, RegisterNode
 from shared.contracts.messages import Draft, DraftTokens, Heartbeat, Leave, SessionStop
-from shared.domain.ids import Epoch
+from shared.domain.ids import Epoch, NodeId
 from shared.domain.task import FinishReason, InferenceTask, StopRules
 from shared.domain.task_state import TERMINAL, TaskState
 from shared.registry.base import TaskRecord
 from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
 from shared.resilience.context import SERVICE_TOKEN_HEADER
 from shared.runtime.config import Config, load_config
-from tests.fakes.identities import N1, N2, N3, N9, capability, registration
+from tests.fakes.identities import KEYS, N1, N2, N3, N9, capability, registration
 from tests.fakes.partitioner import even_plan
 from tests.fakes.tasks import make_task, make_tokens
 from tests.fakes.valkey import ValkeyServer, running_valkey
@@ -277,3 +277,12 @@ async def test_a_second_run_of_the_coordinator_adopts_what_the_first_one_left(
         assert (await later.say(N2, drafts(task, 11, 12, first=1, epoch=2))).status_code == 200
         assert (await later.ended(task)).state is TaskState.COMPLETED
     assert [token.token_id for token in await running.registry.tokens(task.task_id)] == [10, 11, 12]
+
+
+async def test_operators_get_the_public_keys_and_the_list_of_evidence(running: Running) -> None:
+    keys = (await running.http.get("/keys", headers=TRUSTED)).json()
+    assert keys["nodes"] == {node_id: KEYS[NodeId(node_id)].public_key.hex() for node_id in sorted(running.node_tokens)}
+    assert len(bytes.fromhex(keys["coordinator"])) == 32
+    assert (await running.http.get("/evidence", headers=TRUSTED)).json() == {"evidence": []}
+    for path in ("/keys", "/evidence"):
+        assert (await running.http.get(path, headers=bearer(running.node_tokens[N1]))).status_code == 401
