@@ -27,6 +27,7 @@ from services.coordinator.service.standing_book import StandingBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from services.coordinator.stores.evidence import RedisEvidenceStore
 from services.coordinator.stores.standings import RedisStandings
+from shared.domain.ids import NodeId
 from shared.registry.connection import RedisClients, make_clients
 from shared.registry.redis_receipts import RedisReceiptStore
 from shared.registry.redis_registry import RedisTaskRegistry
@@ -82,6 +83,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
         ),
         pair_marks=pair_marks,
+        trusted=frozenset(map(NodeId, coordination.trusted_nodes)),
         lane_rules=LaneRules(spread_by=coordination.spread_by, always_blind=coordination.require_blind == "always"),
         shuffled=lambda nodes: random.SystemRandom().sample(nodes, len(nodes)),
         link_secret=secrets.token_bytes(32),

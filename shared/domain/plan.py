@@ -69,6 +69,9 @@ class Seating:
     """f: how many nodes of a stage may lie."""
     with_referee: bool = False
     """One audit lane more, the last one, to settle a dispute."""
+    referees: tuple[NodeId, ...] = ()
+    """Whom the referee's lane should rather have at `disputed_stage`."""
+    disputed_stage: int | None = None
     is_recovery: bool = False
     """The session runs already: it goes on without C3, and without C2 where the configuration allows that. What the
     plan keeps of them it says itself."""

@@ -116,6 +116,8 @@ class CoordinationConfig(_Section):
     """How far lane 0 may be ahead of the last verified window."""
     require_blind: Literal["admission", "always"] = "admission"
     """Whether a session that lost nodes goes on where an auditor could copy (verification.md C2), or waits."""
+    trusted_nodes: tuple[str, ...] = ()
+    """Ids of the operator's own nodes: rather than others they are asked to settle a dispute, and they are believed."""
     spread_by: str = ""
     """Label in which the nodes of a stage must differ, such as `operator`. Empty: nodes are enough."""
     data_dir: Path = Path(".butterfly/coordinator")

@@ -8,6 +8,7 @@ from services.coordinator.domain import blame, lane_book, ledger
 from services.coordinator.domain.lane_book import LaneBook
 from services.coordinator.domain.ledger import Ledger, Release
 from shared.domain import receipt, window_check
+from shared.domain.ids import NodeId
 from shared.domain.receipt import SignedReceipt
 from shared.domain.windows import Window
 from tests.simulation.trial import Trial, Violation, draw_case
@@ -72,7 +73,9 @@ def sink_beyond_the_end(last: SignedReceipt, sink: tuple[str, str], row_end: int
     return window_check.finding(window_check.SINK, last, detail="")
 
 
-def outvoted_by_the_first(answers: blame._Answers, quorum: int) -> list[window_check.Finding]:
+def outvoted_by_the_first(
+    answers: blame._Answers, quorum: int, trusted: frozenset[NodeId]
+) -> list[window_check.Finding]:
     right = next(iter(answers))
     return [
         window_check.finding(window_check.OUTVOTED, signed, detail="")
@@ -109,9 +112,11 @@ BUGS: dict[str, Plant] = {
     "nothing compared": replaced(ledger, "is_same_work", always),
     "whole windows after the end refused": replaced(Ledger, "_windows_of", ended_window_only),
     "windows after a link fault judged": replaced(Ledger, "_may_judge", judged_after_a_link_fault),
-    "nobody outvoted": replaced(blame, "_outvoted", lambda answers, quorum: ()),
+    "nobody outvoted": replaced(blame, "_outvoted", lambda answers, quorum, trusted: ()),
     "outvoted by whoever is first": replaced(blame, "_outvoted", outvoted_by_the_first),
-    "one vote taken for a quorum": replaced(blame, "_outvoted", lambda answers, quorum: ORIGINAL_OUTVOTED(answers, 1)),
+    "one vote taken for a quorum": replaced(
+        blame, "_outvoted", lambda answers, _, trusted: ORIGINAL_OUTVOTED(answers, 1, trusted)
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Who lied, from the receipts of a disputed window and of its replay with a referee lane."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from shared.domain.ids import NodeId
 from shared.domain.receipt import SignedReceipt
@@ -9,6 +9,7 @@ from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, Finding, f
 from shared.domain.windows import Window, WindowSchedule
 
 MARKS_TO_QUARANTINE = 3
+UNDECIDED = "one of several that made different rows of equal ones, and no referee could tell who was right"
 SEVERAL_PARTNERS = "disagreed with several different neighbours"
 
 _Question = tuple[str | int, ...]
@@ -18,21 +19,30 @@ _Answers = dict[str, dict[NodeId, SignedReceipt]]
 
 
 def convict(
-    first_try: Sequence[SignedReceipt], second_try: Sequence[Sequence[SignedReceipt]], quorum: int
+    first_try: Sequence[SignedReceipt],
+    second_try: Sequence[Sequence[SignedReceipt]],
+    quorum: int,
+    trusted: Set[NodeId] = frozenset(),
 ) -> tuple[Finding, ...]:
     """The guilty, with one finding each: rule 6 for whoever made other rows of equal ones than `quorum` nodes did, rule
     2 for whoever made two different things of them. Nobody may be: then the session needs a second try, or after it the
     neighbours of a link fault get a mark (`PairMarks`).
 
     `first_try`: receipts of the dispute, empty if `second_try` is the first; `second_try`: by lane, also of lanes that
-    agreed. `quorum`: f+1, so that one of them is honest.
+    agreed. `quorum`: f+1, so that one of them is honest. `trusted`: nodes whose word counts for as many.
     """
     receipts = [*first_try, *(receipt for lane in second_try for receipt in lane)]
     guilty: dict[NodeId, Finding] = {}
     for answers in _answers(receipts).values():
-        for found in (*_turncoats(answers), *_outvoted(answers, quorum)):
+        for found in (*_turncoats(answers), *_outvoted(answers, quorum, trusted)):
             guilty.setdefault(found.receipts[-1].receipt.node_id, found)
     return tuple(guilty.values())
+
+
+def undecided(receipts: Sequence[SignedReceipt]) -> tuple[NodeId, ...]:
+    """Nodes that made different rows of equal ones: when nobody could be convicted, the honest are among them."""
+    parted = [answers for answers in _answers(receipts).values() if len(answers) > 1]
+    return tuple(sorted({node for answers in parted for signers in answers.values() for node in signers}))
 
 
 def pair_of(fault: Finding) -> tuple[NodeId, NodeId]:
@@ -99,8 +109,10 @@ def _turncoats(answers: _Answers) -> Iterator[Finding]:
                     yield finding(CONTRADICTION, others[node], signed, detail="two results for equal rows")
 
 
-def _outvoted(answers: _Answers, quorum: int) -> Iterator[Finding]:
-    winners = [above for above, signers in answers.items() if quorum and len(signers) >= quorum]
+def _outvoted(answers: _Answers, quorum: int, trusted: Set[NodeId]) -> Iterator[Finding]:
+    winners = [above for above, signers in answers.items() if signers.keys() & trusted]
+    if not winners:
+        winners = [above for above, signers in answers.items() if quorum and len(signers) >= quorum]
     if len(winners) != 1:
         return
     right = answers[winners[0]]

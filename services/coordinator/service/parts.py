@@ -47,6 +47,8 @@ class Parts:
     """The coordinator's: signs orders and commits."""
     windows: WindowSizes
     pair_marks: PairMarks
+    trusted: frozenset[NodeId]
+    """The operator's own: their word settles a dispute."""
     lane_rules: LaneRules
     shuffled: Callable[[Sequence[NodeId]], Sequence[NodeId]]
     """In an order that nobody can guess: who audits is drawn with it."""

@@ -54,10 +54,11 @@ class Seats:
         most = min(len(self._session.seats), len(nodes))
         return range(most, 0, -1) if self._session.apart else (most,)
 
-    def wanted(self, *, with_referees: bool, nodes: Sequence[Member]) -> Seating:
-        """What the next plan of this session has to keep. With referees the seats in dispute stay as they are, if their
+    def wanted(self, *, dispute: FirstTry | None, nodes: Sequence[Member]) -> Seating:
+        """What the next plan of this session has to keep. With a dispute to decide the seats stay as they are, if their
         nodes are there, so that every node is asked the same again."""
         session, task = self._session, self._session.task
+        with_referees = dispute is not None
         is_audit = task.verification is Verification.AUDIT and task.max_byzantine > 0
         present = {member.node_id for member in nodes}
         stays = with_referees and not session.apart and present.issuperset(session.nodes)
@@ -69,6 +70,8 @@ class Seats:
             max_byzantine=task.max_byzantine if session.is_verified else 0,
             with_referee=with_referees and is_audit and mode is Verification.AUDIT,
             is_recovery=True,
+            referees=tuple(sorted(self._parts.trusted)) if with_referees else (),
+            disputed_stage=dispute.stage if dispute else None,
             apart=tuple(sorted(session.apart)),
             keep=session.plan.lanes[: session.num_lanes] if stays and session.plan else (),
         )

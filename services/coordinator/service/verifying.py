@@ -6,9 +6,9 @@ The ledger decides; here it is done. In mode `none` drafts are committed elsewhe
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from services.coordinator.domain.blame import SEVERAL_PARTNERS, convict, pair_of
+from services.coordinator.domain.blame import SEVERAL_PARTNERS, UNDECIDED, convict, pair_of, undecided
 from services.coordinator.domain.drafts import check_records
 from services.coordinator.domain.evidence import make_evidence
 from services.coordinator.domain.faults import FaultKind
@@ -46,6 +46,8 @@ class FirstTry:
     """Between neighbours, if that was it."""
     ids: tuple[int, ...]
     """At the window's rows."""
+    stage: int | None
+    """Where lanes parted, if they did."""
 
 
 class Verifying:
@@ -272,14 +274,20 @@ class Verifying:
         """Convict who is guilty by what is known; else have the window replayed with referees. No dispute is repeated a
         second time: then the neighbours that disagree get a mark."""
         first = self._first_try
-        findings = convict(first.receipts if first else (), _by_lane(dispute.receipts), self._session.quorum)
+        findings = convict(
+            first.receipts if first else (), _by_lane(dispute.receipts), self._session.quorum, self._parts.trusted
+        )
         if findings:
             await self._convict(findings, dispute.receipts)
             return
         detail = dispute.fault.detail if dispute.fault else f"stage {dispute.stage} has two results"
         suspect = None
         if first is None:
-            self._dispute = FirstTry(dispute.window, dispute.receipts, dispute.fault, dispute.ids)
+            self._dispute = FirstTry(dispute.window, dispute.receipts, dispute.fault, dispute.ids, dispute.stage)
+        elif dispute.fault is None and (parted := undecided((*first.receipts, *dispute.receipts))):
+            for node_id in parted:
+                await self._parts.members.set_aside(node_id, UNDECIDED)
+            self._dispute = replace(first, receipts=(*first.receipts, *dispute.receipts))  # for other referees
         else:
             self._first_try = None
             suspect = await self._mark(dispute.fault or first.fault)

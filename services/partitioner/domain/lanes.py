@@ -59,6 +59,8 @@ class _Search:
         self._excluded = frozenset(seating.excluded)
         self._apart = frozenset(pair for a, b in seating.apart for pair in ((a, b), (b, a)))
         self._index = {room.node.node_id: index for index, room in enumerate(rooms)}
+        self._referees = frozenset(seating.referees)
+        self._disputed = (self._num_lanes - 1 if seating.with_referee else None, seating.disputed_stage)
         self._seats: dict[_Place, int] = {}
         self._held_bytes: Counter[int] = Counter()
         self._busy_s: defaultdict[int, float] = defaultdict(float)
@@ -118,8 +120,17 @@ class _Search:
             chosen = [self._index[self._fixed[lane].partitions[stage].node_id]]
         else:
             guess = self._rotated(lane, stage)
-            chosen = sorted(self._candidates[stage], key=lambda index: (index != guess, *self._merit(index, stage)))
+            chosen = sorted(
+                self._candidates[stage],
+                key=lambda index: (self._rank(index, place), index != guess, *self._merit(index, stage)),
+            )
         return (index for index in chosen if self._fits(index, lane, stage))
+
+    def _rank(self, index: int, place: _Place) -> int:
+        """Whom the operator trusts comes first where a dispute is settled, and last elsewhere in that lane."""
+        if place[0] != self._disputed[0] or self._rooms[index].node.node_id not in self._referees:
+            return 1
+        return 0 if place == self._disputed else 2
 
     def _rotated(self, lane: int, stage: int) -> int | None:
         if not self._fixed or len(self._layers) != len(self._rooms):

@@ -105,6 +105,7 @@ class Coordinator:
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=pair_marks,
+            trusted=frozenset(),
             lane_rules=LaneRules(),
             shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
             link_secret=b"cluster",

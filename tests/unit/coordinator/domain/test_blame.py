@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again
+from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again, undecided
 from shared.domain.ids import Epoch, TaskId
 from shared.domain.receipt import Receipt, SignedReceipt, sign_receipt
 from shared.domain.signing import SigningKey
@@ -94,3 +94,22 @@ def test_a_disputed_window_is_computed_again_as_it_was_ended() -> None:
     assert same_window_again(schedule, schedule.window(0)).window(0) == Window(0, 0, 5)
     ended = schedule.window(2).closed_at(22)
     assert same_window_again(schedule, ended).window(2) == ended == Window(2, 15, 22)
+
+
+def test_a_trusted_referee_that_differs_from_both_sides_convicts_both() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    second = [[said(0, B, epoch=2)], [said(1, C, epoch=2, lane=1)], [said(2, D, epoch=2, lane=2)]]
+    found = convict(first, second, 2, trusted={KEYS[2].node_id})
+    assert {(each.rule, each.node_id) for each in found} == {
+        (OUTVOTED, KEYS[0].node_id),
+        (OUTVOTED, KEYS[1].node_id),
+    }
+
+
+def test_three_results_without_a_trusted_referee_convict_nobody_and_all_three_are_under_doubt() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    second = [[said(0, B, epoch=2)], [said(1, C, epoch=2, lane=1)], [said(2, D, epoch=2, lane=2)]]
+    assert convict(first, second, 2) == ()
+    everything = [*first, *(receipt for lane in second for receipt in lane)]
+    assert set(undecided(everything)) == {KEYS[index].node_id for index in range(3)}
+    assert undecided([said(0, B), said(1, B, lane=1)]) == ()

@@ -118,6 +118,18 @@ def test_a_referee_lane_joins_lanes_that_stay_as_they_are() -> None:
     assert again.spare == 0
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("trusted", ["f", "g"])
+def test_a_referee_is_whom_the_operator_trusts_where_that_is_possible(stage: int, trusted: str) -> None:
+    nodes = tuple(node(name) for name in "abcdefg")
+    plan = planned(nodes)
+    seating = replace(RECOVERY, with_referee=True, keep=plan.lanes, disputed_stage=stage)
+    again = planned(nodes, replace(seating, referees=(NodeId(trusted),)))
+    assert again.lanes[:2] == plan.lanes
+    is_free = trusted not in {lane.partitions[stage].node_id for lane in plan.lanes}
+    assert (again.lanes[2].partitions[stage].node_id == trusted) is is_free
+
+
 def test_what_keeps_seats_apart_does_not_move_lanes_that_stay() -> None:
     plan = planned(FOUR, num_stages=3)
     apart, excluded = ((NodeId("a"), NodeId("b")),), ((2, NodeId("b")),)
