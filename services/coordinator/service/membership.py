@@ -60,6 +60,8 @@ class Member:
     public_key: bytes
     """Ed25519. Checked: the node id is its hash."""
     address: str
+    joined_at: str
+    """URL at which it reaches this coordinator."""
     boot_id: str
     token_hash: bytes
     worker: Worker
@@ -141,7 +143,7 @@ class Membership(MembershipInterface):
         check_capability(node.capability)
         check_address(node.address)
         node_id, public_key = node.capability.node_id, bytes.fromhex(node.public_key)
-        check_proof(
+        joined_at = check_proof(
             node.proof.signed(),
             node_id=node_id,
             public_key=public_key,
@@ -161,6 +163,7 @@ class Membership(MembershipInterface):
             capability=node.capability,
             public_key=public_key,
             address=node.address,
+            joined_at=joined_at,
             boot_id=node.boot_id,
             token_hash=_hash(node_token),
             worker=self._workers.connect(node_id, node.address, boot_id=node.boot_id, token=coordinator_token),

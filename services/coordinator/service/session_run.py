@@ -270,7 +270,9 @@ class SessionRun:
                     session.task.model_id,
                     [member.capability for member in nodes],
                     num_stages=num_stages,
-                    seating=self._seats.wanted(with_referees=self._dispute is not None, nodes=nodes),
+                    seating=self._seats.wanted(
+                        with_referees=self._dispute is not None, nodes=nodes, num_stages=num_stages
+                    ),
                 )
                 await persist(self._parts, session, lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
             except ContextLengthExceeded as error:

@@ -152,11 +152,18 @@ class Sessions(SessionsInterface):
             run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
 
     def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> None:
-        """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused."""
+        """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused. `peer` may
+        stand for a link that goes through this coordinator."""
+        now_s = self._parts.clock.now_s()
+        relayed = self._parts.relays.beyond(peer, sender)
+        if relayed is not None:
+            task_id, other = relayed
+            self.get(task_id).lose(FaultKind.LINK, reason, between=(sender, other), now_s=now_s)
+            return
         earlier, later = (sender, peer) if outgoing else (peer, sender)
         for run in list(self._runs.values()):
             if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes):
-                run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+                run.session.lose(FaultKind.LINK, reason, between=(sender, peer), now_s=now_s)
 
     # --- as a watcher of the membership
 

@@ -13,6 +13,7 @@ from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
+from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
 from shared.contracts.coordinator import OpenSession
@@ -27,6 +28,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.events import RecordingPublisher
 from tests.fakes.evidence import MemoryEvidenceStore
 from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, N1, N2, N3, capability, registration
+from tests.fakes.links import FakeLinks
 from tests.fakes.partitioner import FakePartitioner, even_plan
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.standings import MemoryStandings
@@ -66,6 +68,7 @@ class Coordinator:
         self.positions: dict[str, tuple[SessionPosition, ...]] = {}
         self.loaded: dict[str, tuple[StageRef, ...]] = {}
         self._secrets = iter(range(1_000_000))
+        self.links = FakeLinks()
         slots = SlotLedger()
         self.members = Membership(
             terms=Terms(
@@ -84,9 +87,10 @@ class Coordinator:
             events=self.events,
             clock=self.clock,
             tasks=self.tasks,
-            new_token=lambda: f"secret-{next(self._secrets)}",
+            new_token=self._secret,
         )
         self.committer = Committer(registry=self.registry, events=self.events)
+        self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret)
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,
@@ -101,6 +105,7 @@ class Coordinator:
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=PairMarks(),
+            relays=self.relays,
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
@@ -116,6 +121,9 @@ class Coordinator:
             members=self.members, sessions=self.sessions, committer=self.committer, clock=self.clock
         )
         self.placements = Placements(self.members)
+
+    def _secret(self) -> str:
+        return f"secret-{next(self._secrets)}"
 
     async def start(self, nodes: Sequence[str] = NODES) -> "Coordinator":
         self.tasks.loop("commit", self.committer.run_once)
