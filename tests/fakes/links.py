@@ -23,6 +23,10 @@ class FakeLinks(Links):
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.frames) >= num_frames)
 
+    async def all_ended(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.ended == len(self.opened))
+
     async def carry(self, node_id: NodeId, address: str, token: str, chunks: AsyncIterator[bytes]) -> None:
         if self.is_away:
             raise PeerUnavailable(f"{node_id} cannot be reached")
@@ -32,4 +36,6 @@ class FakeLinks(Links):
             async with self._changed:
                 self.frames += reader.feed(chunk)
                 self._changed.notify_all()
-        self.ended += 1
+        async with self._changed:
+            self.ended += 1
+            self._changed.notify_all()
