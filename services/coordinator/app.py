@@ -8,13 +8,20 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from services.coordinator.clients.http_links import HttpLinks
 from services.coordinator.clients.http_partitioner import HttpPartitioner
 from services.coordinator.clients.http_workers import HttpWorkers
 from services.coordinator.domain.blame import PairMarks
 from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
-from services.coordinator.routes import PUBLIC_PATHS, build_evidence_router, build_nodes_router, build_router
+from services.coordinator.routes import (
+    PUBLIC_PATHS,
+    build_evidence_router,
+    build_links_router,
+    build_nodes_router,
+    build_router,
+)
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.evidence_shelf import EvidenceShelf
 from services.coordinator.service.membership import Membership, Terms
@@ -22,6 +29,7 @@ from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
+from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
@@ -64,6 +72,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
     )
+    relays = Relays(links=HttpLinks(telemetry.peers), tasks=tasks, new_token=lambda: secrets.token_urlsafe(32))
     committer = Committer(registry=registry, events=telemetry.events)
     evidence = RedisEvidenceStore(clients.commands)
     pair_marks = PairMarks()
@@ -83,6 +92,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
         ),
         pair_marks=pair_marks,
+        relays=relays,
         trusted=frozenset(map(NodeId, coordination.trusted_nodes)),
         lane_rules=LaneRules(spread_by=coordination.spread_by, always_blind=coordination.require_blind == "always"),
         shuffled=lambda nodes: random.SystemRandom().sample(nodes, len(nodes)),
@@ -99,12 +109,18 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     members.watch(sessions)
     messages = Messages(members=members, sessions=sessions, committer=committer, pair_marks=pair_marks, clock=clock)
 
+    async def close_links_when_told() -> None:
+        """The server waits for them before the lifespan ends."""
+        await draining.wait()
+        relays.close_all()
+
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         async with telemetry.running():
             tasks.loop("commit", committer.run_once)
             tasks.loop("watch", sessions.watch_once)
             tasks.loop("adopt", sessions.adopt_once)
+            _ = tasks.start(close_links_when_told(), name="close links when told")
             try:
                 yield
             finally:
@@ -117,13 +133,15 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         routers=[
             build_nodes_router(members),
             build_evidence_router(EvidenceShelf(evidence)),
+            build_links_router(relays),
             build_router(sessions, Placements(members), messages),
         ],
         lifespan=lifespan,
         readiness={"registry": registry.ping, "partitioner": partitioner_client.check},
         service_token=config.security.service_token.get_secret_value(),
         public_paths=PUBLIC_PATHS,
-        body_limits={"/messages": MESSAGE_BYTES, "/nodes": NODE_BYTES},
+        body_limits={"/messages": MESSAGE_BYTES, "/nodes": NODE_BYTES, "/links": None},
+        stream_paths=("/links",),
         clock=clock,
         registry=telemetry.registry,
         draining=draining,

@@ -1,7 +1,8 @@
-"""What the coordinator needs from outside: its workers, and the partitioner. (The registry: `shared.registry.base`.)"""
+"""What the coordinator needs from outside: its workers, links to them, stores, and the partitioner. (The registry:
+`shared.registry.base`.)"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from services.coordinator.domain.standing import Standing
 from services.coordinator.domain.token_table import TokenTable
@@ -54,6 +55,16 @@ class Workers(ABC):
     @abstractmethod
     async def forget(self, node_id: NodeId) -> None:
         """The node is gone: close its connections."""
+
+
+class Links(ABC):
+    @abstractmethod
+    async def carry(self, node_id: NodeId, address: str, token: str, chunks: AsyncIterator[bytes]) -> None:
+        """Send `chunks` to a worker in one long request, as one of its neighbours would; `token` is the link's bearer.
+
+        Returns when `chunks` ended and the worker took them all. Raises `PeerUnavailable`, `CircuitOpen`, or what the
+        worker answered.
+        """
 
 
 class Standings(ABC):

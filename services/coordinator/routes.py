@@ -1,9 +1,10 @@
 """HTTP of the coordinator: parse, call, answer.
 
-Workers reach `POST /nodes` (join token) and `POST /messages` (node token); all else needs the service token.
+Workers reach `POST /nodes` (join token), `POST /messages` (node token) and `POST /links` (link token); all else needs
+the service token.
 """
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from services.coordinator.service.interfaces import (
     MembershipInterface,
     MessagesInterface,
     PlacementsInterface,
+    RelaysInterface,
     SessionsInterface,
 )
 from shared.contracts.base import Empty
@@ -29,8 +31,9 @@ from shared.contracts.coordinator import (
 from shared.contracts.messages import Ack, to_coordinator
 from shared.domain.errors import WrongServiceToken
 from shared.domain.ids import NodeId, TaskId
+from shared.runtime.body import until_broken
 
-PUBLIC_PATHS = ("/nodes", "/messages")
+PUBLIC_PATHS = ("/nodes", "/messages", "/links")
 BEARER = "bearer "
 BY_OPERATOR = QuarantineNode()
 
@@ -101,6 +104,17 @@ def build_evidence_router(evidence: EvidenceInterface) -> APIRouter:
     async def find(evidence_id: str) -> dict[str, object]:
         return dict(await evidence.find(evidence_id))
 
+    return router
+
+
+def build_links_router(relays: RelaysInterface) -> APIRouter:
+    router = APIRouter()
+
+    async def take_link(request: Request) -> Response:
+        await relays.receive(bearer_of(request), until_broken(request))
+        return Response(status_code=204)
+
+    router.add_route("/links", take_link, methods=["POST"])
     return router
 
 

@@ -1,9 +1,8 @@
 """HTTP of the worker: messages from the coordinator, links from the stages before, its state."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from services.worker.service.incoming_links import IncomingLinks
@@ -11,6 +10,7 @@ from services.worker.service.state import StateReader, WorkerState
 from shared.contracts.messages import Ack, AnyToWorker, ToWorker
 from shared.domain.errors import InvalidCredentials
 from shared.domain.message_router import MessageRouter
+from shared.runtime.body import until_broken
 
 Commands = MessageRouter[None, AnyToWorker, Ack]
 
@@ -32,7 +32,7 @@ def build_router(
         return state.read()
 
     async def take_link(request: Request) -> Response:
-        await links.receive(_bearer(request), _until_broken(request))
+        await links.receive(_bearer(request), until_broken(request))
         return Response(status_code=204)
 
     router.add_route("/links", take_link, methods=["POST"])
@@ -42,12 +42,3 @@ def build_router(
 def _bearer(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" else ""
-
-
-async def _until_broken(request: Request) -> AsyncIterator[bytes]:
-    """The body's chunks; a connection that breaks ends them."""
-    try:
-        async for chunk in request.stream():
-            yield chunk
-    except ClientDisconnect:
-        return

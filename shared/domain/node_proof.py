@@ -23,8 +23,8 @@ def check_proof(
     address: str,
     boot_id: str,
     coordinators: Collection[str],
-) -> None:
-    """`coordinators`: all URLs of the coordinator that checks.
+) -> str:
+    """Where the node joins: one of `coordinators`, all URLs of the coordinator that checks.
 
     Raises `InvalidInput` when the node, its key and its proof do not belong together or the proof is meant for another
     coordinator, `InvalidCredentials` when somebody else signed it.
@@ -43,6 +43,7 @@ def check_proof(
             " there, or add the other URL to coordination.join_urls",
             param="proof",
         )
+    return coordinator.rstrip("/")
 
 
 def _statement(node_id: NodeId, address: str, boot_id: str, coordinator: str) -> dict[str, str | int]:

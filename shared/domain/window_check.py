@@ -14,7 +14,7 @@ from shared.domain.ids import NodeId
 from shared.domain.receipt import Assignment, Receipt, SignedReceipt
 from shared.domain.windows import Window
 
-LINK, DOUBLE_SIGNED, CONTRADICTION, SOURCE, SINK, OUTVOTED = 0, 1, 2, 3, 4, 6
+LINK, DOUBLE_SIGNED, CONTRADICTION, SOURCE, SINK, RELAY, OUTVOTED = 0, 1, 2, 3, 4, 5, 6
 """Numbers of the rules; a link fault is nobody's guilt."""
 
 Statement = tuple[int, str, str]

@@ -24,7 +24,13 @@ def create_app(config: Config) -> FastAPI:
     honest = llama_loader(config, library, clock)
     loader = honest if attack.fault is None else FaultyLoader(honest, attack.fault)
     return assemble(
-        config, loader=loader, numerics_class=library.build_class, clock=clock, make_signer=attack.make_signer
+        config,
+        loader=loader,
+        numerics_class=library.build_class,
+        clock=clock,
+        make_signer=attack.make_signer,
+        make_carrier=attack.make_carrier,
+        make_coordinator=attack.make_coordinator,
     )
 
 

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from shared.contracts.messages import (
     Draft,
     DraftTokens,
@@ -44,17 +46,23 @@ def true_tokens(prompt_ids: Sequence[int], count: int, *, num_layers: int = 6) -
     return ids[len(prompt_ids) :]
 
 
+def _row(data: bytes) -> bytes:
+    """float32 [64], from 0 to 255."""
+    return np.frombuffer(hashlib.blake2b(data).digest(), np.uint8).astype("<f4").tobytes()
+
+
 def _embed(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(b"".join(map(id_bytes, ids)), digest_size=8).digest()
+    return _row(b"".join(map(id_bytes, ids)))
 
 
 def _through(row: bytes, start: int, end: int) -> bytes:
     for layer in range(start, end):
-        row = hashlib.blake2b(row + bytes([layer]), digest_size=8).digest()
+        row = _row(row + bytes([layer]))
     return row
 
 
-def _record(row: bytes) -> TokenRecord:
+def _record(hidden: bytes) -> TokenRecord:
+    row = hashlib.blake2b(hidden, digest_size=4).digest()
     return TokenRecord(token_id=1 + row[0] % 200, logit=row[1] / 2, other_id=row[2] % 200, other_logit=row[3] / 4)
 
 
@@ -68,9 +76,15 @@ class Conduct:
 
     make: Distort = honest
     """What a seat makes of a row, and signs and sends."""
+    send: Distort = honest
+    """What it sends on in place of that."""
     read: Distort = honest
     """What a seat says that it was sent."""
     show: Show = frank
+
+
+Relayed = Callable[["SigningSeat", int, bytes], Awaitable[bool]]
+"""Seat, row and its bytes, for rows that are sent to the coordinator -> whether the lane goes on."""
 
 
 class SigningSeat:
@@ -136,15 +150,20 @@ class SigningLane:
     """One pipeline in one epoch, run as far as it may go by whoever calls `pump`."""
 
     def __init__(
-        self, seats: Sequence[SigningSeat], *, conduct: Conduct, is_mute: Callable[[Assignment], bool]
+        self,
+        seats: Sequence[SigningSeat],
+        *,
+        conduct: Conduct,
+        is_mute: Callable[[Assignment], bool],
+        relayed: Relayed,
     ) -> None:
-        self.seats, self._conduct, self._is_mute = list(seats), conduct, is_mute
+        self.seats, self._conduct, self._is_mute, self._relayed = list(seats), conduct, is_mute, relayed
         first = seats[0]
         self.lane, self._order, seat = first.seat.lane, first.order, first.seat
         self.ids = list(self._order.prefix_ids)
         self.num_prefix = len(self.ids)
         self.row = 0
-        self.ended = False
+        self.ended = self._is_stuck = False
         self.sealed_at: int | None = None
         self._schedule = WindowSchedule(
             seat.num_prompt, seat.first_window, seat.first_row, seat.checkpoint_interval, seat.window_checkpoints
@@ -176,7 +195,7 @@ class SigningLane:
             await self._run_row(post)
 
     def _may_run(self) -> bool:
-        if self.row >= len(self.ids) or self.ended:
+        if self.row >= len(self.ids) or self.ended or self._is_stuck:
             return False
         ahead = self._order.max_windows_ahead
         if ahead == 0 or self.row < self._first_row:
@@ -192,6 +211,10 @@ class SigningLane:
             hidden = data = self._conduct.make(seat.seat, self.row, hidden)
             if not seat.is_last:
                 seat.above.extend([data])
+                hidden = data = self._conduct.send(seat.seat, self.row, data)
+                if not await self._relayed(seat, self.row, data):
+                    self._is_stuck = True
+                    return
         last = self.seats[-1]
         first_record = max(self._first_row, last.seat.num_prompt - 1)
         self.row += 1

@@ -13,6 +13,8 @@ class Kind(StrEnum):
     SKIPPED_ROW = "leaves a row out and goes on"
     POISONED_PREFIX = "replays a committed row wrongly"
     EQUIVOCATES = "signs the right row and sends another"
+    HIDES = "signs the right row and sends another, but not over a link that the coordinator carries"
+    WITHHOLDS = "signs the right row and sends another, and none over a link that the coordinator carries"
     SIGNS_OTHER = "sends the right row and signs another"
     INPUT_LIE = "signs another input than it got"
     OTHER_IDS = "runs and signs other ids than it was given"
@@ -58,9 +60,9 @@ class Attack:
         return (epoch, lane, stage, window) == (1, self.lane, self.stage, self.window)
 
 
-def fate_of(kind: Kind, *, is_given: bool, is_last: bool, stage: int) -> Fate:
+def fate_of(kind: Kind, *, is_given: bool, is_last: bool, stage: int, persistent: bool) -> Fate:
     """What an audited session has to make of an attack at such a seat, at the least. is_given: the coordinator gave
-    the lane its ids."""
+    the lane its ids. persistent: it is made again when the link is witnessed."""
     is_alone = stage == 0 and is_last
     match kind:
         case (
@@ -75,12 +77,18 @@ def fate_of(kind: Kind, *, is_given: bool, is_last: bool, stage: int) -> Fate:
             | Kind.BAD_FIELD
         ):
             return Fate.CONVICTED
-        case Kind.EQUIVOCATES | Kind.GUESSES_ALL if is_last:
+        case Kind.EQUIVOCATES | Kind.HIDES | Kind.WITHHOLDS | Kind.GUESSES_ALL if is_last:
+            return Fate.CONVICTED
+        case Kind.EQUIVOCATES if persistent:
+            return Fate.CONVICTED
+        case Kind.INPUT_LIE | Kind.GUESSES_ALL if persistent and stage > 0:
             return Fate.CONVICTED
         case Kind.INPUT_LIE | Kind.OTHER_IDS | Kind.GUESSES_ALL if stage == 0 and is_given:
             return Fate.CONVICTED
         case Kind.INPUT_LIE | Kind.OTHER_IDS | Kind.RING_LIE if is_alone:
             return Fate.CONVICTED
+        case Kind.HIDES | Kind.WITHHOLDS:
+            return Fate.MARKED
         case Kind.EQUIVOCATES | Kind.INPUT_LIE | Kind.OTHER_IDS | Kind.GUESSES_ALL | Kind.RING_LIE:
             return Fate.MARKED
         case _:

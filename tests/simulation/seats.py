@@ -7,6 +7,7 @@ from itertools import pairwise
 from random import Random
 
 from services.coordinator.domain.ledger import Release, Seal
+from services.coordinator.domain.witness import Witness
 from services.worker.domain.window_keeper import WindowKeeper
 from shared.domain.chain import id_bytes
 from shared.domain.ids import NodeId
@@ -22,6 +23,8 @@ OF_OUTPUT = {
     Kind.SLIGHTLY_WRONG,
     Kind.POISONED_PREFIX,
     Kind.EQUIVOCATES,
+    Kind.HIDES,
+    Kind.WITHHOLDS,
     Kind.SIGNS_OTHER,
     Kind.SKIPPED_ROW,
 }
@@ -91,6 +94,8 @@ class Seat:
         self.is_last = order.stage == num_stages - 1
         self.next: Seat | None = None
         self.first: Seat | None = None
+        self.witness: Witness | None = None
+        """Of what it sends on, if its link goes through the coordinator."""
         self.inbox: deque[bytes] = deque()
         self._keeper = WindowKeeper(order, order_digest=order_digest, keeps_records=not drafts_tokens)
         self._key, self._attack, self._post, self._rng = key, attack, post, rng
@@ -100,6 +105,7 @@ class Seat:
         self._first_record = max(order.first_row, order.num_prompt - 1)
         self._num_tokens = num_committed
         self._is_over = False
+        self._is_withholding = False
         self._is_mute = False
         """What it makes of the row goes nowhere."""
         self._shown: list[TokenRecord] = []
@@ -151,15 +157,25 @@ class Seat:
         if self._fires(Kind.SLIGHTLY_WRONG, window):
             out = out[:3] + _other_row(out[3:]) if self.is_last else out[:-1] + _other_row(out[-1:])
         signed_out = _other_row(out) if self._fires(Kind.SIGNS_OTHER, window) else out
-        sent = _other_row(out) if self._fires(Kind.EQUIVOCATES, window) else out
+        sent = _other_row(out) if self._sends_other(window) else out
         if self.is_last:
             self._end_row(signed_in, record_of(signed_out), record_of(sent), window)
         else:
             self._keeper.extend([signed_in], outputs=[signed_out])
             assert self.next is not None
-            self.next.inbox.append(sent)
+            if self.witness is not None and self._fires(Kind.WITHHOLDS, window):
+                self._is_withholding = True
+            if not self._is_withholding:
+                if self.witness is not None:
+                    self.witness.take(self._row, [sent])
+                self.next.inbox.append(sent)
         self._row += 1
         self._sign_due()
+
+    def _sends_other(self, window: int) -> bool:
+        if self.witness is None and (self._fires(Kind.HIDES, window) or self._fires(Kind.WITHHOLDS, window)):
+            return True
+        return self._fires(Kind.EQUIVOCATES, window)
 
     def _end_row(self, signed_in: bytes, signed: TokenRecord, shown: TokenRecord, window: int) -> None:
         if self._row < self._first_record:
@@ -263,7 +279,13 @@ class Seat:
         self._done.add((kind, window))
         attack.fired.add(order.epoch)
         attack.fates.add(
-            fate_of(kind, is_given=window == 0 or not self.decodes, is_last=self.is_last, stage=order.stage)
+            fate_of(
+                kind,
+                is_given=window == 0 or not self.decodes,
+                is_last=self.is_last,
+                stage=order.stage,
+                persistent=attack.persistent,
+            )
         )
         return True
 

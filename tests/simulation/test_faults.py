@@ -4,10 +4,12 @@
 """
 
 import os
+from collections import Counter
 from itertools import product
 
 import pytest
 
+from shared.domain.window_check import RELAY, SINK, SOURCE
 from tests.simulation.attacks import Attack, Kind
 from tests.simulation.trial import Case, Trial, draw_case
 
@@ -32,6 +34,34 @@ def test_a_fault_at_every_stage_window_and_lane_meets_its_fate(kind: Kind) -> No
         attack = Attack(kind, lane, stage, window, persistent)
         Trial(long_case(attack, num_stages=3)).run()
         assert attack.fired, (kind, stage, window, lane)
+
+
+@pytest.mark.parametrize(("kind", "stages"), [(Kind.EQUIVOCATES, (0, 1)), (Kind.INPUT_LIE, (1, 2))])
+def test_who_lies_about_a_link_whenever_it_can_is_convicted_by_what_the_coordinator_saw_pass(
+    kind: Kind, stages: tuple[int, ...]
+) -> None:
+    rules: Counter[int] = Counter()
+    for stage, window, lane in product(stages, range(3), range(2)):
+        attack = Attack(kind, lane, stage, window, persistent=True)
+        trial = Trial(long_case(attack, num_stages=3))
+        trial.run()
+        assert attack.node is not None
+        rules[trial.evicted[attack.node].rule] += 1
+    assert set(rules) <= {SOURCE, SINK, RELAY}  # it sits at an end of other lanes as well, and lies there too
+    assert rules[RELAY] > 0
+
+
+@pytest.mark.parametrize("kind", [Kind.EQUIVOCATES, Kind.INPUT_LIE, Kind.HIDES, Kind.WITHHOLDS])
+def test_who_does_not_repeat_a_lie_about_a_link_is_parted_from_its_neighbour_and_nobody_is_convicted(
+    kind: Kind,
+) -> None:
+    persistent = kind in {Kind.HIDES, Kind.WITHHOLDS}
+    for window, lane in product(range(3), range(2)):
+        attack = Attack(kind, lane, 1, window, persistent=persistent)
+        trial = Trial(long_case(attack, num_stages=3))
+        trial.run()
+        assert attack.node in trial.marked or attack.node in trial.evicted
+        assert persistent or not trial.evicted
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 4])

@@ -12,9 +12,11 @@ from random import Random
 
 from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again
 from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal, Seated, Step
+from services.coordinator.domain.witness import Witness, hop_of
 from shared.domain import canonical
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.plan import LayerRange, Partition
 from shared.domain.receipt import RECEIPT, Assignment, SignedReceipt, sign_assignment
 from shared.domain.signing import SigningKey, digest_of
 from shared.domain.task import TokenRecord
@@ -111,6 +113,9 @@ class Trial:
         self._committed: list[TokenRecord] = []
         self._last_window = -1
         self._first_try: Dispute | None = None
+        self._witness: Witness | None = None
+        self._nodes: list[NodeId] = []
+        """In the order of the latest seats."""
         self._marks = PairMarks()
         self._apart: set[frozenset[NodeId]] = set()
         self._absent: set[NodeId] = set()
@@ -150,7 +155,8 @@ class Trial:
         num_lanes = 2 * f + 1 if self.case.quorum or is_replay else f + 1
         schedule = self._schedule()
         truth_sink = self._sink()
-        orders = self._orders(self._seat(num_lanes), schedule)
+        lanes = self._seat(num_lanes)
+        orders = self._orders(lanes, schedule)
         self._ledger = Ledger(
             schedule=schedule,
             lanes=orders,
@@ -170,7 +176,30 @@ class Trial:
         for lane in self._lanes:
             connect(lane)
             lane[0].inbox.extend(prefix if lane[0].decodes else prefix[: schedule.first_row])
+        self._witness = self._watch(lanes)
         return self._play()
+
+    def _watch(self, lanes: Sequence[Sequence[NodeId]]) -> Witness | None:
+        first = self._first_try
+        if first is None or first.fault is None:
+            return None
+        seats = [
+            [Partition(stage, node, LayerRange(stage, stage + 1)) for stage, node in enumerate(lane)] for lane in lanes
+        ]
+        hop = hop_of(first.fault, seats)
+        if hop is None:
+            return None
+        sender = self._lanes[hop.lane][hop.stage - 1]
+        sender.witness = Witness(
+            hop,
+            task_id=sender.order.task_id,
+            epoch=sender.order.epoch,
+            boundary=hop.stage,
+            model_root=MODEL_ROOT,
+            numerics_hash=NUMERICS_HASH,
+            window=first.window,
+        )
+        return sender.witness
 
     def _play(self) -> Outcome:
         num_steps = 0
@@ -278,7 +307,8 @@ class Trial:
     def _settle(self, step: Dispute) -> None:
         self._is_recovering = True
         first, self._first_try = self._first_try, None
-        guilty = convict(first.receipts if first else (), _by_lane(step.receipts), self.case.f + 1)
+        passage = self._witness.passage() if self._witness else None
+        guilty = convict(first.receipts if first else (), _by_lane(step.receipts), self.case.f + 1, passage)
         if guilty:
             self._evict(guilty)
         elif first is None:
@@ -309,7 +339,7 @@ class Trial:
         silent = {
             attack.node
             for attack in self.case.attacks
-            if attack.node and attack.fired and attack.kind in {Kind.SILENT, Kind.REPLAYS_ONLY}
+            if attack.node and attack.fired and attack.kind in {Kind.SILENT, Kind.REPLAYS_ONLY, Kind.WITHHOLDS}
         } - self._absent
         if silent:
             self._absent |= silent
@@ -364,15 +394,19 @@ class Trial:
         return bytes.fromhex(self.truth.value(self.case.num_stages, row))
 
     def _seat(self, num_lanes: int) -> list[list[NodeId]]:
-        """Rotations of a random order; neighbours that fell out are kept apart."""
+        """Rotations of a random order; neighbours that fell out are kept apart. A dispute is repeated on the same seats
+        where that is possible."""
         nodes = [node for node in self._keys if node not in self.evicted and node not in self._absent]
         lanes: list[list[NodeId]] = []
-        for _ in range(200):
+        for number in range(200):
             self._rng.shuffle(nodes)
+            if self._first_try is not None and number == 0 and set(nodes) == set(self._nodes):
+                nodes = list(self._nodes)
             lanes = [[nodes[s - lane] for s in range(self.case.num_stages)] for lane in range(num_lanes)]
             pairs = {frozenset(pair) for lane in lanes for pair in zip(lane, lane[1:] + lane[:1], strict=True)}
             if not pairs & self._apart:
                 break
+        self._nodes = nodes
         if self._epoch == 1:
             for attack in self.case.attacks:
                 attack.node = lanes[attack.lane][attack.stage]

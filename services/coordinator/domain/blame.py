@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 
 from shared.domain.ids import NodeId
+from shared.domain.passage import Passage, check_passage
 from shared.domain.receipt import SignedReceipt
 from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, Finding, finding, statements
 from shared.domain.windows import Window, WindowSchedule
@@ -22,20 +23,28 @@ def convict(
     first_try: Sequence[SignedReceipt],
     second_try: Sequence[Sequence[SignedReceipt]],
     quorum: int,
+    passage: Passage | None = None,
     trusted: Set[NodeId] = frozenset(),
 ) -> tuple[Finding, ...]:
-    """The guilty, with one finding each: rule 6 for whoever made other rows of equal ones than `quorum` nodes did, rule
-    2 for whoever made two different things of them. Nobody may be: then the session needs a second try, or after it the
-    neighbours of a link fault get a mark (`PairMarks`).
+    """The guilty, with one finding each: rule 2 for whoever made two different things of equal rows, rule 5 for whoever
+    sent or claims other rows than passed, rule 6 for whoever made other rows of equal ones than `quorum` nodes did.
+    Nobody may be: then the session needs a second try, or after it the neighbours of a link fault get a mark
+    (`PairMarks`).
 
     `first_try`: receipts of the dispute, empty if `second_try` is the first; `second_try`: by lane, also of lanes that
-    agreed. `quorum`: f+1, so that one of them is honest. `trusted`: nodes whose word counts for as many.
+    agreed. `quorum`: f+1, so that one of them is honest. `passage`: what passed in the second try over the link at
+    fault in the first, if the coordinator carried it. `trusted`: nodes whose word counts for as many.
     """
-    receipts = [*first_try, *(receipt for lane in second_try for receipt in lane)]
+    again = [receipt for lane in second_try for receipt in lane]
+    questions = _answers([*first_try, *again]).values()
+    findings = (
+        *(found for answers in questions for found in _turncoats(answers)),
+        *(check_passage(passage, again) if passage else ()),
+        *(found for answers in questions for found in _outvoted(answers, quorum, trusted)),
+    )
     guilty: dict[NodeId, Finding] = {}
-    for answers in _answers(receipts).values():
-        for found in (*_turncoats(answers), *_outvoted(answers, quorum, trusted)):
-            guilty.setdefault(found.receipts[-1].receipt.node_id, found)
+    for found in findings:
+        guilty.setdefault(found.receipts[-1].receipt.node_id, found)
     return tuple(guilty.values())
 
 

@@ -22,12 +22,14 @@ def make_evidence(
     num_prompt: int,
     first_try: Sequence[SignedReceipt],
     second_try: Sequence[SignedReceipt],
+    passages: Sequence[Signed] = (),
 ) -> tuple[str, EvidenceBody]:
     """Its name, which is a hash of its content, and itself.
 
     `ids`: prompt and drafts; `first_try`, `second_try`: receipts of a dispute and of its repetition, the accused's and
     everybody else's; `orders`: the signed assignments of the epoch; `keys`: the signers'; `key`: the coordinator's. It
-    signs the rest: for rules 3 and 4 it is the witness of what it gave the node, or got from it.
+    signs the rest: for rules 3 and 4 it is the witness of what it gave the node, or got from it. `passages`: what it
+    saw pass over links that it carried itself (`shared.domain.passage`).
     """
     body: dict[str, object] = {
         "v": 1,
@@ -40,6 +42,7 @@ def make_evidence(
         "receipts": [_text(receipt.signed) for receipt in finding.receipts],
         "first_try": [_text(receipt.signed) for receipt in first_try],
         "second_try": [_text(receipt.signed) for receipt in second_try],
+        "passages": [_text(passage) for passage in passages],
         "orders": [_text(order) for order in orders],
         "keys": {node_id: key.hex() for node_id, key in keys.items()},
         "coordinator_key": key.public_key.hex(),

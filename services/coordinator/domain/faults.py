@@ -37,6 +37,8 @@ class Fault:
     """Generated tokens when it happened."""
     suspect: NodeId | None = None
     """The node that the next plan should rather do without; no accusation."""
+    between: tuple[NodeId, NodeId] | None = None
+    """Two nodes that fell out, if that was it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ class GiveUp:
 def kind_of_refusal(code: str) -> FaultKind:
     """What an error means that a worker gives for a seat it holds."""
     return FaultKind.CRASH if code in {EngineFault.code, EngineError.code} else FaultKind.LOAD
+
+
+def suspect_of(faults: Sequence[Fault], one: NodeId, other: NodeId) -> NodeId:
+    """Whom of two nodes that fell out now a plan should rather do without: who fell out more often in this session, and
+    `other` if neither did. One of them reports, so the same one each time would be whom a liar points at."""
+    counts = {node: sum(node in (fault.between or ()) for fault in faults) for node in (one, other)}
+    return one if counts[one] > counts[other] else other
 
 
 def verdict(faults: Sequence[Fault]) -> GiveUp | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.drafts import new_records
-from services.coordinator.domain.faults import Fault, FaultKind
+from services.coordinator.domain.faults import Fault, FaultKind, suspect_of
 from services.coordinator.domain.session_machine import ENDED, RUNNING, SessionEvent, next_phase
 from services.coordinator.domain.stopping import AnswerEnd, Ending
 from services.coordinator.domain.token_table import TokenTable
@@ -275,11 +275,21 @@ class Session:
     def progressed(self, *, now_s: float) -> None:
         self.progress_at_s = now_s
 
-    def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None, now_s: float) -> None:
-        """Some seat cannot go on. Counts once per epoch: whatever follows is a consequence."""
+    def lose(
+        self,
+        kind: FaultKind,
+        reason: str,
+        *,
+        suspect: NodeId | None = None,
+        between: tuple[NodeId, NodeId] | None = None,
+        now_s: float,
+    ) -> None:
+        """Some seat cannot go on. Counts once per epoch: whatever follows is a consequence. `between`: two nodes that
+        fell out, of which one is suspect (`faults.suspect_of`)."""
         if not self.is_running or self.is_complete:
             return
-        self.faults.append(Fault(kind, reason, len(self.records), suspect))
+        suspect = suspect_of(self.faults, *between) if between else suspect
+        self.faults.append(Fault(kind, reason, len(self.records), suspect, between))
         self.lost_at_s = now_s if self.lost_at_s is None else self.lost_at_s
         self.move(SessionEvent.LOSE)
 

@@ -9,6 +9,7 @@ from services.coordinator.domain.pacing import pace
 from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
 from services.coordinator.service.member import Member
+from services.coordinator.service.relays import Detour
 from shared.contracts.messages import Peer, SignedText, StageRef, WorkAssignment
 from shared.domain.chain import class_hash, sampler_hash
 from shared.domain.plan import Partition, PartitionPlan
@@ -51,12 +52,14 @@ class Assigning:
         max_windows_ahead: int,
         key: SigningKey,
         link_secret: bytes,
+        detour: Detour | None,
     ) -> None:
-        """`decoding`: lanes that do; the others run the ids they are given."""
+        """`decoding`: lanes that do; the others run the ids they are given. `detour`: of the witnessed link."""
         self._session, self._plan = session, plan
         self._schedule = schedule
         self._decoding, self._max_windows_ahead = decoding, max_windows_ahead
         self._key, self._link_secret = key, link_secret
+        self._detour = detour
         self._prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
         self._sampler_hash = sampler_hash(session.task.sampler)
         self._ids_chains: dict[str, str] = {}
@@ -84,7 +87,7 @@ class Assigning:
         for stage, (member, public_key) in enumerate(zip(members, public_keys, strict=True)):
             core = self._core(lane, stage, member)
             signed = sign_assignment(self._key, core)
-            previous, following = self._neighbours(members, stage)
+            previous, following = self._neighbours(members, lane, stage)
             is_end = stage in {0, len(members) - 1}
             task = self._session.task
             assignment = WorkAssignment(
@@ -140,15 +143,18 @@ class Assigning:
             sink_start=self.sink_start(numerics_class),
         )
 
-    def _neighbours(self, members: Sequence[Member], stage: int) -> tuple[Peer | None, Peer | None]:
+    def _neighbours(self, members: Sequence[Member], lane: int, stage: int) -> tuple[Peer | None, Peer | None]:
         """Who sends to this seat, and to whom it sends, around the ring of its lane."""
         if len(members) == 1:
             return None, None
-        own, previous, following = members[stage], members[stage - 1], members[(stage + 1) % len(members)]
-        return (
-            self._peer(previous, sender=previous, receiver=own),
-            self._peer(following, sender=own, receiver=following),
-        )
+        own, before, after = members[stage], members[stage - 1], members[(stage + 1) % len(members)]
+        previous = self._peer(before, sender=before, receiver=own)
+        following = self._peer(after, sender=own, receiver=after)
+        if self._detour is not None and self._detour.witness.hop.lane == lane:
+            witnessed = self._detour.witness.hop.stage
+            previous = self._detour.previous if stage == witnessed else previous
+            following = self._detour.next if stage == witnessed - 1 else following
+        return previous, following
 
     def _peer(self, member: Member, *, sender: Member, receiver: Member) -> Peer:
         token = link_token(self._link_secret, sender.node_id, receiver.node_id, receiver_boot=receiver.boot_id)

@@ -1,7 +1,7 @@
 """What the coordinator does for others: the contract of each use case."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from shared.contracts.coordinator import (
     CoordinatorState,
@@ -67,6 +67,17 @@ class MembershipInterface(ABC):
     async def reinstate(self, node_id: NodeId) -> None:
         """End a quarantine or an eviction. Raises `NodeNotFound` (nothing to end), `RegistryUnavailable` (nothing has
         changed)."""
+
+
+class RelaysInterface(ABC):
+    @abstractmethod
+    async def receive(self, token: str, chunks: AsyncIterator[bytes]) -> None:
+        """Take a worker's link and pass on what comes over it, until it ends. `chunks` ends early when the connection
+        breaks.
+
+        Raises `InvalidCredentials` (no session names this token), `ProtocolViolation` (what must not pass),
+        `PeerUnavailable` (silence, or the receiver is gone).
+        """
 
 
 class EvidenceInterface(ABC):

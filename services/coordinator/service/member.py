@@ -35,6 +35,8 @@ class Member:
     public_key: bytes
     """Ed25519. Checked: the node id is its hash."""
     address: str
+    joined_at: str
+    """URL at which it reaches this coordinator."""
     boot_id: str
     token_hash: bytes
     worker: Worker

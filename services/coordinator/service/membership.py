@@ -113,7 +113,7 @@ class Membership(MembershipInterface):
         check_capability(node.capability)
         check_address(node.address)
         node_id, public_key = node.capability.node_id, bytes.fromhex(node.public_key)
-        check_proof(
+        joined_at = check_proof(
             node.proof.signed(),
             node_id=node_id,
             public_key=public_key,
@@ -133,6 +133,7 @@ class Membership(MembershipInterface):
             capability=node.capability,
             public_key=public_key,
             address=node.address,
+            joined_at=joined_at,
             boot_id=node.boot_id,
             token_hash=token_hash(node_token),
             worker=self._workers.connect(node_id, node.address, boot_id=node.boot_id, token=coordinator_token),

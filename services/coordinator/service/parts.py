@@ -13,6 +13,7 @@ from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import EvidenceStore, Partitioner
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership
+from services.coordinator.service.relays import Relays
 from shared.domain.errors import Fenced, NotFound, RegistryUnavailable
 from shared.domain.ids import NodeId
 from shared.domain.signing import SigningKey
@@ -52,6 +53,7 @@ class Parts:
     lane_rules: LaneRules
     shuffled: Callable[[Sequence[NodeId]], Sequence[NodeId]]
     """In an order that nobody can guess: who audits is drawn with it."""
+    relays: Relays
     link_secret: bytes
     """Of this run of the coordinator: later runs make new links."""
 

@@ -9,11 +9,14 @@ from services.coordinator.domain.faults import FaultKind, kind_of_refusal
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.domain.witness import Witness, hop_of
 from services.coordinator.service.assigning import Assigning, SeatOrder
 from services.coordinator.service.member import Member
 from services.coordinator.service.parts import Lost, Parts, persist
+from services.coordinator.service.relays import Detour
 from services.coordinator.service.verifying import FirstTry, Verifying
 from shared.contracts.messages import SessionStart, SessionStop, WorkAssignment
+from shared.domain.chain import class_hash
 from shared.domain.errors import ButterflyError, NoCapacity, NoSlotSpace, PeerUnavailable, ResultExpired
 from shared.domain.ids import NodeId
 from shared.domain.plan import PartitionPlan, Seating
@@ -32,6 +35,7 @@ class Seats:
     def __init__(self, parts: Parts, session: Session) -> None:
         self._parts, self._session = parts, session
         self._orders: tuple[tuple[SeatOrder, ...], ...] = ()
+        self._detour: Detour | None = None
 
     # --- choosing
 
@@ -54,14 +58,14 @@ class Seats:
         most = min(len(self._session.seats), len(nodes))
         return range(most, 0, -1) if self._session.apart else (most,)
 
-    def wanted(self, *, dispute: FirstTry | None, nodes: Sequence[Member]) -> Seating:
+    def wanted(self, *, dispute: FirstTry | None, nodes: Sequence[Member], num_stages: int | None) -> Seating:
         """What the next plan of this session has to keep. With a dispute to decide the seats stay as they are, if their
         nodes are there, so that every node is asked the same again."""
         session, task = self._session, self._session.task
         with_referees = dispute is not None
         is_audit = task.verification is Verification.AUDIT and task.max_byzantine > 0
         present = {member.node_id for member in nodes}
-        stays = with_referees and not session.apart and present.issuperset(session.nodes)
+        stays = with_referees and num_stages == len(session.seats) and present.issuperset(session.nodes)
         mode = task.verification
         if with_referees and is_audit and task.max_byzantine > 1:
             mode = Verification.QUORUM  # one referee is not enough: as many lanes as make the honest ones f + 1
@@ -98,6 +102,7 @@ class Seats:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
         members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
+        self._detour = self._way_round(plan, first_try, members) if first_try is not None else None
         assigning = Assigning(
             session,
             plan,
@@ -106,6 +111,7 @@ class Seats:
             max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
             key=parts.key,
             link_secret=parts.link_secret,
+            detour=self._detour,
         )
         self._orders = tuple(
             assigning.lane(lane, seated, [member.public_key for member in seated])
@@ -129,6 +135,32 @@ class Seats:
             orders=self._orders,
             numerics_class=members[0][0].capability.numerics_class,
             first_try=first_try,
+            witness=self._detour.witness if self._detour else None,
+        )
+
+    def _way_round(
+        self, plan: PartitionPlan, first_try: FirstTry, members: Sequence[Sequence[Member]]
+    ) -> Detour | None:
+        """For the link at fault in the first try, if there is one, it can be repeated and there is room for it."""
+        session = self._session
+        hop = hop_of(first_try.fault, session.lanes) if first_try.fault else None
+        if hop is None:
+            return None
+        sender, receiver = members[hop.lane][hop.stage - 1], members[hop.lane][hop.stage]
+        witness = Witness(
+            hop,
+            task_id=session.task.task_id,
+            epoch=session.epoch,
+            boundary=session.lanes[hop.lane][hop.stage].layers.start,
+            model_root=plan.model_root,
+            numerics_hash=class_hash(receiver.capability.numerics_class),
+            window=first_try.window,
+        )
+        return self._parts.relays.open(
+            witness,
+            own_address=sender.joined_at,
+            receiver_address=receiver.address,
+            width=session.subject.model.n_embd,
         )
 
     async def _schedule(self, receipts: ReceiptStore) -> WindowSchedule:
@@ -229,6 +261,8 @@ class Seats:
         session = self._session
         stop = SessionStop(task_id=session.task.task_id, epoch=session.epoch, reason=reason)
         await asyncio.gather(*(self._stop_node(node_id, stop) for node_id in session.nodes))
+        if self._detour is not None:
+            self._parts.relays.close(self._detour)
         self._parts.slots.release(session)
 
     async def _stop_node(self, node_id: NodeId, stop: SessionStop) -> None:

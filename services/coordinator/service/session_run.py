@@ -297,7 +297,7 @@ class SessionRun:
                     session.task.model_id,
                     [member.capability for member in nodes],
                     num_stages=num_stages,
-                    seating=self._seats.wanted(dispute=self._dispute, nodes=nodes),
+                    seating=self._seats.wanted(dispute=self._dispute, nodes=nodes, num_stages=num_stages),
                 )
                 await persist(self._parts, session, lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
             except ContextLengthExceeded as error:

@@ -153,7 +153,13 @@ class Sessions(SessionsInterface):
 
     def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> bool:
         """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused. Whether
-        there was any."""
+        there was any. `peer` may stand for a link that goes through this coordinator."""
+        now_s = self._parts.clock.now_s()
+        relayed = self._parts.relays.beyond(peer, sender)
+        if relayed is not None:
+            task_id, other = relayed
+            self.get(task_id).lose(FaultKind.LINK, reason, between=(sender, other), now_s=now_s)
+            return True
         earlier, later = (sender, peer) if outgoing else (peer, sender)
         lost = [
             run
@@ -161,7 +167,7 @@ class Sessions(SessionsInterface):
             if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes)
         ]
         for run in lost:
-            run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+            run.session.lose(FaultKind.LINK, reason, between=(sender, peer), now_s=now_s)
         return bool(lost)
 
     # --- as a watcher of the membership

@@ -14,16 +14,18 @@ from services.coordinator.domain.evidence import make_evidence
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal
 from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.domain.witness import Witness
 from services.coordinator.service.assigning import SeatOrder
 from services.coordinator.service.parts import Over, Parts, persist
 from shared.contracts.messages import ReceiptPosted, SealWindow, WindowCommitted, WindowRelease
 from shared.domain.errors import ButterflyError, PeerUnavailable, ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.domain.passage import Passage, sign_passage
 from shared.domain.plan import Partition
 from shared.domain.receipt import SignedReceipt
 from shared.domain.session import SessionPhase
 from shared.domain.signing import Signed
-from shared.domain.window_check import Finding
+from shared.domain.window_check import RELAY, Finding
 from shared.domain.window_entry import WindowEntry, make_entry
 from shared.domain.windows import Window
 from shared.events.catalogue import ConsensusReached, TokensCommitted
@@ -60,12 +62,15 @@ class Verifying:
         orders: Sequence[Sequence[SeatOrder]],
         numerics_class: str,
         first_try: FirstTry | None,
+        witness: Witness | None,
     ) -> None:
-        """`orders`: by lane, then stage; `first_try`: the dispute that this epoch is there to decide."""
+        """`orders`: by lane, then stage; `first_try`: the dispute that this epoch is there to decide; `witness`: of the
+        link that was at fault in it."""
         self._parts, self._session, self._ledger = parts, session, ledger
         self._orders = orders
         self._numerics_class = numerics_class
         self._first_try = first_try
+        self._witness = witness
         self._dispute: FirstTry | None = None
         self._rounds = 2 if any(fault.kind in JUDGED for fault in session.faults[-1:]) else 1
         """Tries that the next window takes."""
@@ -109,8 +114,15 @@ class Verifying:
             reached = [self._posted.get((index, seat.stage), -1) for seat in lane]
             others = max(self._posted.values(), default=-1) if index > 0 else max(reached)
             if min(reached) < others:
-                return lane[reached.index(min(reached))].node_id
-        return None
+                laggard = lane[reached.index(min(reached))].node_id
+                return self._withheld.get(laggard, laggard)
+        return next(iter(self._withheld.values()), None)
+
+    @property
+    def _withheld(self) -> Mapping[NodeId, NodeId]:
+        """Whom the coordinator has not seen sent its rows -> who should send them."""
+        witness = self._witness
+        return {} if witness is None or witness.is_complete else {witness.hop.receiver: witness.hop.sender}
 
     # --- what is to be done
 
@@ -272,50 +284,64 @@ class Verifying:
 
     async def _judge(self, dispute: Dispute) -> None:
         """Convict who is guilty by what is known; else have the window replayed with referees. No dispute is repeated a
-        second time: then the neighbours that disagree get a mark."""
+        second time, and none about a window that is committed: then the neighbours that disagree get a mark."""
         first = self._first_try
+        passage = self._witness.passage() if self._witness else None
         findings = convict(
-            first.receipts if first else (), _by_lane(dispute.receipts), self._session.quorum, self._parts.trusted
+            first.receipts if first else (),
+            _by_lane(dispute.receipts),
+            self._session.quorum,
+            passage,
+            self._parts.trusted,
         )
         if findings:
-            await self._convict(findings, dispute.receipts)
+            await self._convict(findings, dispute.receipts, passage)
             return
         detail = dispute.fault.detail if dispute.fault else f"stage {dispute.stage} has two results"
-        suspect = None
-        if first is None:
+        between: tuple[NodeId, NodeId] | None = None
+        if first is None and not self._is_committed(dispute.window):
             self._dispute = FirstTry(dispute.window, dispute.receipts, dispute.fault, dispute.ids, dispute.stage)
-        elif dispute.fault is None and (parted := undecided((*first.receipts, *dispute.receipts))):
+        elif (
+            first is not None and dispute.fault is None and (parted := undecided((*first.receipts, *dispute.receipts)))
+        ):
             for node_id in parted:
                 await self._parts.members.set_aside(node_id, UNDECIDED)
             self._dispute = replace(first, receipts=(*first.receipts, *dispute.receipts))  # for other referees
         else:
             self._first_try = None
-            suspect = await self._mark(dispute.fault or first.fault)
+            for fault in (first.fault if first else None, dispute.fault):
+                between = await self._mark(fault) or between
         log.warning(
             "window_disputed",
             extra={"task_id": self._session.task.task_id, "window": dispute.window.index, "detail": detail},
         )
-        self._lose(FaultKind.DISPUTE, f"window {dispute.window.index}: {detail}", suspect=suspect)
+        self._lose(FaultKind.DISPUTE, f"window {dispute.window.index}: {detail}", between=between)
 
-    async def _mark(self, fault: Finding | None) -> NodeId | None:
-        """Keep two neighbours apart that disagree; returns the one whom the next plan should rather do without."""
+    def _is_committed(self, window: Window) -> bool:
+        """Lanes that run freely may part from those that agreed after these have committed."""
+        return window.row_end - len(self._session.task.prompt_ids) < self._session.num_verified
+
+    async def _mark(self, fault: Finding | None) -> tuple[NodeId, NodeId] | None:
+        """Keep two neighbours apart that disagree, sender and receiver."""
         if fault is None:
             return None
         sender, receiver = pair_of(fault)
         self._session.apart.add((min(sender, receiver), max(sender, receiver)))
         for node_id in self._parts.pair_marks.add(sender, receiver):
             await self._parts.members.set_aside(node_id, SEVERAL_PARTNERS)
-        return receiver
+        return sender, receiver
 
     async def _convict(
         self,
         findings: Iterable[Finding],
         second_try: Sequence[SignedReceipt],
+        passage: Passage | None = None,
     ) -> None:
         """Keep the proof, then send the guilty away: that also ends every other session of theirs here."""
         parts, session = self._parts, self._session
         first_try = self._first_try.receipts if self._first_try else ()
         self._first_try = None
+        witnessed = (sign_passage(parts.key, passage),) if passage else ()
         for finding in findings:
             node_id = finding.node_id
             if node_id is None:
@@ -329,6 +355,7 @@ class Verifying:
                 num_prompt=len(session.task.prompt_ids),
                 first_try=first_try,
                 second_try=second_try,
+                passages=witnessed if finding.rule == RELAY else (),
             )
             await persist(parts, session, lambda: parts.evidence.put(evidence_id, body))  # noqa: B023  awaited here
             log.warning(
@@ -341,8 +368,16 @@ class Verifying:
 
     # ---
 
-    def _lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None) -> None:
-        self._session.lose(kind, reason[:MAX_REASON], suspect=suspect, now_s=self._parts.clock.now_s())
+    def _lose(
+        self,
+        kind: FaultKind,
+        reason: str,
+        *,
+        suspect: NodeId | None = None,
+        between: tuple[NodeId, NodeId] | None = None,
+    ) -> None:
+        now_s = self._parts.clock.now_s()
+        self._session.lose(kind, reason[:MAX_REASON], suspect=suspect, between=between, now_s=now_s)
 
     def _signed_orders(self) -> tuple[Signed, ...]:
         return tuple(order.seated.order for lane in self._orders for order in lane)

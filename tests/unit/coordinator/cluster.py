@@ -1,6 +1,12 @@
 """Workers that sign, around the coordinator of `harness`: they do what they are told as long as there is anything."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+
 from services.coordinator.domain.session import Session
+from shared.contracts.frame import Frame, FrameKind, Row, encode_frame
 from shared.contracts.messages import (
     DraftTokens,
     ReceiptPosted,
@@ -13,7 +19,7 @@ from shared.contracts.messages import (
 )
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import Epoch, TaskId
-from tests.fakes.identities import COORDINATOR_KEY, KEYS
+from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, KEYS
 from tests.fakes.signing_workers import Conduct, SigningLane, SigningSeat
 from tests.fakes.workers import FakeWorker
 from tests.unit.coordinator.harness import Coordinator
@@ -36,6 +42,11 @@ class Cluster:
         self.lanes: dict[LaneKey, SigningLane] = {}
         self.refusals: list[ButterflyError] = []
         self._heard: dict[FakeWorker, int] = {}
+        self.withholding: set[str] = set()
+        """Nodes that send nothing to the coordinator in place of a neighbour."""
+        self.is_guessing = False
+        """Whether the neighbour signs all the same."""
+        self._links: dict[str, Link] = {}
 
     async def run(self) -> None:
         """Until nobody has anything to do."""
@@ -99,4 +110,41 @@ class Cluster:
             seat = SigningSeat(order, COORDINATOR_KEY.public_key, COORDINATOR_KEY)
             seat.key = KEYS[seat.seat.node_id]
             seats.append(seat)
-        self.lanes[key] = SigningLane(seats, conduct=self.conduct, is_mute=lambda seat: seat.node_id in self.mute)
+        self.lanes[key] = SigningLane(
+            seats, conduct=self.conduct, is_mute=lambda seat: seat.node_id in self.mute, relayed=self._relayed
+        )
+
+    async def _relayed(self, seat: SigningSeat, row: int, data: bytes) -> bool:
+        """Send a row to the coordinator, if that is where the seat's rows go, and see it come out of there."""
+        peer = seat.order.next
+        if peer is None or peer.address != COORDINATOR_URL:
+            return True
+        if seat.seat.node_id in self.withholding:
+            return self.is_guessing
+        link = self._links.get(peer.link_token)
+        if link is None:
+            link = self._links[peer.link_token] = Link(self.coordinator, peer.link_token)
+        links = self.coordinator.links
+        passed = asyncio.ensure_future(links.came(len(links.frames) + 1))
+        hidden = np.frombuffer(data, "<f4")[None]
+        place = Row(seat.seat.task_id, seat.seat.epoch, row)
+        link.send(Frame(FrameKind.PREFILL, seat.seat.lane, seat.seat.stage + 1, rows=(place,), hidden=hidden))
+        await asyncio.wait({passed, link.carrying}, return_when=asyncio.FIRST_COMPLETED)
+        passed.cancel()
+        return True
+
+
+class Link:
+    """A worker's link to the coordinator."""
+
+    def __init__(self, coordinator: Coordinator, token: str) -> None:
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        receiving = coordinator.relays.receive(token, self._chunks())
+        self.carrying = coordinator.tasks.start(receiving, name="link")
+
+    def send(self, frame: Frame) -> None:
+        self._waiting.put_nowait(encode_frame(frame))
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            yield await self._waiting.get()

@@ -15,6 +15,7 @@ from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
+from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
 from shared.contracts.coordinator import OpenSession
@@ -29,6 +30,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.events import RecordingPublisher
 from tests.fakes.evidence import MemoryEvidenceStore
 from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, N1, N2, N3, capability, registration
+from tests.fakes.links import FakeLinks
 from tests.fakes.partitioner import FakePartitioner, even_plan
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.standings import MemoryStandings
@@ -69,6 +71,7 @@ class Coordinator:
         self.loaded: dict[str, tuple[StageRef, ...]] = {}
         self.random = Random(1)
         self._secrets = iter(range(1_000_000))
+        self.links = FakeLinks()
         slots = SlotLedger()
         self.members = Membership(
             terms=Terms(
@@ -87,10 +90,11 @@ class Coordinator:
             events=self.events,
             clock=self.clock,
             tasks=self.tasks,
-            new_token=lambda: f"secret-{next(self._secrets)}",
+            new_token=self._secret,
         )
         self.committer = Committer(registry=self.registry, events=self.events)
         pair_marks = PairMarks()
+        self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret)
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,
@@ -105,6 +109,7 @@ class Coordinator:
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=pair_marks,
+            relays=self.relays,
             trusted=frozenset(),
             lane_rules=LaneRules(),
             shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
@@ -127,6 +132,9 @@ class Coordinator:
             clock=self.clock,
         )
         self.placements = Placements(self.members)
+
+    def _secret(self) -> str:
+        return f"secret-{next(self._secrets)}"
 
     async def start(self, nodes: Sequence[str] = NODES) -> "Coordinator":
         self.tasks.loop("commit", self.committer.run_once)

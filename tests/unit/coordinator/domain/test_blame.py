@@ -3,10 +3,12 @@ from dataclasses import replace
 import pytest
 
 from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again, undecided
+from services.coordinator.domain.faults import Fault, FaultKind, suspect_of
 from shared.domain.ids import Epoch, TaskId
+from shared.domain.passage import Passage
 from shared.domain.receipt import Receipt, SignedReceipt, sign_receipt
 from shared.domain.signing import SigningKey
-from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, SOURCE, finding
+from shared.domain.window_check import CONTRADICTION, LINK, OUTVOTED, RELAY, SOURCE, finding
 from shared.domain.windows import Window, WindowSchedule
 
 KEYS = [SigningKey(bytes([index]) * 32) for index in range(1, 6)]
@@ -113,3 +115,61 @@ def test_three_results_without_a_trusted_referee_convict_nobody_and_all_three_ar
     everything = [*first, *(receipt for lane in second for receipt in lane)]
     assert set(undecided(everything)) == {KEYS[index].node_id for index in range(3)}
     assert undecided([said(0, B), said(1, B, lane=1)]) == ()
+
+
+def passage(start: str, end: str, *, row_end: int = 8) -> Passage:
+    """What passed in epoch 2 from node 0 (stage 1 of lane 0) to node 1."""
+    return Passage(
+        v=1,
+        task_id=TaskId("task"),
+        choice=0,
+        epoch=Epoch(2),
+        lane=0,
+        stage=2,
+        boundary=2,
+        model_root=A,
+        numerics_hash=A,
+        sender=KEYS[0].node_id,
+        receiver=KEYS[1].node_id,
+        row_start=min(4, row_end),
+        row_end=row_end,
+        start_digest=start,
+        end_digest=end,
+    )
+
+
+def heard(below: str) -> SignedReceipt:
+    """The receiver's word on what it got in epoch 2."""
+    body = replace(said(1, C, below=below, epoch=2).receipt, stage=2)
+    return sign_receipt(KEYS[1], body)
+
+
+def test_who_signs_another_chain_than_passed_is_convicted() -> None:
+    sent, got = said(0, B, epoch=2), heard(B)
+    assert convict((), [[sent, got]], 2, passage(D, B)) == ()
+    (found,) = convict((), [[said(0, C, epoch=2), got]], 2, passage(D, B))
+    assert (found.rule, found.node_id) == (RELAY, KEYS[0].node_id)
+    (found,) = convict((), [[sent, heard(A)]], 2, passage(D, B))
+    assert (found.rule, found.node_id) == (RELAY, KEYS[1].node_id)
+    (found,) = convict((), [[sent]], 2, passage(C, B))  # other rows before the window
+    assert found.node_id == KEYS[0].node_id
+
+
+def test_rows_kept_back_convict_nobody_but_who_signs_for_them() -> None:
+    assert convict((), [[said(0, B, epoch=2)]], 2, passage(D, C, row_end=6)) == ()
+    assert convict((), [[said(0, B, epoch=2)]], 2, passage(A, A, row_end=0)) == ()
+    (found,) = convict((), [[said(0, B, epoch=2), heard(B)]], 2, passage(D, C, row_end=6))
+    assert found.node_id == KEYS[1].node_id
+
+
+def test_what_passed_says_nothing_of_other_epochs_and_seats() -> None:
+    assert convict((), [[said(0, C)]], 2, passage(D, B)) == ()
+    assert convict((), [[said(2, C, epoch=2)]], 2, passage(D, B)) == ()
+
+
+def test_of_two_that_fall_out_the_one_that_does_so_again_is_suspect() -> None:
+    one, other, third = (KEYS[index].node_id for index in range(3))
+    first = Fault(FaultKind.LINK, "", between=(one, other))
+    assert suspect_of((), one, other) == other
+    assert suspect_of([first], one, third) == one
+    assert suspect_of([first], third, one) == one
