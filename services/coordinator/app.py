@@ -12,6 +12,7 @@ from services.coordinator.clients.http_workers import HttpWorkers
 from services.coordinator.domain.blame import PairMarks
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.tail_line import TailLine
 from services.coordinator.routes import PUBLIC_PATHS, build_evidence_router, build_nodes_router, build_router
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.evidence_shelf import EvidenceShelf
@@ -22,6 +23,8 @@ from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
+from services.coordinator.service.tail_audits import TailAudits
+from services.coordinator.service.tail_book import TailBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from services.coordinator.stores.evidence import RedisEvidenceStore
 from services.coordinator.stores.standings import RedisStandings
@@ -79,6 +82,15 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
         ),
         pair_marks=PairMarks(),
+        tail=TailBook(
+            fraction=coordination.tail_audit_fraction,
+            line=TailLine(keep_s=coordination.tail_keep_s),
+            secret=secrets.SystemRandom(),
+            registry=registry,
+            events=telemetry.events,
+            clock=clock,
+            tasks=tasks,
+        ),
         link_secret=secrets.token_bytes(32),
     )
     sessions = Sessions(
@@ -90,6 +102,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
+    tail_audits = TailAudits(parts, sessions)
     messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock)
 
     @asynccontextmanager
@@ -98,6 +111,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             tasks.loop("commit", committer.run_once)
             tasks.loop("watch", sessions.watch_once)
             tasks.loop("adopt", sessions.adopt_once)
+            tasks.loop("tail-audit", tail_audits.run_once)
             try:
                 yield
             finally:

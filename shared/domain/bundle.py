@@ -27,6 +27,7 @@ from shared.domain.receipt import (
     read_receipt,
 )
 from shared.domain.signing import Signed, digest_of, node_id_of
+from shared.domain.tail_audit import SeatedNode, TailAudit, TailState, check_tail
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_check import check_lane, check_receipt, merkle_root
 from shared.domain.window_entry import WindowEntry
@@ -50,6 +51,8 @@ class Bundle:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     entries: tuple[WindowEntry, ...]
+    tail_state: TailState = TailState.NONE
+    tail: TailAudit | None = None
 
     @property
     def records(self) -> tuple[TokenRecord, ...]:
@@ -92,6 +95,10 @@ class Guarantee:
     coordinator_key: bytes
     keys_are_known: bool
     """False: the bundle's own word for who the coordinator is."""
+    tail_state: TailState
+    """Passed: checked, too. Anything else is the coordinator's word."""
+    tail_nodes: tuple[NodeId, ...]
+    """Those that computed it all once more, by stage."""
 
     @property
     def sentence(self) -> str:
@@ -104,7 +111,22 @@ class Guarantee:
                 f" alike by at least {self.f + 1} of {_count(len(self.nodes), 'node')}"
             )
         whose = "a coordinator you trust" if self.keys_are_known else "the coordinator the file names"
-        return f"{what}; committed by {whose}{'' if self.complete else '; not the whole answer'}"
+        whole = "" if self.complete else "; not the whole answer"
+        return f"{self._revoked}{what}; committed by {whose}{whole}; {self._tail}"
+
+    @property
+    def _revoked(self) -> str:
+        return "revoked: " if self.tail_state is TailState.FAILED else ""
+
+    @property
+    def _tail(self) -> str:
+        match self.tail_state:
+            case TailState.PASSED:
+                return f"tail audit: passed, computed alike once more by {len(self.tail_nodes)} fresh nodes"
+            case TailState.FAILED:
+                return "tail audit: failed, fresh nodes came to another result"
+            case state:
+                return f"tail audit: {state}"
 
 
 def check_bundle(bundle: Bundle, *, trusted: TrustedKeys | None = None) -> Guarantee:
@@ -164,6 +186,7 @@ class _BundleCheck:
             receipts = self._check_receipts(entry, orders, previous)
             previous = {(each.receipt.lane, each.receipt.stage): each for each in receipts}
             windows.append(self._agree(entry, receipts, windows[-1].ends if windows else {}))
+        tail_nodes = self._check_tail(orders, windows)
         return Guarantee(
             mode=self._bundle.mode,
             profile=self._bundle.profile,
@@ -176,7 +199,34 @@ class _BundleCheck:
             numerics_class=self._bundle.entries[0].numerics_class,
             coordinator_key=self._coordinator_key,
             keys_are_known=self._trusted is not None,
+            tail_state=self._bundle.tail_state,
+            tail_nodes=tail_nodes,
         )
+
+    def _check_tail(self, orders: "_Orders", windows: Sequence[AgreedWindow]) -> tuple[NodeId, ...]:
+        """Who computed the answer once more; nobody, unless the file says that this went well."""
+        bundle, trusted = self._bundle, self._trusted
+        if bundle.tail_state is not TailState.PASSED:
+            return ()
+        if bundle.tail is None:
+            _refuse("the file says that a tail audit passed, but does not hold it")
+        first, last = bundle.entries[0], bundle.entries[-1]
+        seated = {
+            SeatedNode(order.assignment.node_id, order.assignment.layer_start, order.assignment.layer_end)
+            for order in orders.values()
+        }
+        nodes = check_tail(
+            bundle.tail,
+            like=next(order.assignment for slot, order in orders.items() if slot[0] == first.epoch),
+            after=last.epoch,
+            row_end=last.row_end,
+            agreed={(layer, each.window.row_end): value for each in windows for layer, value in each.ends.items()},
+            seated=seated,
+            coordinator_key=self._coordinator_key,
+        )
+        if trusted is not None and trusted.nodes is not None and not trusted.nodes.issuperset(nodes):
+            _refuse("the tail audit was made by a node you do not trust")
+        return nodes
 
     def _check_shape(self) -> None:
         """What needs no digest: all windows are there, and the answer is what they hold."""

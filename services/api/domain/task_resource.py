@@ -38,10 +38,12 @@ def task_resource(record: TaskRecord, *, result: Json | None = None) -> Json:
         "verification": {
             "mode": task.verification,
             "max_byzantine": task.max_byzantine,
-            "verified": task.verification is not Verification.NONE and record.state is TaskState.COMPLETED,
+            "verified": _is_verified(record),
             "windows": 0,
             "disputes": 0,
             "nodes": [],
+            "tail_audit": record.tail_audit,
+            "revoked": record.is_revoked,
         },
         "result": result,
         "result_expires_at": _utc(record.expires_s),
@@ -77,6 +79,11 @@ def event_body(entry: StreamEntry, *, text: str = "") -> Json:
 
 def is_terminal(record: TaskRecord) -> bool:
     return record.state in TERMINAL
+
+
+def _is_verified(record: TaskRecord) -> bool:
+    is_checked = record.task.verification is not Verification.NONE and record.state is TaskState.COMPLETED
+    return is_checked and not record.is_revoked
 
 
 def _error(code: str, message: str) -> Json:

@@ -12,6 +12,7 @@ from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import EvidenceStore, Partitioner
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership
+from services.coordinator.service.tail_book import TailBook
 from shared.domain.errors import Fenced, NotFound, RegistryUnavailable
 from shared.domain.signing import SigningKey
 from shared.events.publisher import Publisher
@@ -45,6 +46,7 @@ class Parts:
     """The coordinator's: signs orders and commits."""
     windows: WindowSizes
     pair_marks: PairMarks
+    tail: TailBook
     link_secret: bytes
     """Of this run of the coordinator: later runs make new links."""
 

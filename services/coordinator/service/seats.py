@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from services.coordinator.domain.blame import same_window_again
 from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
@@ -94,20 +95,9 @@ class Seats:
         if first_try is not None:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
-        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
-        assigning = Assigning(
-            session,
-            plan,
-            schedule=schedule,
-            decoding=() if first_try else tuple(range(len(session.lanes))) if decodes else (0,),
-            max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
-            key=parts.key,
-            link_secret=parts.link_secret,
-        )
-        self._orders = tuple(
-            assigning.lane(lane, seated, [member.public_key for member in seated])
-            for lane, seated in enumerate(members)
-        )
+        decoding = () if first_try else tuple(range(len(session.lanes))) if decodes else (0,)
+        assigning = self._order(plan, schedule, decoding=decoding)
+        numerics_class = self._member(session.lanes[0][-1].node_id).capability.numerics_class
         task = session.task
         ledger = Ledger(
             schedule=schedule,
@@ -116,7 +106,7 @@ class Seats:
             decodes=decodes,
             prompt_ids=task.prompt_ids,
             committed=tuple(session.records),
-            sink_start=assigning.sink_start(members[0][-1].capability.numerics_class),
+            sink_start=assigning.sink_start(numerics_class),
             replay=first_try.ids if first_try else (),
         )
         return Verifying(
@@ -124,9 +114,32 @@ class Seats:
             session,
             ledger=ledger,
             orders=self._orders,
-            numerics_class=members[0][0].capability.numerics_class,
+            numerics_class=self._member(session.lanes[0][0].node_id).capability.numerics_class,
             first_try=first_try,
         )
+
+    def prepare_replay(self, plan: PartitionPlan, schedule: WindowSchedule) -> Sequence[Seated]:
+        """Make the orders of an epoch in which no lane decodes; its seats, by lane, then stage. Raises `Lost`."""
+        self._order(plan, schedule, decoding=())
+        return [order.seated for lane in self._orders for order in lane]
+
+    def _order(self, plan: PartitionPlan, schedule: WindowSchedule, *, decoding: Collection[int]) -> Assigning:
+        parts, session = self._parts, self._session
+        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
+        assigning = Assigning(
+            session,
+            plan,
+            schedule=schedule,
+            decoding=decoding,
+            max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
+            key=parts.key,
+            link_secret=parts.link_secret,
+        )
+        self._orders = tuple(
+            assigning.lane(lane, seated, [member.public_key for member in seated]) if seated else ()
+            for lane, seated in enumerate(members)
+        )
+        return assigning
 
     async def _schedule(self, receipts: ReceiptStore) -> WindowSchedule:
         session = self._session
@@ -191,7 +204,7 @@ class Seats:
 
     async def start(self) -> None:
         """Every seat is ready: have stage 0 of each lane begin."""
-        await asyncio.gather(*(self._start(lane) for lane in range(len(self._session.lanes))))
+        await asyncio.gather(*(self._start(lane) for lane, seats in enumerate(self._session.lanes) if seats))
 
     async def _start(self, lane: int) -> None:
         session = self._session
