@@ -102,7 +102,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
-    tail_audits = TailAudits(parts, sessions)
+    tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
     messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock)
 
     @asynccontextmanager

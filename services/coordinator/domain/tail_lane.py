@@ -173,6 +173,11 @@ class TailLane:
         """Of all windows judged, by window, then stage."""
         return tuple(self._kept)
 
+    @property
+    def laggard(self) -> NodeId:
+        """Whom all wait for: no accusation, the next try may do without."""
+        return self._lane.laggard
+
     def receipt(self, sender: NodeId, signed: Signed, records: Sequence[TokenRecord]) -> None:
         """A receipt as posted, with its records. Idempotent. Raises `ProtocolViolation` for what no seat may say."""
         receipt = read_from(sender, signed, self._lane.seats)

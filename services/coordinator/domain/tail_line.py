@@ -25,6 +25,10 @@ class Finished:
     """That held its seats at the end."""
     at_s: float
 
+    @property
+    def task_id(self) -> TaskId:
+        return self.subject.task.task_id
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -41,7 +45,7 @@ class TailLine:
 
     def add(self, finished: Finished, *, is_drawn: bool) -> bool:
         """An answer was given. False: it was drawn, but there is no room."""
-        task_id = finished.subject.task.task_id
+        task_id = finished.task_id
         if is_drawn and len(self._waiting) < MAX_WAITING:
             self._waiting[task_id] = Waiting(finished, finished.at_s + WAIT_S)
             return True
@@ -57,7 +61,7 @@ class TailLine:
         ]
         fresh = late[: MAX_WAITING - len(self._waiting)]
         for each in fresh:
-            task_id = each.subject.task.task_id
+            task_id = each.task_id
             del self._passed_over[task_id]
             self._waiting[task_id] = Waiting(each, now_s + WAIT_S)
         its_own = [task_id for task_id, each in self._waiting.items() if node_id in each.finished.nodes]

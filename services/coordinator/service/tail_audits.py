@@ -10,12 +10,12 @@ from services.coordinator.domain.tail_line import Finished, Waiting
 from services.coordinator.service.membership import Member
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.sessions import Sessions
-from services.coordinator.service.tail_run import Inconclusive, Outcome, Passed, Refuted, TailRun
+from services.coordinator.service.tail_run import Inconclusive, Passed, Refuted, TailRun
 from shared.domain.bundle import committed_entries
-from shared.domain.errors import ButterflyError, NoCapacity
-from shared.domain.ids import Epoch, NodeId, PlanId
+from shared.domain.errors import ButterflyError, NoCapacity, RegistryUnavailable
+from shared.domain.ids import Epoch, NodeId, PlanId, TaskId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
-from shared.domain.plan import LayerRange, NodeCapability, Partition
+from shared.domain.plan import LayerRange, NodeCapability, Partition, failure_domain
 from shared.domain.tail_audit import TailAudit, TailState
 from shared.events.catalogue import AnswerRevoked
 
@@ -30,40 +30,37 @@ NO_FRESH_NODES = "no fresh nodes for every stage"
 
 
 class TailAudits:
-    def __init__(self, parts: Parts, sessions: Sessions) -> None:
-        self._parts, self._sessions = parts, sessions
+    def __init__(self, parts: Parts, sessions: Sessions, *, spread_by: str) -> None:
+        """`spread_by`: label in which auditors must differ from those who signed; empty: other nodes are enough."""
+        self._parts, self._sessions, self._spread_by = parts, sessions, spread_by
 
     async def run_once(self) -> None:
         """Wait for an answer and audit it; to be called in a loop."""
         waiting = await self._parts.tail.next()
-        task_id = waiting.finished.subject.task.task_id
+        finished, epoch = waiting.finished, waiting.finished.epoch
+        suspects: set[NodeId] = set()
+        reason = NO_FRESH_NODES
         try:
-            await self._audit(waiting)
+            answer = await self._answer(finished)
+            for _ in range(MAX_TRIES):
+                run, reason = await self._open(waiting, answer, epoch, suspects)
+                if run is None:
+                    break
+                epoch = run.session.epoch
+                with self._sessions.hosting(run):
+                    outcome = await run.run()
+                if not isinstance(outcome, Inconclusive):
+                    await self._settle(finished, epoch, outcome)
+                    return
+                reason = outcome.reason
+                if outcome.suspect is not None:
+                    suspects.add(outcome.suspect)
+                if self._parts.clock.now_s() >= waiting.until_s:
+                    break
         except ButterflyError as error:  # nobody waits for it
-            log.info("tail_audit_given_up", extra={"task_id": task_id, "code": error.code})
-            await self._skip(waiting.finished, waiting.finished.epoch, error.code)
-
-    async def _audit(self, waiting: Waiting) -> None:
-        """Raises what the stores raise."""
-        finished = waiting.finished
-        answer = await self._answer(finished)
-        epoch, suspects, reason = finished.epoch, set[NodeId](), NO_FRESH_NODES
-        for _ in range(MAX_TRIES):
-            run, reason = await self._open(waiting, answer, epoch, suspects)
-            if run is None:
-                break
-            epoch = run.session.epoch
-            with self._sessions.hosting(run):
-                outcome = await run.run()
-            undecided = await self._settle(finished, epoch, outcome)
-            if undecided is None:
-                return
-            reason = undecided.reason
-            if undecided.suspect is not None:
-                suspects.add(undecided.suspect)
-            if self._parts.clock.now_s() >= waiting.until_s:
-                break
-        await self._skip(finished, epoch, reason)
+            log.info("tail_audit_given_up", extra={"task_id": finished.task_id, "code": error.code})
+            reason = error.code
+        await self._parts.tail.note(finished.task_id, epoch, TailState.SKIPPED, reason)
 
     async def _answer(self, finished: Finished) -> Answer:
         task = finished.subject.task
@@ -100,9 +97,12 @@ class TailAudits:
     def _fresh_seats(self, model: ModelInfo, answer: Answer, members: Sequence[Member]) -> tuple[Partition, ...] | None:
         """Drawn at random: nobody is to know beforehand who audits."""
         loaded = {member.node_id: list(member.loaded.values()) for member in members}
+        domains = {layers: self._domains(answer, layers) for layers in answer.cut}
 
         def can_hold(node: NodeCapability, layers: LayerRange) -> bool:
             """Beside what it holds: an audit must not make a node drop what sessions come back for."""
+            if failure_domain(node, self._spread_by) in domains[layers]:
+                return False
             refs = loaded[node.node_id]
             if any(ref.model_root != model.root for ref in refs):
                 return any((ref.model_root, ref.layers) == (model.root, layers) for ref in refs)
@@ -113,46 +113,51 @@ class TailAudits:
         self._parts.tail.secret.shuffle(nodes)
         return fresh_seats(answer, nodes, can_hold)
 
+    def _domains(self, answer: Answer, layers: LayerRange) -> set[tuple[str, str]]:
+        """Failure domains of those who signed for these layers, as far as they are still here."""
+        members = [
+            self._parts.members.find(seat.node_id) for seat in answer.seated if seat.shares(layers.start, layers.end)
+        ]
+        return {failure_domain(member.capability, self._spread_by) for member in members if member is not None}
+
     # --- what it came to
 
-    async def _settle(self, finished: Finished, epoch: Epoch, outcome: Outcome) -> Inconclusive | None:
-        """None: that was the end of it."""
-        task_id = finished.subject.task.task_id
+    async def _settle(self, finished: Finished, epoch: Epoch, outcome: Passed | Refuted) -> None:
+        tail, task_id = self._parts.tail, finished.task_id
         match outcome:
             case Passed(proof=proof):
-                await self._keep(finished, proof)
-                await self._parts.tail.note(task_id, epoch, TailState.PASSED, "")
+                await self._keep(task_id, proof)
+                await tail.note(task_id, epoch, TailState.PASSED, "")
             case Refuted(proof=proof, differs=differs):
-                await self._keep(finished, proof)
-                await self._revoke(finished, epoch, differs)
-            case Inconclusive():
-                return outcome
-        return None
+                await self._alarm(task_id, differs)
+                await self._keep(task_id, proof)
+                said = differs.said.receipt
+                reason = f"another result at stage {said.stage}, window {said.window}"
+                await tail.note(task_id, epoch, TailState.FAILED, reason)
 
-    async def _keep(self, finished: Finished, proof: TailAudit) -> None:
-        await self._parts.receipts.keep_tail_audit(finished.subject.task.task_id, proof)
+    async def _keep(self, task_id: TaskId, proof: TailAudit) -> None:
+        """While the registry is away it waits. Raises what the store raises else."""
+        while True:
+            try:
+                return await self._parts.receipts.keep_tail_audit(task_id, proof)
+            except RegistryUnavailable:
+                await self._parts.clock.sleep(RETRY_S)
 
-    async def _revoke(self, finished: Finished, epoch: Epoch, differs: Differs) -> None:
-        """f + 1 say one thing and one says another: nobody is convicted, nobody of them serves for now."""
-        task_id, said = finished.subject.task.task_id, differs.said.receipt
+    async def _alarm(self, task_id: TaskId, differs: Differs) -> None:
+        """f + 1 say one thing and one says another: nobody is convicted, but none of them serves for now."""
+        said = differs.said.receipt
         log.error(
             "answer_revoked",
             extra={"task_id": task_id, "stage": said.stage, "window": said.window, "nodes": differs.nodes},
-        )
-        await self._parts.tail.note(
-            task_id, epoch, TailState.FAILED, f"another result at stage {said.stage}, window {said.window}"
         )
         self._parts.events.publish(AnswerRevoked(task_id, said.stage, said.window))
         for node_id in differs.nodes:
             try:
                 await self._parts.members.quarantine(
-                    node_id, f"a tail audit contradicts what it and others signed for task {task_id}"
+                    node_id, f"a tail audit contradicts what was signed for task {task_id}"
                 )
             except ButterflyError as error:  # it has left, or the quarantine outlives this process only
                 log.warning("not_quarantined", extra={"node_id": node_id, "code": error.code})
-
-    async def _skip(self, finished: Finished, epoch: Epoch, reason: str) -> None:
-        await self._parts.tail.note(finished.subject.task.task_id, epoch, TailState.SKIPPED, reason)
 
 
 def _stage_bytes(model: ModelInfo, node: NodeCapability, layers: LayerRange) -> int:

@@ -6,7 +6,7 @@ import random
 
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.tail_line import Finished, TailLine, Waiting
-from shared.domain.errors import ButterflyError
+from shared.domain.errors import ButterflyError, RegistryUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.tail_audit import TailState
 from shared.events.catalogue import TailAuditChanged
@@ -16,6 +16,8 @@ from shared.runtime.clock import Clock
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
+
+WRITE_AGAIN_S = 1.0
 
 
 class TailBook:
@@ -59,18 +61,25 @@ class TailBook:
         return waiting
 
     async def note(self, task_id: TaskId, epoch: Epoch, state: TailState, reason: str) -> None:
-        """Keep with the task what became of it, and tell."""
+        """Keep with the task what became of it, and tell. While the registry is away it waits."""
         try:
-            await self._registry.note_tail_audit(task_id, epoch=epoch, state=state)
-        except ButterflyError as error:
+            await self._write(task_id, epoch, state)
+        except ButterflyError as error:  # gone, or at a later epoch
             log.info("tail_audit_not_noted", extra={"task_id": task_id, "state": state, "code": error.code})
         log.info("tail_audit", extra={"task_id": task_id, "state": state, "reason": reason})
         self._events.publish(TailAuditChanged(task_id, state, reason))
+
+    async def _write(self, task_id: TaskId, epoch: Epoch, state: TailState) -> None:
+        while True:
+            try:
+                return await self._registry.note_tail_audit(task_id, epoch=epoch, state=state)
+            except RegistryUnavailable:
+                await self._clock.sleep(WRITE_AGAIN_S)
 
     def _chosen(self, finished: Finished) -> None:
         self._note_later(finished, TailState.PENDING, "")
         self._wake.set()
 
     def _note_later(self, finished: Finished, state: TailState, reason: str) -> None:
-        task_id = finished.subject.task.task_id
+        task_id = finished.task_id
         _ = self._tasks.start(self.note(task_id, finished.epoch, state, reason), name=f"tail-{task_id}")

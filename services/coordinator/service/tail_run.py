@@ -134,7 +134,7 @@ class TailRun(Run):
         session.poke()
 
     def laggard(self) -> NodeId | None:
-        return None
+        return self._lane.laggard if self._lane else None
 
     # ---
 

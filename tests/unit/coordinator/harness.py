@@ -126,7 +126,7 @@ class Coordinator:
             settle_s=1.0,
         )
         self.members.watch(self.sessions)
-        self.tail_audits = TailAudits(parts, self.sessions)
+        self.tail_audits = TailAudits(parts, self.sessions, spread_by="operator")
         self.messages = Messages(
             members=self.members, sessions=self.sessions, committer=self.committer, clock=self.clock
         )

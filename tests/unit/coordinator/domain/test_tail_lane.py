@@ -176,7 +176,7 @@ class TestFreshSeats:
         assert found is not None
         assert set(found) == {N5, N4, N3}
         unfit = frozenset({(N2, 2), (N2, 4)})
-        assert self.seats(self.answer(), N2, N3, N4, unfit=unfit) == [N2, N3, N4]
+        assert self.seats(self.answer(), N2, N3, N4, unfit=unfit) in ([N2, N3, N4], [N2, N4, N3])
         assert self.seats(self.answer((N3, 0, 2), (N4, 0, 2)), N3, N4, N5) in ([N5, N3, N4], [N5, N4, N3])
 
     def test_room_class_and_memory_are_asked_for(self) -> None:

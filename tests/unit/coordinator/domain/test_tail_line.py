@@ -14,7 +14,7 @@ def finished(name: str, *nodes: str, at_s: float = 0.0) -> Finished:
 
 
 def names(line: TailLine) -> list[str]:
-    found = []
+    found: list[str] = []
     while (waiting := line.next()) is not None:
         found.append(waiting.finished.subject.task.task_id)
     return found

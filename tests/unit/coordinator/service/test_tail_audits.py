@@ -5,22 +5,44 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shared.contracts.messages import SealWindow, SessionStop, WindowCommitted, WindowRelease, WorkAssignment
+from shared.contracts.messages import (
+    Draft,
+    DraftTokens,
+    SealWindow,
+    SessionStop,
+    WindowCommitted,
+    WindowRelease,
+    WorkAssignment,
+)
 from shared.domain.bundle import Bundle, TrustedKeys, check_bundle, committed_entries
-from shared.domain.ids import NodeId
+from shared.domain.errors import Forbidden, RegistryUnavailable
+from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.receipt import Assignment
 from shared.domain.session import NodeState
 from shared.domain.tail_audit import TailState
 from shared.domain.task import InferenceTask, Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import AnswerRevoked, NodeFailure, TailAuditChanged
+from tests.fakes.clock import FakeClock
 from tests.fakes.identities import COORDINATOR_KEY, N1, N2, N3, N4, N5, N6
 from tests.fakes.signing_workers import Conduct, true_tokens
-from tests.fakes.tasks import make_task
+from tests.fakes.task_registry import MemoryTaskRegistry
+from tests.fakes.tasks import make_task, make_tokens
 from tests.unit.coordinator.cluster import HONEST, Cluster
 from tests.unit.coordinator.harness import NODES, Coordinator
 
 TRUSTED = TrustedKeys(COORDINATOR_KEY.public_key)
+
+
+class LosableRegistry(MemoryTaskRegistry):
+    """What becomes of tail audits cannot be written while `is_away`."""
+
+    is_away = False
+
+    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
+        if self.is_away:
+            raise RegistryUnavailable("away")
+        await super().note_tail_audit(task_id, epoch=epoch, state=state)
 
 
 def audited(**changes: object) -> InferenceTask:
@@ -37,11 +59,13 @@ def wrong_at(is_lying: Callable[[Assignment], bool], *, from_row: int = 0) -> Co
 
 @asynccontextmanager
 async def clustered(
-    conduct: Conduct = HONEST, *, fraction: float = 1.0, nodes: tuple[NodeId, ...] = NODES, **node: object
+    conduct: Conduct = HONEST, *, fraction: float = 1.0, nodes: tuple[NodeId, ...] = NODES, slots: int = 2
 ) -> AsyncIterator[tuple[Coordinator, Cluster]]:
-    coordinator = await Coordinator(tail_audit_fraction=fraction).start(())
+    clock = FakeClock()
+    registry = LosableRegistry(now=clock.wall_s)
+    coordinator = await Coordinator(clock=clock, registry=registry, tail_audit_fraction=fraction).start(())
     for node_id in nodes:
-        await coordinator.join(node_id, **node)
+        await coordinator.join(node_id, slots=slots)
     yield coordinator, Cluster(coordinator, conduct=conduct)
     await coordinator.stop()
 
@@ -209,6 +233,62 @@ async def test_a_session_that_needs_its_slots_drops_an_audit() -> None:
         epoch_2_stands["still"] = False
         await cluster.run()
         assert await coordinator.state(second) is TaskState.COMPLETED
+
+
+async def test_nobody_can_end_an_audit_by_drafts_that_nobody_asked_for() -> None:
+    async with clustered(nodes=(N1, N2, N3, N4)) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        cluster.is_stopped = lambda key: key[1] > 1
+        await cluster.run()
+        for sender in (N1, N2, N3, N4):
+            draft = Draft(task_id=task.task_id, epoch=Epoch(2), first_position=3, records=make_tokens(7))
+            with pytest.raises(Forbidden):
+                await coordinator.messages.handle(coordinator.tokens[sender], DraftTokens(drafts=(draft,)))
+        cluster.is_stopped = lambda _: False
+        await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.PASSED
+        assert (await coordinator.record(task)).epoch == 2
+
+
+async def test_a_silent_auditor_is_left_out_of_the_next_try() -> None:
+    async with clustered(nodes=(N1, N2, N3, N4, N5, N6)) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        cluster.is_stopped = lambda key: key[1] > 1
+        await cluster.run()
+        (silent,) = {order.next.node_id for order in first_stages(coordinator, epoch=2) if order.next is not None}
+        cluster.mute.add(silent)
+        cluster.is_stopped = lambda _: False
+        await cluster.run()
+        await coordinator.advance(6)
+        await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.PASSED
+        assert silent not in check_bundle(await bundle_of(coordinator, task)).tail_nodes
+
+
+def first_stages(coordinator: Coordinator, *, epoch: int) -> list[WorkAssignment]:
+    orders = [order for worker in coordinator.workers.runs for order in worker.assignments()]
+    return [order for order in orders if (order.stage, order.epoch) == (0, epoch)]
+
+
+async def test_while_the_registry_is_away_the_finding_waits() -> None:
+    colluders = wrong_at(lambda seat: seat.stage == 1 and seat.node_id in {N1, N2}, from_row=5)
+    async with clustered(colluders) as (coordinator, cluster):
+        registry = coordinator.registry
+        assert isinstance(registry, LosableRegistry)
+        task = audited()
+        await coordinator.open(task)
+        cluster.is_stopped = lambda key: key[1] > 1
+        await cluster.run()
+        registry.is_away = True
+        cluster.is_stopped = lambda _: False
+        await cluster.run()
+        assert coordinator.events.of(AnswerRevoked)
+        assert (await registry.record(task.task_id)).tail_audit is TailState.PENDING
+        registry.is_away = False
+        await coordinator.advance(3)
+        assert await tail_state(coordinator, task) is TailState.FAILED
 
 
 async def test_an_audit_that_stands_still_is_given_up() -> None:
