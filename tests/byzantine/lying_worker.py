@@ -28,7 +28,8 @@ def attack_of(arguments: Sequence[str]) -> Attack:
             return Attack("lies where its friend sits in the other lane", Colluding(Path(agreement)))
         case [name]:
             return ATTACKS[name]
-    raise SystemExit(__doc__)
+        case _:
+            raise SystemExit(__doc__)
 
 
 def create_app(config: Config) -> FastAPI:
