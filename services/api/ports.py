@@ -10,6 +10,7 @@ from shared.contracts.coordinator import NodeView, PublicKeys
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.layers import ModelInfo
+from shared.domain.tail_audit import TailAudit
 from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
 from shared.domain.window_entry import WindowEntry
@@ -112,6 +113,10 @@ class TaskReader(ABC):
     @abstractmethod
     async def receipts(self, task_id: TaskId) -> tuple[WindowEntry, ...]:
         """What is kept of the windows, by window, then epoch. Raises `ResultExpired`."""
+
+    @abstractmethod
+    async def tail_audit(self, task_id: TaskId) -> TailAudit | None:
+        """What the fresh audit of the answer signed, if there was one."""
 
     @abstractmethod
     async def page(

@@ -8,8 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.contracts.receipts import BundleBody
-from shared.domain.bundle import Guarantee, TrustedKeys, check_bundle
+from shared.domain.bundle import TrustedKeys, check_bundle
 from shared.domain.errors import InvalidInput
+from shared.domain.guarantee import Guarantee
 from shared.domain.ids import NodeId
 from shared.domain.signing import KEY_BYTES, node_id_of
 

@@ -15,6 +15,7 @@ from services.coordinator.domain.blame import PairMarks
 from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.tail_line import TailLine
 from services.coordinator.routes import (
     PUBLIC_PATHS,
     build_evidence_router,
@@ -32,6 +33,8 @@ from services.coordinator.service.placements import Placements
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
+from services.coordinator.service.tail_audits import TailAudits
+from services.coordinator.service.tail_book import TailBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from services.coordinator.stores.evidence import RedisEvidenceStore
 from services.coordinator.stores.standings import RedisStandings
@@ -96,6 +99,15 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         trusted=frozenset(map(NodeId, coordination.trusted_nodes)),
         lane_rules=LaneRules(spread_by=coordination.spread_by, always_blind=coordination.require_blind == "always"),
         shuffled=lambda nodes: random.SystemRandom().sample(nodes, len(nodes)),
+        tail=TailBook(
+            fraction=coordination.tail_audit_fraction,
+            line=TailLine(keep_s=coordination.tail_keep_s),
+            secret=secrets.SystemRandom(),
+            registry=registry,
+            events=telemetry.events,
+            clock=clock,
+            tasks=tasks,
+        ),
         link_secret=secrets.token_bytes(32),
     )
     sessions = Sessions(
@@ -107,6 +119,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
+    tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
     messages = Messages(members=members, sessions=sessions, committer=committer, pair_marks=pair_marks, clock=clock)
 
     async def close_links_when_told() -> None:
@@ -121,6 +134,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             tasks.loop("watch", sessions.watch_once)
             tasks.loop("adopt", sessions.adopt_once)
             _ = tasks.start(close_links_when_told(), name="close links when told")
+            tasks.loop("tail-audit", tail_audits.run_once)
             try:
                 yield
             finally:

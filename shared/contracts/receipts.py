@@ -8,6 +8,7 @@ from shared.contracts.base import Contract
 from shared.contracts.messages import MAX_PREFIX_TOKENS, SignedText
 from shared.domain.bundle import Bundle
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.tail_audit import TailAudit, TailState
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_entry import WindowEntry
 
@@ -78,6 +79,32 @@ class EntryBody(Contract):
         )
 
 
+class TailBody(Contract):
+    """What a tail audit signed (shared.domain.tail_audit)."""
+
+    epoch: Epoch
+    orders: Annotated[tuple[SignedText, ...], Field(max_length=MAX_RECEIPTS)]
+    receipts: Annotated[tuple[SignedText, ...], Field(max_length=MAX_RECEIPTS)]
+    keys: Annotated[dict[NodeId, _Key], Field(max_length=MAX_RECEIPTS)]
+
+    @classmethod
+    def of(cls, audit: TailAudit) -> "TailBody":
+        return cls(
+            epoch=audit.epoch,
+            orders=tuple(map(SignedText.of, audit.orders)),
+            receipts=tuple(map(SignedText.of, audit.receipts)),
+            keys={node_id: key.hex() for node_id, key in audit.keys.items()},
+        )
+
+    def audit(self) -> TailAudit:
+        return TailAudit(
+            epoch=self.epoch,
+            orders=tuple(order.signed() for order in self.orders),
+            receipts=tuple(receipt.signed() for receipt in self.receipts),
+            keys={node_id: bytes.fromhex(key) for node_id, key in self.keys.items()},
+        )
+
+
 class BundleBody(Contract):
     """A whole answer with its proof (shared.domain.bundle)."""
 
@@ -96,6 +123,10 @@ class BundleBody(Contract):
     prompt_ids: _Ids
     answer_ids: _Ids
     entries: Annotated[tuple[EntryBody, ...], Field(max_length=MAX_WINDOWS)]
+    tail_audit: TailState = TailState.NONE
+    """`failed`: the answer is revoked."""
+    tail: TailBody | None = None
+    """Once it has passed or failed."""
 
     @classmethod
     def of(cls, bundle: Bundle) -> "BundleBody":
@@ -112,6 +143,8 @@ class BundleBody(Contract):
             prompt_ids=bundle.prompt_ids,
             answer_ids=bundle.answer_ids,
             entries=tuple(map(EntryBody.of, bundle.entries)),
+            tail_audit=bundle.tail_state,
+            tail=None if bundle.tail is None else TailBody.of(bundle.tail),
         )
 
     def bundle(self) -> Bundle:
@@ -128,4 +161,6 @@ class BundleBody(Contract):
             prompt_ids=self.prompt_ids,
             answer_ids=self.answer_ids,
             entries=tuple(entry.entry() for entry in self.entries),
+            tail_state=self.tail_audit,
+            tail=None if self.tail is None else self.tail.audit(),
         )

@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 from shared.domain import canonical
 from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, record_chain, sampler_hash
 from shared.domain.errors import InvalidInput
+from shared.domain.guarantee import AgreedWindow, Guarantee
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.receipt import (
     RECEIPT,
@@ -27,6 +28,7 @@ from shared.domain.receipt import (
     read_receipt,
 )
 from shared.domain.signing import Signed, digest_of, node_id_of
+from shared.domain.tail_audit import SeatedNode, TailAudit, TailState, check_tail
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_check import check_lane, check_receipt, merkle_root
 from shared.domain.window_entry import WindowEntry
@@ -50,6 +52,8 @@ class Bundle:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     entries: tuple[WindowEntry, ...]
+    tail_state: TailState = TailState.NONE
+    tail: TailAudit | None = None
 
     @property
     def records(self) -> tuple[TokenRecord, ...]:
@@ -64,47 +68,6 @@ class TrustedKeys:
     coordinator: bytes
     nodes: frozenset[NodeId] | None = None
     """None: whoever the coordinator gave a seat."""
-
-
-@dataclass(frozen=True, slots=True)
-class AgreedWindow:
-    """What f+1 nodes agreed on: chain values in hex, by boundary, before and after the window's rows."""
-
-    window: Window
-    starts: Mapping[int, str]
-    ends: Mapping[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Guarantee:
-    """What a bundle that holds tells."""
-
-    mode: Verification
-    profile: str
-    f: int
-    num_tokens: int
-    complete: bool
-    nodes: tuple[NodeId, ...]
-    """All that signed something the answer rests on."""
-    windows: tuple[AgreedWindow, ...]
-    model_root: str
-    numerics_class: str
-    coordinator_key: bytes
-    keys_are_known: bool
-    """False: the bundle's own word for who the coordinator is."""
-
-    @property
-    def sentence(self) -> str:
-        size = f"{_count(self.num_tokens, 'token')} in {_count(len(self.windows), 'window')}"
-        if self.mode is Verification.NONE:
-            what = f"unverified (mode none, profile {self.profile}): {size}, each stage signed by one node"
-        else:
-            what = (
-                f"verified: mode {self.mode}, profile {self.profile}, f = {self.f}: {size}, each stage computed"
-                f" alike by at least {self.f + 1} of {_count(len(self.nodes), 'node')}"
-            )
-        whose = "a coordinator you trust" if self.keys_are_known else "the coordinator the file names"
-        return f"{what}; committed by {whose}{'' if self.complete else '; not the whole answer'}"
 
 
 def check_bundle(bundle: Bundle, *, trusted: TrustedKeys | None = None) -> Guarantee:
@@ -164,6 +127,7 @@ class _BundleCheck:
             receipts = self._check_receipts(entry, orders, previous)
             previous = {(each.receipt.lane, each.receipt.stage): each for each in receipts}
             windows.append(self._agree(entry, receipts, windows[-1].ends if windows else {}))
+        tail_nodes = self._check_tail(orders, windows)
         return Guarantee(
             mode=self._bundle.mode,
             profile=self._bundle.profile,
@@ -176,7 +140,34 @@ class _BundleCheck:
             numerics_class=self._bundle.entries[0].numerics_class,
             coordinator_key=self._coordinator_key,
             keys_are_known=self._trusted is not None,
+            tail_state=self._bundle.tail_state,
+            tail_nodes=tail_nodes,
         )
+
+    def _check_tail(self, orders: "_Orders", windows: Sequence[AgreedWindow]) -> tuple[NodeId, ...]:
+        """Who computed the answer once more; nobody, unless the file says that this went well."""
+        bundle, trusted = self._bundle, self._trusted
+        if bundle.tail_state is not TailState.PASSED:
+            return ()
+        if bundle.tail is None:
+            _refuse("the file says that a tail audit passed, but does not hold it")
+        first, last = bundle.entries[0], bundle.entries[-1]
+        seated = {
+            SeatedNode(order.assignment.node_id, order.assignment.layer_start, order.assignment.layer_end)
+            for order in orders.values()
+        }
+        nodes = check_tail(
+            bundle.tail,
+            like=next(order.assignment for slot, order in orders.items() if slot[0] == first.epoch),
+            after=last.epoch,
+            row_end=last.row_end,
+            agreed={(layer, each.window.row_end): value for each in windows for layer, value in each.ends.items()},
+            seated=seated,
+            coordinator_key=self._coordinator_key,
+        )
+        if trusted is not None and trusted.nodes is not None and not trusted.nodes.issuperset(nodes):
+            _refuse("the tail audit was made by a node you do not trust")
+        return nodes
 
     def _check_shape(self) -> None:
         """What needs no digest: all windows are there, and the answer is what they hold."""
@@ -400,7 +391,3 @@ def _in_file(what: str, read: Callable[[Signed, bytes], T], signed: Signed, key:
 
 def _refuse(sentence: str) -> NoReturn:
     raise InvalidInput(sentence)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

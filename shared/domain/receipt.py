@@ -134,6 +134,11 @@ def read_receipt(signed: Signed, public_key: bytes) -> SignedReceipt:
     return SignedReceipt(receipt, signed)
 
 
+def kept_receipt(signed: Signed) -> SignedReceipt:
+    """One that was checked before it was kept, by whoever reads it now. Raises `InvalidInput` for what is none."""
+    return SignedReceipt(_read(RECEIPT, Receipt, signed.text), signed)
+
+
 def sign_assignment(key: SigningKey, assignment: Assignment) -> Signed:
     return key.sign(ASSIGNMENT, asdict(assignment))
 

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from shared.domain.tail_audit import TailState
+
 Count = Annotated[int, Field(ge=0, le=2**53)]
 DurationMs = Annotated[float, Field(ge=0, le=1e12)]
 LinkKind = Literal["gateway", "control", "stage"]
@@ -191,6 +193,24 @@ class GuaranteeReduced:
 
 
 @dataclass(frozen=True, slots=True)
+class TailAuditChanged:
+    """A finished answer was chosen to be computed once more by fresh nodes, or that has come to its end."""
+
+    task_id: str
+    state: TailState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRevoked:
+    """Fresh nodes came to another result than those that an answer, already released, rests on."""
+
+    task_id: str
+    stage: Count
+    window: Count
+
+
+@dataclass(frozen=True, slots=True)
 class TokensCommitted:
     task_id: str
     num_tokens: Count
@@ -248,6 +268,8 @@ Event = (
     | SessionOpened
     | SessionReassigned
     | GuaranteeReduced
+    | TailAuditChanged
+    | AnswerRevoked
     | TokensCommitted
     | BreakerChanged
     | CallRetried

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from shared.events.catalogue import (
+    AnswerRevoked,
     BreakerChanged,
     BytesTransferred,
     CallRetried,
@@ -23,6 +24,7 @@ from shared.events.catalogue import (
     PartitionComputed,
     SessionReassigned,
     StepTimed,
+    TailAuditChanged,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -64,6 +66,10 @@ class LocalMetrics(Publisher):
         self._recovery = histogram(
             "butterfly_recovery_seconds", "Noticed loss until the session went on.", RECOVERY_BUCKETS_S
         )
+        self._tail_audits = counter(
+            "butterfly_tail_audits_total", "Fresh audits of finished answers: begun, and how they ended.", "state"
+        )
+        self._revoked = counter("butterfly_answers_revoked_total", "Released answers found wrong.")
         self._step = histogram("butterfly_stage_step_seconds", "One batch through one stage.", SHORT_BUCKETS_S, "role")
         self._rows = histogram("butterfly_batch_rows", "Rows of a batch.", ROWS_BUCKETS, "role")
         self._circuit = Gauge(
@@ -106,6 +112,10 @@ class LocalMetrics(Publisher):
             case ConsensusReached(rounds=rounds, duration_ms=duration_ms):
                 self._rounds.labels("agreed").inc(rounds)
                 self._round.labels("agreed").observe(duration_ms / 1000)
+            case TailAuditChanged(state=state):
+                self._tail_audits.labels(state).inc()
+            case AnswerRevoked():
+                self._revoked.inc()
             case BreakerChanged(peer=peer, operation=operation, state=state):
                 self._circuit.labels(peer, operation).set(BREAKER_STATES[state])
             case CallRetried(peer=peer, operation=operation):

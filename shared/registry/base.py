@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
+from shared.domain.tail_audit import TailState
 from shared.domain.task import FinishReason, InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import TaskEvent, TaskState
 
@@ -39,6 +40,13 @@ class TaskRecord:
     error: str
     expires_s: float | None
     """When tokens and events go; the bare record lives 7 days longer. None while the task runs."""
+    tail_audit: TailState = TailState.NONE
+    """What became of the fresh audit of its answer."""
+
+    @property
+    def is_revoked(self) -> bool:
+        """The answer was found wrong after it was released."""
+        return self.tail_audit is TailState.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +211,20 @@ class TaskRegistry(ABC):
 
         False: fenced (stale epoch, or not Computing). Raises `InvalidTransition` when fewer than `finish.num_tokens`
         tokens would then be committed.
+        """
+
+    @abstractmethod
+    async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
+        """Take the next epoch of a completed task at `epoch`, to compute it once more: its tail audit is pending.
+
+        Raises `StaleEpoch`, `InvalidTransition`. Sent again it is stale.
+        """
+
+    @abstractmethod
+    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
+        """What became of the tail audit of a completed task. Pending is not noted where anything is noted already.
+
+        Raises `StaleEpoch`, `InvalidTransition`.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ PREFIXES = MappingProxyType(
         "request": f"{ROOT}:request:",  # string: the prompt's token ids
         "tokens": f"{ROOT}:tokens:",  # list: committed tokens
         "events": f"{ROOT}:events:",  # stream: what clients read
-        "receipts": f"{ROOT}:receipts:",  # hash: "epoch:window" -> the window's signed receipts
+        "receipts": f"{ROOT}:receipts:",  # hash: "epoch:window" -> signed receipts; "tail" -> its tail audit's
         "queue": f"{ROOT}:queue:",  # zset per group: task id -> -rank * 1e13 + sequence
         "open": f"{ROOT}:open:",  # set per owner: unfinished tasks
         "index_of": f"{ROOT}:tasks:",  # zset per owner, all scores 0: task ids in order

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 from shared.domain.ids import TaskId
+from shared.domain.tail_audit import TailAudit
 from shared.domain.window_entry import WindowEntry
 
 
@@ -23,3 +24,14 @@ class ReceiptStore(ABC):
 
         Raises `ResultExpired` after the time to live.
         """
+
+    @abstractmethod
+    async def keep_tail_audit(self, task_id: TaskId, audit: TailAudit) -> None:
+        """Keep what the tail audit signed, beside the entries. The first one stays.
+
+        Raises `StaleEpoch` unless the task is at the audit's epoch.
+        """
+
+    @abstractmethod
+    async def tail_audit(self, task_id: TaskId) -> TailAudit | None:
+        """What `keep_tail_audit` kept, if anything and if still."""

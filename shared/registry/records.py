@@ -8,6 +8,7 @@ from dataclasses import replace
 from pydantic import TypeAdapter
 
 from shared.domain.ids import Attempt, Epoch
+from shared.domain.tail_audit import TailState
 from shared.domain.task import FinishReason, InferenceTask, TokenRecord
 from shared.domain.task_state import TaskState
 from shared.registry.base import StreamEntry, TaskRecord
@@ -76,6 +77,7 @@ def decode_record(fields: Mapping[bytes, bytes], prompt: bytes | None) -> TaskRe
         error_code=_word(fields, b"error_code"),
         error=_word(fields, b"error") or "",
         expires_s=_seconds(fields, b"expires"),
+        tail_audit=TailState(_word(fields, b"tail_audit") or TailState.NONE),
     )
 
 

@@ -23,6 +23,7 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
+from shared.domain.tail_audit import TailState
 from shared.domain.task import InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import TERMINAL, TaskEvent, TaskState
 from shared.registry import keys
@@ -192,6 +193,18 @@ class RedisTaskRegistry(TaskRegistry):
                 raise InvalidTransition(f"the answer has {finish.num_tokens} tokens, only {int(rest[0])} are there")
             case _:
                 raise _refusal(code, task_id, rest, what="its end")
+
+    async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
+        return await self._tail_audit(task_id, epoch, TailState.PENDING, next_epoch=True)
+
+    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
+        await self._tail_audit(task_id, epoch, state, next_epoch=False)
+
+    async def _tail_audit(self, task_id: TaskId, epoch: Epoch, state: TailState, *, next_epoch: bool) -> Epoch:
+        code, *rest = await self._run("tail_audit", task_id, epoch, state, int(next_epoch))
+        if code != b"ok":
+            raise _refusal(code, task_id, rest, what="a tail audit")
+        return Epoch(int(rest[0]))
 
     async def cancel(self, task_id: TaskId) -> tuple[TaskState, bool]:
         code, *rest = await self._run("cancel", task_id)

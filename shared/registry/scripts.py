@@ -19,6 +19,7 @@ NAMES = (
     "reconcile",
     "queue",
     "append_receipts",
+    "tail_audit",
 )
 
 

@@ -120,6 +120,10 @@ class CoordinationConfig(_Section):
     """Ids of the operator's own nodes: rather than others they are asked to settle a dispute, and they are believed."""
     spread_by: str = ""
     """Label in which the nodes of a stage must differ, such as `operator`. Empty: nodes are enough."""
+    tail_audit_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the finished verified answers that fresh nodes compute once more."""
+    tail_keep_s: float = Field(600, ge=0, le=86_400)
+    """For so long after its end an answer is audited, and first, when a node that signed for it is evicted."""
     data_dir: Path = Path(".butterfly/coordinator")
     """Holds the coordinator's signing key."""
     join_urls: tuple[Url, ...] = ()

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,10 @@ SLIGHTLY = np.float32(1e-3)
 
 class Fault(ABC):
     """Alters what an engine returns. `calls`: how many the stage has had, this one included."""
+
+    def for_stage(self, ref: StageRef) -> "Fault":
+        """What goes wrong at this stage."""
+        return self
 
     @abstractmethod
     def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
@@ -65,6 +70,29 @@ class Lazy(Fault):
         return result if len(given) == 1 else np.zeros_like(result)
 
 
+class Colluding(Fault):
+    """A small error in every row of the stage that a file names by its first layer; none without the file. Nodes that
+    share the file are a coalition that knows where it sits."""
+
+    def __init__(self, agreement: Path) -> None:
+        self._agreement = agreement
+
+    def for_stage(self, ref: StageRef) -> Fault:
+        return _AtStage(self._agreement, ref.layers.start)
+
+    def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
+        return result
+
+
+class _AtStage(Fault):
+    def __init__(self, agreement: Path, layer_start: int) -> None:
+        self._agreement, self._layer_start = agreement, layer_start
+
+    def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
+        is_agreed = self._agreement.exists() and int(self._agreement.read_text()) == self._layer_start
+        return WrongHidden().alter(given, result, calls, is_last=is_last) if is_agreed else result
+
+
 class FaultyEngine:
     """An honest engine, and what a fault makes of its answers."""
 
@@ -102,4 +130,4 @@ class FaultyLoader(EngineLoader):
     def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
         loaded = self._honest.load(ref, file, n_slots=n_slots, ctx_per_slot=ctx_per_slot)
         is_last = ref.layers.end == ref.num_layers
-        return replace(loaded, engine=FaultyEngine(loaded.engine, self._fault, is_last=is_last))
+        return replace(loaded, engine=FaultyEngine(loaded.engine, self._fault.for_stage(ref), is_last=is_last))

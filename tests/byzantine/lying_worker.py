@@ -1,7 +1,12 @@
-"""`python -m tests.byzantine.lying_worker ATTACK`: a real worker, configured as `services.worker` is, that lies."""
+"""`python -m tests.byzantine.lying_worker ATTACK`: a real worker, configured as `services.worker` is, that lies.
+
+`colluding FILE`: at the stage that FILE names, once it is there (`engine_faults.Colluding`).
+"""
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -13,12 +18,22 @@ from shared.llama.library import load_library
 from shared.runtime.clock import SystemClock
 from shared.runtime.config import Config
 from shared.runtime.serve import serve
-from tests.byzantine.attacks import ATTACKS
-from tests.byzantine.engine_faults import FaultyLoader
+from tests.byzantine.attacks import ATTACKS, Attack
+from tests.byzantine.engine_faults import Colluding, FaultyLoader
+
+
+def attack_of(arguments: Sequence[str]) -> Attack:
+    match arguments:
+        case ["colluding", agreement]:
+            return Attack("lies where its friend sits in the other lane", Colluding(Path(agreement)))
+        case [name]:
+            return ATTACKS[name]
+        case _:
+            raise SystemExit(__doc__)
 
 
 def create_app(config: Config) -> FastAPI:
-    attack = ATTACKS[sys.argv[1]]
+    attack = attack_of(sys.argv[1:])
     clock = SystemClock()
     library = load_library()
     honest = llama_loader(config, library, clock)

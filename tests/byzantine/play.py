@@ -53,7 +53,7 @@ class Outcome:
 @contextmanager
 def honest_cluster(model: Path, folder: Path) -> Iterator[Cluster]:
     cluster = start_cluster(
-        model, folder, base_port=free_base_port(HONEST_WORKERS + 1), workers=HONEST_WORKERS, stages=STAGES
+        model, folder, base_port=free_base_port(HONEST_WORKERS + 2), workers=HONEST_WORKERS, stages=STAGES
     )
     try:
         yield cluster
@@ -62,26 +62,28 @@ def honest_cluster(model: Path, folder: Path) -> Iterator[Cluster]:
 
 
 @contextmanager
-def lying_worker(cluster: Cluster, attack: str) -> Iterator[str]:
-    """Joins the cluster; gives the liar's node id."""
+def lying_worker(cluster: Cluster, *attack: str, number: int = 0) -> Iterator[str]:
+    """Joins the cluster; gives the liar's node id. `attack`: arguments of the worker; `number`: tells liars apart."""
     honest = set(nodes(cluster))
+    name = f"liar{number or ''}"
     base_port = int(cluster.api_url.rpartition(":")[2])
-    data_dir = cluster.data_dir / "liar"
+    data_dir = cluster.data_dir / name
     environment = join_environment(
         coordinator_url=f"http://{HOST}:{base_port + 3}",
         join_token=DataDir(cluster.data_dir).secrets().join_token,
-        listen=f"{HOST}:{base_port + 10 + HONEST_WORKERS}",
+        listen=f"{HOST}:{base_port + 10 + HONEST_WORKERS + number}",
         advertise=None,
         data_dir=str(data_dir),
         memory_mb=None,
         inherited=os.environ,
     )
-    command = [sys.executable, "-m", "tests.byzantine.lying_worker", attack]
-    with (cluster.data_dir / "liar.log").open("wb") as log:
+    command = [sys.executable, "-m", "tests.byzantine.lying_worker", *attack]
+    log_file = cluster.data_dir / f"{name}.log"
+    with log_file.open("wb") as log:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
     try:
         until(lambda: set(nodes(cluster)) > honest or process.poll() is not None)
-        assert process.poll() is None, (cluster.data_dir / "liar.log").read_text()
+        assert process.poll() is None, log_file.read_text()
         (liar,) = set(nodes(cluster)) - honest
         yield liar
     finally:

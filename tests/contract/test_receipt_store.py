@@ -120,6 +120,28 @@ async def test_receipts_go_with_the_result_those_that_came_after_the_end_too(sto
         await asyncio.sleep(0.02)
 
 
+async def test_a_tail_audit_stands_beside_the_entries_and_the_first_one_stays(stores: Stores) -> None:
+    run = HonestRun()
+    task_id = await running_task(stores.registry)
+    assert await stores.receipts.tail_audit(task_id) is None
+    for entry in run.entries():
+        await stores.receipts.append(task_id, entry)
+    given = replace(run.tail(), epoch=Epoch(1))
+    await stores.receipts.keep_tail_audit(task_id, given)
+    await stores.receipts.keep_tail_audit(task_id, replace(given, receipts=()))
+    assert await stores.receipts.tail_audit(task_id) == given
+    assert await stores.receipts.entries(task_id) == run.entries()
+
+
+async def test_a_tail_audit_of_another_epoch_is_refused(stores: Stores) -> None:
+    task_id = await running_task(stores.registry)
+    with pytest.raises(StaleEpoch):
+        await stores.receipts.keep_tail_audit(task_id, HonestRun().tail())
+    with pytest.raises(TaskNotFound):
+        await stores.receipts.keep_tail_audit(TaskId("unknown"), HonestRun().tail())
+    assert await stores.receipts.tail_audit(task_id) is None
+
+
 async def test_redis_keeps_receipts_no_longer_than_the_result(valkey: ValkeyServer) -> None:
     valkey.empty()
     registry = connect_registry(valkey.url, allow_weak_durability=False)

@@ -9,6 +9,7 @@ from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, rec
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.receipt import Assignment, Receipt, SignedReceipt, sign_assignment, sign_receipt
 from shared.domain.signing import Signed, SigningKey, digest_of
+from shared.domain.tail_audit import TailAudit
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_entry import WindowEntry, make_entry
 from shared.domain.windows import Window, WindowSchedule
@@ -72,6 +73,26 @@ class HonestRun:
         for number, num_windows in enumerate(self.epochs, start=1):
             found += self._epoch(Epoch(number), num_windows, begins_at=found[-1].row_end if found else 0)
         return tuple(found)
+
+    def tail(self, *, lane: int = 2) -> TailAudit:
+        """All of it once more, by the nodes that would hold `lane`."""
+        epoch = Epoch(len(self.epochs) + 1)
+        schedule = WindowSchedule(len(self.prompt_ids), 0, 0, CHECKPOINT, 2)
+        stages = range(len(self.cuts) - 1)
+        orders = [sign_assignment(self.coordinator, self._assignment(epoch, lane, stage, schedule)) for stage in stages]
+        before = [digest_of(order) for order in orders]
+        receipts: list[SignedReceipt] = []
+        last_row = self.entries()[-1].row_end
+        for index in range(schedule.window_of(last_row - 1).index + 1):
+            window = schedule.window(index).closed_at(last_row)
+            receipts += (self._receipt(epoch, lane, stage, window, before[stage]) for stage in stages)
+            before = [each.digest for each in receipts[-len(stages) :]]
+        return TailAudit(
+            epoch=epoch,
+            orders=tuple(orders),
+            receipts=tuple(each.signed for each in receipts),
+            keys={node_id: key.public_key for node_id, key in KEYS.items()},
+        )
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from shared.domain.errors import ResultExpired, StaleEpoch
 from shared.domain.ids import Epoch, TaskId
+from shared.domain.tail_audit import TailAudit
 from shared.domain.window_entry import WindowEntry
 from shared.registry.base import TaskRegistry
 from shared.registry.receipts import ReceiptStore
@@ -17,6 +18,7 @@ class MemoryReceiptStore(ReceiptStore):
         self._registry = registry
         self._now = now
         self._entries: dict[TaskId, dict[tuple[int, Epoch], WindowEntry]] = {}
+        self._tails: dict[TaskId, TailAudit] = {}
 
     async def append(self, task_id: TaskId, entry: WindowEntry) -> None:
         record = await self._registry.record(task_id)
@@ -29,3 +31,12 @@ class MemoryReceiptStore(ReceiptStore):
         if record.expires_s is not None and self._now() >= record.expires_s:
             raise ResultExpired(f"the receipts of task {task_id} are gone")
         return tuple(entry for _, entry in sorted(self._entries.get(task_id, {}).items()))
+
+    async def keep_tail_audit(self, task_id: TaskId, audit: TailAudit) -> None:
+        record = await self._registry.record(task_id)
+        if record.epoch != audit.epoch:
+            raise StaleEpoch(f"task {task_id} is at epoch {record.epoch}")
+        self._tails.setdefault(task_id, audit)
+
+    async def tail_audit(self, task_id: TaskId) -> TailAudit | None:
+        return self._tails.get(task_id)

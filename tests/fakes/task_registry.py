@@ -19,6 +19,7 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
+from shared.domain.tail_audit import TailState
 from shared.domain.task import InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import CANCELLABLE, TERMINAL, TRANSITIONS, TaskEvent, TaskState, next_state
 from shared.registry.base import (
@@ -211,6 +212,24 @@ class MemoryTaskRegistry(TaskRegistry):
         entry.last = step
         await self._announce()
         return True
+
+    async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
+        record = self._completed(task_id, epoch)
+        self._entries[task_id].record = replace(record, epoch=Epoch(epoch + 1), tail_audit=TailState.PENDING)
+        return Epoch(epoch + 1)
+
+    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
+        record = self._completed(task_id, epoch)
+        if state is not TailState.PENDING or record.tail_audit is TailState.NONE:
+            self._entries[task_id].record = replace(record, tail_audit=state)
+
+    def _completed(self, task_id: TaskId, epoch: Epoch) -> TaskRecord:
+        record = self._entry(task_id).record
+        if record.state is not TaskState.COMPLETED:
+            raise InvalidTransition(f"a {record.state} task cannot take a tail audit")
+        if record.epoch != epoch:
+            raise StaleEpoch(f"task {task_id} is at epoch {record.epoch} by now")
+        return record
 
     async def cancel(self, task_id: TaskId) -> tuple[TaskState, bool]:
         entry = self._entry(task_id)

@@ -5,14 +5,20 @@ from collections.abc import Sequence
 from services.api.domain.openai_bodies import PROFILE
 from shared.domain.bundle import Bundle, committed_entries
 from shared.domain.errors import ReceiptNotAvailable
+from shared.domain.tail_audit import TailAudit, TailState
 from shared.domain.task import TokenRecord, Verification
 from shared.domain.task_state import TERMINAL, TaskState
 from shared.domain.window_entry import WindowEntry
 from shared.registry.base import TaskRecord
 
+_WITH_PROOF = frozenset({TailState.PASSED, TailState.FAILED})
 
-def bundle_of(record: TaskRecord, entries: Sequence[WindowEntry], tokens: Sequence[TokenRecord]) -> Bundle:
-    """`tokens`: at least those committed when `record` was read. Raises `ReceiptNotAvailable` without a window."""
+
+def bundle_of(
+    record: TaskRecord, entries: Sequence[WindowEntry], tokens: Sequence[TokenRecord], tail: TailAudit | None
+) -> Bundle:
+    """`tokens`, `tail`: at least what there was when `record` was read. Raises `ReceiptNotAvailable` without a
+    window."""
     task = record.task
     has_completed = record.state is TaskState.COMPLETED
     committed = committed_entries(entries, num_tokens=record.num_committed, has_completed=has_completed)
@@ -32,6 +38,8 @@ def bundle_of(record: TaskRecord, entries: Sequence[WindowEntry], tokens: Sequen
         prompt_ids=task.prompt_ids,
         answer_ids=tuple(token.token_id for token in tokens[: min(reached, record.num_committed)]),
         entries=committed,
+        tail_state=record.tail_audit,
+        tail=tail if record.tail_audit in _WITH_PROOF else None,
     )
 
 

@@ -45,10 +45,12 @@ def task_resource(
         "verification": {
             "mode": task.verification,
             "max_byzantine": task.max_byzantine,
-            "verified": task.verification is not Verification.NONE and record.state is TaskState.COMPLETED,
+            "verified": _is_verified(record),
             "windows": windows,
             "disputes": 0,
             "nodes": nodes,
+            "tail_audit": record.tail_audit,
+            "revoked": record.is_revoked,
         },
         "result": result,
         "result_expires_at": _utc(record.expires_s),
@@ -93,6 +95,11 @@ def event_body(entry: StreamEntry, *, text: str = "") -> Json:
 
 def is_terminal(record: TaskRecord) -> bool:
     return record.state in TERMINAL
+
+
+def _is_verified(record: TaskRecord) -> bool:
+    is_checked = record.task.verification is not Verification.NONE and record.state is TaskState.COMPLETED
+    return is_checked and not record.is_revoked
 
 
 def _error(code: str, message: str) -> Json:

@@ -129,7 +129,8 @@ class TasksService(TasksInterface):
         record = await self._own(task_id, caller)
         entries = await self._reader.receipts(record.task.task_id)
         tokens = await self._reader.tokens(record.task.task_id)
-        return BundleBody.of(bundle_of(record, entries, tokens)).model_dump(mode="json")
+        tail = await self._reader.tail_audit(record.task.task_id)
+        return BundleBody.of(bundle_of(record, entries, tokens, tail)).model_dump(mode="json")
 
     async def cancel(self, task_id: str, caller: Caller) -> CancelledView:
         record = await self._own(task_id, caller)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from services.api.ports import EntryStream, TaskReader
 from services.api.stores.stream_hub import StreamHub
 from shared.domain.ids import ModelId, TaskId
+from shared.domain.tail_audit import TailAudit
 from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
 from shared.domain.window_entry import WindowEntry
@@ -26,6 +27,9 @@ class RegistryTaskReader(TaskReader):
 
     async def receipts(self, task_id: TaskId) -> tuple[WindowEntry, ...]:
         return await self._receipts.entries(task_id)
+
+    async def tail_audit(self, task_id: TaskId) -> TailAudit | None:
+        return await self._receipts.tail_audit(task_id)
 
     async def page(
         self, *, owner: str, states: frozenset[TaskState], model_id: ModelId | None, limit: int, cursor: str | None

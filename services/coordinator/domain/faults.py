@@ -9,6 +9,8 @@ from shared.domain.ids import NodeId
 
 MAX_REASSIGNMENTS = 5
 CRASHES_AT_ONE_POSITION = 2
+MAX_REASON = 500
+"""Characters."""
 GENERATION_FAILED = "generation_failed"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared.domain.chain import RowChain, id_bytes, record_bytes
 from shared.domain.errors import ProtocolViolation
+from shared.domain.ids import NodeId
 from shared.domain.receipt import Assignment, SignedReceipt
 from shared.domain.signing import Signed, digest_of
 from shared.domain.task import TokenRecord
@@ -59,6 +60,11 @@ class LaneBook:
     def is_complete(self, window: int) -> bool:
         """Every seat has signed for it, and for all windows before."""
         return all(following > window for following in self._next_of_seat)
+
+    @property
+    def laggard(self) -> NodeId:
+        """The first that has signed for fewest windows: it has all it needs from those before."""
+        return self.seats[self._next_of_seat.index(min(self._next_of_seat))].assignment.node_id
 
     def keep(self, receipt: SignedReceipt, records: Sequence[TokenRecord]) -> None:
         """Raises `ProtocolViolation` for records that have no bytes."""

@@ -201,18 +201,8 @@ class Ledger:
         return chain
 
     def _read(self, sender: NodeId, signed: Signed) -> SignedReceipt:
-        seats = [seat for lane in self._lanes for seat in lane.seats if seat.assignment.node_id == sender]
-        if not seats:
-            raise ProtocolViolation(f"{sender} has no seat in this session")
-        try:
-            receipt = read_receipt(signed, seats[0].public_key)
-        except InvalidInput as error:
-            raise ProtocolViolation(error.message) from None
-        said, one = receipt.receipt, seats[0].assignment
-        if not is_of_epoch(said, one):
-            raise ProtocolViolation("a receipt of another epoch or session")
-        if (said.lane, said.stage) not in {(seat.assignment.lane, seat.assignment.stage) for seat in seats}:
-            raise ProtocolViolation(f"{sender} has no seat at stage {said.stage} of lane {said.lane}")
+        receipt = read_from(sender, signed, [seat for lane in self._lanes for seat in lane.seats])
+        said = receipt.receipt
         if not self._schedule.first_index <= said.window <= self._due + MAX_WINDOWS_HELD:
             raise ProtocolViolation(f"window {said.window} is not one of those signed now")
         return receipt
@@ -329,6 +319,24 @@ class Ledger:
         if found.node_id is not None and found.node_id not in self._accused:
             self._accused.add(found.node_id)
             self._steps.append(Accuse(found))
+
+
+def read_from(sender: NodeId, signed: Signed, seats: Sequence[Seated]) -> SignedReceipt:
+    """A receipt as posted by a node with one of `seats`, all of one epoch. Raises `ProtocolViolation` for what is no
+    receipt of a seat of the sender."""
+    own = [seat for seat in seats if seat.assignment.node_id == sender]
+    if not own:
+        raise ProtocolViolation(f"{sender} has no seat in this session")
+    try:
+        receipt = read_receipt(signed, own[0].public_key)
+    except InvalidInput as error:
+        raise ProtocolViolation(error.message) from None
+    said = receipt.receipt
+    if not is_of_epoch(said, own[0].assignment):
+        raise ProtocolViolation("a receipt of another epoch or session")
+    if (said.lane, said.stage) not in {(seat.assignment.lane, seat.assignment.stage) for seat in own}:
+        raise ProtocolViolation(f"{sender} has no seat at stage {said.stage} of lane {said.lane}")
+    return receipt
 
 
 def is_of_epoch(said: Receipt, assignment: Assignment) -> bool:

@@ -210,6 +210,8 @@ class Session:
         Raises `StaleEpoch`, `Forbidden`, `ProtocolViolation`. Tokens after the end of the answer are dropped (the last
         stage does not know stop strings), but those of a verified session: its window has to be computed to the end.
         """
+        if not self.seats:
+            raise Forbidden(f"nobody drafts for task {self.task.task_id} in epoch {self.epoch}")
         self.check_sender(sender, epoch, len(self.seats) - 1)
         if self.ring_ends_at is not None or (self.ending is not None and not self.is_verified):
             return 0

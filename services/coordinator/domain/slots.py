@@ -1,7 +1,7 @@
 """Counts the seats that sessions hold, per stage of a node."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from shared.domain.errors import NoCapacity
 from shared.domain.ids import NodeId
@@ -20,6 +20,7 @@ class SlotLedger:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[StageOfNode, ...]] = {}
+        self._yielding: dict[Hashable, Callable[[], None]] = {}
         self._used: Counter[StageOfNode] = Counter()
 
     def reserve(
@@ -28,23 +29,34 @@ class SlotLedger:
         model_root: str,
         seats: Sequence[Partition],
         capabilities: Mapping[NodeId, NodeCapability],
+        *,
+        yields: Callable[[], None] | None = None,
     ) -> None:
         """Take a slot at every seat, those of all lanes, or raise `NoCapacity`.
 
-        What the holder held before is given back first.
+        What the holder held before is given back first. `yields`: this holder gives way to all that do not, and is told
+        so when it has lost its slots.
         """
         self.release(holder)
         wanted = Counter((seat.node_id, model_root, seat.layers.start, seat.layers.end) for seat in seats)
-        for stage, slots in wanted.items():
-            capability = capabilities.get(stage[0])
-            if capability is None:
+        for stage in wanted:
+            if stage[0] not in capabilities:
                 raise NoCapacity(f"node {stage[0]} is not ready for seats", retry_after_s=RETRY_AFTER_S)
-            if self._used[stage] + slots > capability.slots:
+        used = self._used if yields is not None else self._used_for_good()
+        for stage, slots in wanted.items():
+            capability = capabilities[stage[0]]
+            if used[stage] + slots > capability.slots:
                 raise NoCapacity(
                     f"all {capability.slots} slots of node {stage[0]} are taken", retry_after_s=RETRY_AFTER_S
                 )
+        for other, tell in list(self._yielding.items()):
+            if any(self._used[stage] + wanted[stage] > capabilities[stage[0]].slots for stage in wanted):
+                self.release(other)
+                tell()
         self._held[holder] = tuple(wanted.elements())
         self._used.update(wanted)
+        if yields is not None:
+            self._yielding[holder] = yields
 
     def has_room(self, node: NodeCapability, model_root: str, seat: Partition) -> bool:
         """Whether the node could take this seat now."""
@@ -52,9 +64,16 @@ class SlotLedger:
 
     def release(self, holder: Hashable) -> None:
         """Give back what the holder has, if anything."""
+        self._yielding.pop(holder, None)
         self._used.subtract(self._held.pop(holder, ()))
         self._used += Counter()  # drops the zeros
 
     def used(self, node_id: NodeId) -> int:
-        """Slots taken at the fullest stage of a node."""
-        return max((count for stage, count in self._used.items() if stage[0] == node_id), default=0)
+        """Slots taken at the fullest stage of a node, by holders that do not give way."""
+        return max((count for stage, count in self._used_for_good().items() if stage[0] == node_id), default=0)
+
+    def _used_for_good(self) -> Counter[StageOfNode]:
+        if not self._yielding:
+            return self._used
+        lent = Counter(stage for holder in self._yielding for stage in self._held[holder])
+        return self._used - lent

@@ -36,7 +36,7 @@ def stage_ref(plan: PartitionPlan, seat: Partition) -> StageRef:
 
 
 def num_layers(plan: PartitionPlan) -> int:
-    return plan.lanes[0].partitions[-1].layers.end
+    return plan.lanes[-1].partitions[-1].layers.end
 
 
 class Assigning:

@@ -14,6 +14,7 @@ from services.coordinator.ports import EvidenceStore, Partitioner
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership
 from services.coordinator.service.relays import Relays
+from services.coordinator.service.tail_book import TailBook
 from shared.domain.errors import Fenced, NotFound, RegistryUnavailable
 from shared.domain.ids import NodeId
 from shared.domain.signing import SigningKey
@@ -54,6 +55,7 @@ class Parts:
     shuffled: Callable[[Sequence[NodeId]], Sequence[NodeId]]
     """In an order that nobody can guess: who audits is drawn with it."""
     relays: Relays
+    tail: TailBook
     link_secret: bytes
     """Of this run of the coordinator: later runs make new links."""
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from services.coordinator.domain.blame import same_window_again
 from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
@@ -101,22 +102,10 @@ class Seats:
         if first_try is not None:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
-        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
-        self._detour = self._way_round(plan, first_try, members) if first_try is not None else None
-        assigning = Assigning(
-            session,
-            plan,
-            schedule=schedule,
-            decoding=() if first_try else tuple(range(len(session.lanes))) if decodes else (0,),
-            max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
-            key=parts.key,
-            link_secret=parts.link_secret,
-            detour=self._detour,
-        )
-        self._orders = tuple(
-            assigning.lane(lane, seated, [member.public_key for member in seated])
-            for lane, seated in enumerate(members)
-        )
+        decoding = () if first_try else tuple(range(len(session.lanes))) if decodes else (0,)
+        self._detour = self._way_round(plan, first_try) if first_try is not None else None
+        assigning = self._order(plan, schedule, decoding=decoding)
+        numerics_class = self._member(session.lanes[0][-1].node_id).capability.numerics_class
         task = session.task
         ledger = Ledger(
             schedule=schedule,
@@ -125,7 +114,7 @@ class Seats:
             decodes=decodes,
             prompt_ids=task.prompt_ids,
             committed=tuple(session.records),
-            sink_start=assigning.sink_start(members[0][-1].capability.numerics_class),
+            sink_start=assigning.sink_start(numerics_class),
             replay=first_try.ids if first_try else (),
         )
         return Verifying(
@@ -133,20 +122,19 @@ class Seats:
             session,
             ledger=ledger,
             orders=self._orders,
-            numerics_class=members[0][0].capability.numerics_class,
+            numerics_class=self._member(session.lanes[0][0].node_id).capability.numerics_class,
             first_try=first_try,
             witness=self._detour.witness if self._detour else None,
         )
 
-    def _way_round(
-        self, plan: PartitionPlan, first_try: FirstTry, members: Sequence[Sequence[Member]]
-    ) -> Detour | None:
+    def _way_round(self, plan: PartitionPlan, first_try: FirstTry) -> Detour | None:
         """For the link at fault in the first try, if there is one, it can be repeated and there is room for it."""
         session = self._session
         hop = hop_of(first_try.fault, session.lanes) if first_try.fault else None
         if hop is None:
             return None
-        sender, receiver = members[hop.lane][hop.stage - 1], members[hop.lane][hop.stage]
+        lane = session.lanes[hop.lane]
+        sender, receiver = self._member(lane[hop.stage - 1].node_id), self._member(lane[hop.stage].node_id)
         witness = Witness(
             hop,
             task_id=session.task.task_id,
@@ -162,6 +150,30 @@ class Seats:
             receiver_address=receiver.address,
             width=session.subject.model.n_embd,
         )
+
+    def prepare_replay(self, plan: PartitionPlan, schedule: WindowSchedule) -> Sequence[Seated]:
+        """Make the orders of an epoch in which no lane decodes; its seats, by lane, then stage. Raises `Lost`."""
+        self._order(plan, schedule, decoding=())
+        return [order.seated for lane in self._orders for order in lane]
+
+    def _order(self, plan: PartitionPlan, schedule: WindowSchedule, *, decoding: Collection[int]) -> Assigning:
+        parts, session = self._parts, self._session
+        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
+        assigning = Assigning(
+            session,
+            plan,
+            schedule=schedule,
+            decoding=decoding,
+            max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
+            key=parts.key,
+            link_secret=parts.link_secret,
+            detour=self._detour,
+        )
+        self._orders = tuple(
+            assigning.lane(lane, seated, [member.public_key for member in seated]) if seated else ()
+            for lane, seated in enumerate(members)
+        )
+        return assigning
 
     async def _schedule(self, receipts: ReceiptStore) -> WindowSchedule:
         session = self._session
@@ -226,7 +238,7 @@ class Seats:
 
     async def start(self) -> None:
         """Every seat is ready: have stage 0 of each lane begin."""
-        await asyncio.gather(*(self._start(lane) for lane in range(len(self._session.lanes))))
+        await asyncio.gather(*(self._start(lane) for lane, seats in enumerate(self._session.lanes) if seats))
 
     async def _start(self, lane: int) -> None:
         session = self._session

@@ -11,6 +11,7 @@ from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.member import stage_key
 from services.coordinator.service.parts import Failed, Lost, Over, Parts, persist
+from services.coordinator.service.run import Run
 from services.coordinator.service.seats import Seats
 from services.coordinator.service.verifying import FirstTry, Verifying
 from shared.contracts.messages import ReceiptPosted
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 ADOPTED = "adopted"
 
 
-class SessionRun:
+class SessionRun(Run):
     def __init__(
         self,
         parts: Parts,
@@ -162,17 +163,14 @@ class SessionRun:
         self.session.move(SessionEvent.ABORT)
 
     async def assign_again(self, seat: SeatKey) -> None:
-        """The worker says that it holds the stage now: ask for the seat once more."""
         await self._seats.assign_again(seat)
 
     def receipt(self, sender: NodeId, message: ReceiptPosted) -> None:
-        """Of a seat that the sender holds. Raises `StaleEpoch`, `ProtocolViolation`."""
         if self._verifying is None:
             raise StaleEpoch(f"epoch {message.epoch} of task {message.task_id} is over")
         self._verifying.receipt(sender, message)
 
     def laggard(self) -> NodeId | None:
-        """Who keeps the others waiting, as far as one can tell: no accusation."""
         return self._verifying.laggard() if self._verifying else None
 
     # --- the way of a session
@@ -268,6 +266,7 @@ class SessionRun:
         self._parts.events.publish(
             TaskCompleted(session.task.task_id, self._latency_ms(), session.nodes, session.task.verification)
         )
+        self._parts.tail.finished(session)
 
     # --- losses
 

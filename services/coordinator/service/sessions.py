@@ -7,7 +7,8 @@ process and is adopted. (Several replicas need a lease per session, which a late
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
@@ -16,6 +17,7 @@ from services.coordinator.service.interfaces import SessionsInterface
 from services.coordinator.service.member import Member
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
+from services.coordinator.service.run import Run
 from services.coordinator.service.session_run import SessionRun
 from shared.contracts.coordinator import CoordinatorState, OpenSession
 from shared.contracts.messages import SessionPosition, SessionStop, StageRef
@@ -62,7 +64,7 @@ class Sessions(SessionsInterface):
         self._draining = draining
         self._phase_timeout_s = phase_timeout_s
         self._settle_s = settle_s
-        self._runs: dict[TaskId, SessionRun] = {}
+        self._runs: dict[TaskId, Run] = {}
         self._node_progress_s: dict[NodeId, float] = {}
         self._stopping: Counter[NodeId] = Counter()
         self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
@@ -102,7 +104,19 @@ class Sessions(SessionsInterface):
             run.session.cancel()
 
     def state(self) -> CoordinatorState:
-        return CoordinatorState(sessions=len(self._runs), nodes=self._parts.members.counts())
+        num_sessions = sum(isinstance(run, SessionRun) for run in self._runs.values())
+        return CoordinatorState(sessions=num_sessions, nodes=self._parts.members.counts())
+
+    # --- for audits of finished answers
+
+    @contextmanager
+    def hosting(self, run: Run) -> Iterator[None]:
+        """Messages, losses and stalls reach this run too, whose task has no session any more."""
+        self._runs[run.session.task.task_id] = run
+        try:
+            yield
+        finally:
+            self._drop(run)
 
     # --- for messages
 
@@ -110,7 +124,7 @@ class Sessions(SessionsInterface):
         """Raises `StaleEpoch` for tasks without a session."""
         return self.run_of(task_id).session
 
-    def run_of(self, task_id: TaskId) -> SessionRun:
+    def run_of(self, task_id: TaskId) -> Run:
         """Raises `StaleEpoch` for tasks without a session."""
         run = self._runs.get(task_id)
         if run is None:
@@ -220,7 +234,7 @@ class Sessions(SessionsInterface):
 
     # ---
 
-    def _watch(self, run: SessionRun, now_s: float, overslept_s: float) -> None:
+    def _watch(self, run: Run, now_s: float, overslept_s: float) -> None:
         session = run.session
         if now_s >= session.subject.deadline_at_s:
             session.expire()
@@ -236,9 +250,9 @@ class Sessions(SessionsInterface):
             reason = f"no progress for {timeout_s:g} s while {session.phase}"
             session.lose(FaultKind.STALL, reason, suspect=run.laggard(), now_s=now_s)
 
-    async def _open_again(self, known: SessionRun, wanted: OpenSession) -> None:
+    async def _open_again(self, known: Run, wanted: OpenSession) -> None:
         """A second delivery promises no more than the first one achieves, which may be still at it."""
-        if known.session.epoch == NO_EPOCH:
+        if isinstance(known, SessionRun) and known.session.epoch == NO_EPOCH:
             await known.tried.wait()
             if known.session.epoch == NO_EPOCH:
                 await self.open(wanted)
@@ -307,14 +321,14 @@ class Sessions(SessionsInterface):
         finally:
             self._drop(run)
 
-    def _drop(self, run: SessionRun) -> None:
+    def _drop(self, run: Run) -> None:
         task_id = run.session.task.task_id
         if self._runs.get(task_id) is run:
             del self._runs[task_id]
         self._parts.slots.release(run.session)  # what ends by being cancelled has not done so
         self.nodes_changed()  # a slot may be free for a session that waits for one
 
-    def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[SessionRun, SeatKey]]:
+    def _awaiting(self, member: Member, ref: StageRef) -> list[tuple[Run, SeatKey]]:
         """Seats of this node that wait for this stage."""
         return [
             (run, (lane, stage))

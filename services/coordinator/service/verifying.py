@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 from services.coordinator.domain.blame import SEVERAL_PARTNERS, UNDECIDED, convict, pair_of, undecided
 from services.coordinator.domain.drafts import check_records
-from services.coordinator.domain.evidence import make_evidence
-from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.faults import MAX_REASON, FaultKind
 from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal
 from services.coordinator.domain.session import SeatKey, Session
 from services.coordinator.domain.witness import Witness
 from services.coordinator.service.assigning import SeatOrder
+from services.coordinator.service.convicting import evict_guilty
 from services.coordinator.service.parts import Over, Parts, persist
-from shared.contracts.messages import ReceiptPosted, SealWindow, WindowCommitted, WindowRelease
-from shared.domain.errors import ButterflyError, PeerUnavailable, ProtocolViolation
+from services.coordinator.service.telling import Telling, ToSeat
+from shared.contracts.messages import ReceiptPosted, WindowCommitted
+from shared.domain.errors import ButterflyError, ProtocolViolation
 from shared.domain.ids import NodeId
-from shared.domain.passage import Passage, sign_passage
-from shared.domain.plan import Partition
+from shared.domain.passage import Passage
 from shared.domain.receipt import SignedReceipt
 from shared.domain.session import SessionPhase
 from shared.domain.signing import Signed
-from shared.domain.window_check import RELAY, Finding
+from shared.domain.window_check import Finding
 from shared.domain.window_entry import WindowEntry, make_entry
 from shared.domain.windows import Window
 from shared.events.catalogue import ConsensusReached, TokensCommitted
@@ -33,9 +33,7 @@ from shared.registry import base
 
 log = logging.getLogger(__name__)
 
-MAX_REASON = 500
 JUDGED = frozenset({FaultKind.DISPUTE, FaultKind.CONVICTED})
-ToSeat = WindowRelease | SealWindow | WindowCommitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ class Verifying:
         link that was at fault in it."""
         self._parts, self._session, self._ledger = parts, session, ledger
         self._orders = orders
+        self._telling = Telling(parts, session)
         self._numerics_class = numerics_class
         self._first_try = first_try
         self._witness = witness
@@ -138,13 +137,13 @@ class Verifying:
                     case Seal() if not self._session.is_verified:
                         pass  # the seats are freed at once
                     case Seal() | Release():
-                        tells.setdefault(step.lane, []).append(self._message(step))
+                        tells.setdefault(step.lane, []).append(self._telling.message(step))
                     case Commit():
                         commits.append(step)
                     case Accuse() | Dispute():
                         faults.append(step)
             await asyncio.gather(
-                self._commit_all(commits), *(self._tell_lane(lane, messages) for lane, messages in tells.items())
+                self._commit_all(commits), *(self._telling.lane(lane, messages) for lane, messages in tells.items())
             )
             for fault in faults:
                 await self._answer(fault)
@@ -161,42 +160,6 @@ class Verifying:
         if session.ring_ends_at is not None and not self._is_ring_ended:
             self._is_ring_ended = True
             self._ledger.end(session.ring_ends_at)
-
-    def _message(self, step: Seal | Release) -> ToSeat:
-        task_id, epoch = self._session.task.task_id, self._session.epoch
-        match step:
-            case Seal():
-                return SealWindow(
-                    task_id=task_id, epoch=epoch, lane=step.lane, window=step.window, row_end=step.row_end
-                )
-            case Release():
-                return WindowRelease(
-                    task_id=task_id,
-                    epoch=epoch,
-                    lane=step.lane,
-                    window=step.window,
-                    row_start=step.row_start,
-                    ids=step.ids,
-                )
-
-    async def _tell_lane(self, lane: int, messages: Iterable[ToSeat]) -> None:
-        """In their order."""
-        seats = self._session.lanes[lane]
-        for message in messages:
-            told = seats[:1] if isinstance(message, WindowRelease) else seats
-            await asyncio.gather(*(self._tell(seat, message) for seat in told))
-
-    async def _tell(self, seat: Partition, message: ToSeat) -> None:
-        member = self._parts.members.find(seat.node_id)
-        if member is None or self._session.epoch != message.epoch or not self._session.is_running:
-            return  # the session has been told already
-        try:
-            await member.worker.tell(message)
-        except ButterflyError as error:
-            if isinstance(error, PeerUnavailable):
-                self._parts.members.unreachable(member.node_id)
-            if self._session.epoch == message.epoch:
-                self._lose(FaultKind.GONE, f"{error.code}: {error.message}", suspect=member.node_id)
 
     # --- commits
 
@@ -260,7 +223,9 @@ class Verifying:
         task_id, epoch = self._session.task.task_id, self._session.epoch
         await asyncio.gather(
             *(
-                self._tell_lane(lane, [WindowCommitted(task_id=task_id, epoch=epoch, lane=lane, window=window.index)])
+                self._telling.lane(
+                    lane, [WindowCommitted(task_id=task_id, epoch=epoch, lane=lane, window=window.index)]
+                )
                 for lane in range(len(self._session.lanes))
             )
         )
@@ -341,30 +306,16 @@ class Verifying:
         parts, session = self._parts, self._session
         first_try = self._first_try.receipts if self._first_try else ()
         self._first_try = None
-        witnessed = (sign_passage(parts.key, passage),) if passage else ()
-        for finding in findings:
-            node_id = finding.node_id
-            if node_id is None:
-                continue
-            evidence_id, body = make_evidence(
-                finding,
-                orders=self._signed_orders(),
-                keys=self._keys(),
-                key=parts.key,
-                ids=(*session.task.prompt_ids, *(record.token_id for record in session.records)),
-                num_prompt=len(session.task.prompt_ids),
-                first_try=first_try,
-                second_try=second_try,
-                passages=witnessed if finding.rule == RELAY else (),
-            )
-            await persist(parts, session, lambda: parts.evidence.put(evidence_id, body))  # noqa: B023  awaited here
-            log.warning(
-                "node_convicted",
-                extra={"node_id": node_id, "rule": finding.rule, "detail": finding.detail, "evidence": evidence_id},
-            )
-            reason = f"rule {finding.rule}: {finding.detail}"
-            self._lose(FaultKind.CONVICTED, reason, suspect=node_id)
-            await parts.members.evict(node_id, evidence_id, reason)
+        await evict_guilty(
+            parts,
+            session,
+            findings,
+            orders=[order.seated for lane in self._orders for order in lane],
+            ids=(*session.task.prompt_ids, *(record.token_id for record in session.records)),
+            first_try=first_try,
+            second_try=second_try,
+            passage=passage,
+        )
 
     # ---
 

@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from services.worker.engine.base import Ids, Rows
 from services.worker.engine.llama_stage import LlamaModel, LlamaSlots, SlotsSpec
 from shared.contracts.receipts import BundleBody
-from shared.domain.bundle import Bundle, Guarantee, check_bundle
+from shared.domain.bundle import Bundle, check_bundle
 from shared.domain.chain import RowChain, chain_start, class_hash, hidden_bytes, id_bytes, record_bytes, sampler_hash
 from shared.domain.errors import ButterflyError
+from shared.domain.guarantee import Guarantee
 from shared.domain.task import TokenRecord
 from shared.domain.token_rule import check_sampler, choose_token
 from shared.llama.cutting import ModelFile, cut_stage, open_model

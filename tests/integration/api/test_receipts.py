@@ -3,12 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from services.api.domain.answer_text import AnswerPart
 from services.api.domain.openai_bodies import AnswerHead, Usage, closing_chunk, text_chunk, usage_chunk, whole_answer
 from services.cli.receipt_check import read_keys
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import check_bundle
-from shared.domain.ids import ModelId, TaskId
+from shared.domain.ids import Epoch, ModelId, TaskId
+from shared.domain.tail_audit import TailState
 from shared.domain.task import FinishReason, SamplerParams, TaskKind, Verification
 from shared.runtime.config import Config, CoordinationConfig
 from tests.fakes.bundles import HonestRun
@@ -59,6 +62,27 @@ async def test_the_receipt_of_a_finished_task_holds_and_covers_its_answer(gatewa
     assert bundle == replace(run.bundle(), model_id=ModelId("bytes"))
     assert check_bundle(bundle).sentence.startswith("verified: mode audit, profile exact, f = 1: 11 tokens")
     assert bytes(bundle.answer_ids) == b"Hello, dear"
+
+
+@pytest.mark.parametrize(("state", "revoked"), [(TailState.PASSED, False), (TailState.FAILED, True)])
+async def test_what_became_of_the_tail_audit_is_told_with_its_receipts(
+    gateway: Gateway, state: TailState, revoked: bool
+) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0, 1, 2, 3)
+    await gateway.conductor.finish(run.task_id)
+    before = (await gateway.client.get(f"/v1/tasks/{run.task_id}")).json()["verification"]
+    assert (before["tail_audit"], before["revoked"], before["verified"]) == ("none", False, True)
+    epoch = await gateway.registry.begin_tail_audit(run.task_id, epoch=Epoch(1))
+    await gateway.receipts.keep_tail_audit(run.task_id, run.tail())
+    pending = (await receipt_of(gateway, run.task_id)).bundle()
+    assert (pending.tail_state, pending.tail) == (TailState.PENDING, None)
+    await gateway.registry.note_tail_audit(run.task_id, epoch=epoch, state=state)
+    after = (await gateway.client.get(f"/v1/tasks/{run.task_id}")).json()["verification"]
+    assert (after["tail_audit"], after["revoked"], after["verified"]) == (state, revoked, not revoked)
+    bundle = (await receipt_of(gateway, run.task_id)).bundle()
+    assert (bundle.tail_state, bundle.tail) == (state, run.tail())
+    assert check_bundle(bundle).sentence.startswith("revoked: verified" if revoked else "verified")
 
 
 async def test_while_a_task_runs_its_receipt_covers_what_is_committed(gateway: Gateway) -> None:

@@ -59,7 +59,7 @@ def test_a_fetched_receipt_holds_as_a_file_without_any_service(run: Run, gateway
     assert (code, err) == (0, "")
     first, second = out.splitlines()
     assert first.startswith(GUARANTEE)
-    assert first.endswith("committed by the coordinator the file names")
+    assert first.endswith("committed by the coordinator the file names; tail audit: none")
     assert second == f"coordinator {COORDINATOR_KEY.public_key.hex()}"
 
 

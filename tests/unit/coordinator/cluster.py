@@ -1,7 +1,7 @@
 """Workers that sign, around the coordinator of `harness`: they do what they are told as long as there is anything."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 
@@ -32,13 +32,14 @@ LaneKey = tuple[TaskId, Epoch, int]
 
 class Cluster:
     """`conduct`: of the seats; `mute`: nodes that post no receipts; `stopped`: lanes that stand
-    still."""
+    still; `is_stopped` tells more exactly which."""
 
     def __init__(self, coordinator: Coordinator, *, conduct: Conduct = HONEST) -> None:
         self.coordinator = coordinator
         self.conduct = conduct
         self.mute: set[str] = set()
         self.stopped: set[int] = set()
+        self.is_stopped: Callable[[LaneKey], bool] = lambda key: key[2] in self.stopped
         self.lanes: dict[LaneKey, SigningLane] = {}
         self.refusals: list[ButterflyError] = []
         self._heard: dict[FakeWorker, int] = {}
@@ -54,8 +55,8 @@ class Cluster:
             await self.coordinator.settle()
             heard = self._listen()
             worked = False
-            for (_, _, lane), running in list(self.lanes.items()):
-                if lane not in self.stopped and not self._is_broken(running):
+            for key, running in list(self.lanes.items()):
+                if not self.is_stopped(key) and not self._is_broken(running):
                     worked |= await running.pump(self._post)
             if not heard and not worked:
                 await self.coordinator.settle()

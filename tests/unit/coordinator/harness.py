@@ -1,6 +1,7 @@
 """The coordinator without HTTP: real use cases on fake workers, a registry in memory and a clock that tests move."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from random import Random
 
@@ -9,6 +10,7 @@ from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.tail_line import TailLine
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.membership import Membership, Terms
 from services.coordinator.service.messages import Messages
@@ -18,6 +20,8 @@ from services.coordinator.service.placements import Placements
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
+from services.coordinator.service.tail_audits import TailAudits
+from services.coordinator.service.tail_book import TailBook
 from shared.contracts.coordinator import OpenSession
 from shared.contracts.messages import Ack, Draft, DraftTokens, Heartbeat, SessionPosition, StageRef
 from shared.domain.ids import Attempt
@@ -53,6 +57,7 @@ class Coordinator:
         workers: FakeWorkers | None = None,
         standings: MemoryStandings | None = None,
         receipts: MemoryReceiptStore | None = None,
+        tail_audit_fraction: float = 0.0,
     ) -> None:
         self.clock = clock or FakeClock()
         self.registry = registry or MemoryTaskRegistry(now=self.clock.wall_s)
@@ -113,6 +118,15 @@ class Coordinator:
             trusted=frozenset(),
             lane_rules=LaneRules(),
             shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
+            tail=TailBook(
+                fraction=tail_audit_fraction,
+                line=TailLine(keep_s=600),
+                secret=random.Random(7),
+                registry=self.registry,
+                events=self.events,
+                clock=self.clock,
+                tasks=self.tasks,
+            ),
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
@@ -124,6 +138,7 @@ class Coordinator:
             settle_s=1.0,
         )
         self.members.watch(self.sessions)
+        self.tail_audits = TailAudits(parts, self.sessions, spread_by="operator")
         self.messages = Messages(
             members=self.members,
             sessions=self.sessions,
@@ -140,6 +155,7 @@ class Coordinator:
         self.tasks.loop("commit", self.committer.run_once)
         self.tasks.loop("watch", self.sessions.watch_once)
         self.tasks.loop("adopt", self.sessions.adopt_once)
+        self.tasks.loop("tail-audit", self.tail_audits.run_once)
         for node in nodes:
             await self.join(node)
         await self.settle()

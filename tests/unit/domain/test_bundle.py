@@ -51,7 +51,7 @@ def test_the_guarantee_is_one_line() -> None:
     sentence = check_bundle(HonestRun().bundle(), trusted=TrustedKeys(COORDINATOR_KEY.public_key)).sentence
     assert sentence == (
         "verified: mode audit, profile exact, f = 1: 11 tokens in 4 windows, each stage computed alike by at least"
-        " 2 of 3 nodes; committed by a coordinator you trust"
+        " 2 of 3 nodes; committed by a coordinator you trust; tail audit: none"
     )
 
 
@@ -70,7 +70,7 @@ def test_an_answer_that_ends_windows_before_the_last_does_not() -> None:
 
 def test_a_running_answer_holds_and_says_that_it_is_not_whole() -> None:
     sentence = check_bundle(HonestRun(epochs=(2,)).bundle(complete=False)).sentence
-    assert sentence.endswith("not the whole answer")
+    assert sentence.endswith("not the whole answer; tail audit: none")
 
 
 def test_the_agreed_chain_values_are_those_of_every_boundary() -> None:

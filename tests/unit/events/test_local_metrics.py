@@ -1,12 +1,15 @@
 from prometheus_client import CollectorRegistry
 
+from shared.domain.tail_audit import TailState
 from shared.events.catalogue import (
+    AnswerRevoked,
     BreakerChanged,
     BytesTransferred,
     NodeFailure,
     PartitionCacheHit,
     PartitionComputed,
     StepTimed,
+    TailAuditChanged,
     TaskCancelled,
     TaskCompleted,
     TaskDispatched,
@@ -30,6 +33,9 @@ def test_series_keep_the_names_of_the_specification() -> None:
         PartitionComputed(3, 2.0, "load_balanced"),
         PartitionCacheHit(),
         NodeFailure("n1", "lease over"),
+        TailAuditChanged("t1", TailState.PENDING),
+        TailAuditChanged("t1", TailState.FAILED, "another result"),
+        AnswerRevoked("t1", 1, 2),
         StepTimed("n1", 0, 4, 10.0),
         BreakerChanged("metrics", "control", "opened"),
         TaskDispatched("t1"),
@@ -44,6 +50,9 @@ def test_series_keep_the_names_of_the_specification() -> None:
     assert value("partition_duration_seconds_count", {"strategy": "load_balanced"}) == 1
     assert value("cache_hits_total", {"cache": "plan"}) == 1
     assert value("node_failures_total", {"reason": "lease"}) == 1
+    for state, count in (("pending", 1), ("failed", 1), ("passed", None)):
+        assert value("butterfly_tail_audits_total", {"state": state}) == count
+    assert value("butterfly_answers_revoked_total") == 1
     assert value("butterfly_batch_rows_sum", {"role": "decode"}) == 4
     assert value("butterfly_circuit_state", {"peer": "metrics", "operation": "control"}) == 2
 

@@ -96,6 +96,9 @@ def test_an_empty_variable_unsets_an_optional_key(tmp_path: Path) -> None:
         ("[partition]\nrecompute_threshold = nan\n", "partition.recompute_threshold: input should be a finite number"),
         ('[scheduling]\nscheduler_type = "lifo"\n', "scheduling.scheduler_type: input should be 'priority' or 'fifo'"),
         ('[api]\nbind_address = "8080"\n', "api.bind_address: '8080' should be host:port, such as"),
+        ("[coordination]\ntail_audit_fraction = 1.1\n", "tail_audit_fraction: input should be less than or equal to 1"),
+        ("[coordination]\ntail_audit_fraction = -0.1\n", "tail_audit_fraction: .* greater than or equal to 0"),
+        ("[coordination]\ntail_audit_fraction = nan\n", "tail_audit_fraction: input should be a finite number"),
         ("[coordination]\nlease_ms = 500\n", "coordination.lease_ms: 500 should be more than .*heartbeat_ms"),
     ],
 )

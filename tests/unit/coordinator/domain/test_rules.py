@@ -203,6 +203,31 @@ class TestSlots:
         with pytest.raises(NoCapacity):
             ledger.reserve("b", "root", self.seats[:1], self.nodes)
 
+    def test_who_gives_way_takes_free_slots_only_and_loses_them_to_who_does_not(self) -> None:
+        ledger, told = SlotLedger(), list[str]()
+        ledger.reserve("session", "root", self.seats, self.nodes)
+        ledger.reserve("audit", "root", self.seats, self.nodes, yields=lambda: told.append("audit"))
+        with pytest.raises(NoCapacity):
+            ledger.reserve("another", "root", self.seats, self.nodes, yields=lambda: told.append("another"))
+        assert ledger.used(NodeId("n1")) == 1  # for whoever plans sessions there is room
+        ledger.reserve("elsewhere", "another model", self.seats, self.nodes)
+        assert told == []
+        ledger.reserve("late", "root", self.seats, self.nodes)
+        assert told == ["audit"]
+        assert ledger.used(NodeId("n1")) == 2
+        ledger.release("audit")
+        with pytest.raises(NoCapacity):
+            ledger.reserve("later", "root", self.seats, self.nodes)
+
+    def test_a_session_that_is_refused_drives_nobody_out(self) -> None:
+        ledger, told = SlotLedger(), list[str]()
+        ledger.reserve("session", "root", self.seats[:1], self.nodes)
+        ledger.reserve("session 2", "root", self.seats[:1], self.nodes)
+        ledger.reserve("audit", "root", self.seats[1:], self.nodes, yields=lambda: told.append("audit"))
+        with pytest.raises(NoCapacity):
+            ledger.reserve("late", "root", self.seats, self.nodes)
+        assert told == []
+
     def test_a_refused_holder_holds_nothing(self) -> None:
         ledger = SlotLedger()
         with pytest.raises(NoCapacity):

@@ -1,0 +1,23 @@
+"""What runs on seats for a task: its session, or the audit of its answer. Messages reach either alike."""
+
+from abc import ABC, abstractmethod
+
+from services.coordinator.domain.session import SeatKey, Session
+from shared.contracts.messages import ReceiptPosted
+from shared.domain.ids import NodeId
+
+
+class Run(ABC):
+    session: Session
+
+    @abstractmethod
+    async def assign_again(self, seat: SeatKey) -> None:
+        """The worker says that it holds the stage now: ask for the seat once more."""
+
+    @abstractmethod
+    def receipt(self, sender: NodeId, message: ReceiptPosted) -> None:
+        """Of a seat that the sender holds. Raises `StaleEpoch`, `ProtocolViolation`."""
+
+    @abstractmethod
+    def laggard(self) -> NodeId | None:
+        """Who keeps the others waiting, as far as one can tell: no accusation."""
