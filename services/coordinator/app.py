@@ -61,7 +61,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
     )
-    committer = Committer(registry=registry, events=telemetry.events)
+    committer = Committer(registry=registry, events=telemetry.events, now=clock.now_s)
     evidence = RedisEvidenceStore(clients.commands)
     parts = Parts(
         registry=registry,
@@ -90,7 +90,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
-    messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock)
+    messages = Messages(members=members, sessions=sessions, committer=committer, clock=clock, events=telemetry.events)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

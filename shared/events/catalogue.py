@@ -191,9 +191,21 @@ class GuaranteeReduced:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensDrafted:
+    """Of a verified session: computed by one node each, and believed by nobody yet."""
+
+    task_id: str
+    first_index: Count
+    """Of the answer's tokens, the first of these."""
+    token_ids: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokensCommitted:
     task_id: str
     num_tokens: Count
+    waited_ms: DurationMs
+    """Since the first of them was drafted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +260,7 @@ Event = (
     | SessionOpened
     | SessionReassigned
     | GuaranteeReduced
+    | TokensDrafted
     | TokensCommitted
     | BreakerChanged
     | CallRetried

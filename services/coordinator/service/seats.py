@@ -95,17 +95,25 @@ class Seats:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
         members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
+        decoding = () if first_try else tuple(range(len(session.lanes))) if decodes else (0,)
         assigning = Assigning(
             session,
             plan,
             schedule=schedule,
-            decoding=() if first_try else tuple(range(len(session.lanes))) if decodes else (0,),
+            decoding=decoding,
             max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
             key=parts.key,
             link_secret=parts.link_secret,
         )
+        # A lone decoding lane waits for nobody, so that it may have all cores; whoever replays works beside it.
+        everybody = [member for lane in members for member in lane]
         self._orders = tuple(
-            assigning.lane(lane, seated, [member.public_key for member in seated])
+            assigning.lane(
+                lane,
+                seated,
+                [member.public_key for member in seated],
+                beside=() if decoding == (lane,) else everybody,
+            )
             for lane, seated in enumerate(members)
         )
         task = session.task

@@ -206,8 +206,9 @@ class Verifying:
                 (num_committed,) = await persist(parts, session, lambda: parts.registry.commit([written]))
                 if num_committed is None:
                     raise Over
+                waited_ms = session.waited_ms(now_s=parts.clock.now_s())
                 session.committed(epoch, num_committed)
-                parts.events.publish(TokensCommitted(task_id, len(records)))
+                parts.events.publish(TokensCommitted(task_id, len(records), waited_ms))
             await self._tell_committed(commit.window)
 
     def _entry(self, commit: Commit) -> WindowEntry:

@@ -86,7 +86,7 @@ class Coordinator:
             tasks=self.tasks,
             new_token=lambda: f"secret-{next(self._secrets)}",
         )
-        self.committer = Committer(registry=self.registry, events=self.events)
+        self.committer = Committer(registry=self.registry, events=self.events, now=self.clock.now_s)
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,
@@ -113,7 +113,11 @@ class Coordinator:
         )
         self.members.watch(self.sessions)
         self.messages = Messages(
-            members=self.members, sessions=self.sessions, committer=self.committer, clock=self.clock
+            members=self.members,
+            sessions=self.sessions,
+            committer=self.committer,
+            clock=self.clock,
+            events=self.events,
         )
         self.placements = Placements(self.members)
 

@@ -11,6 +11,7 @@ from shared.events.catalogue import (
     TaskCompleted,
     TaskDispatched,
     TaskFailed,
+    TokensCommitted,
 )
 from shared.events.local_metrics import LocalMetrics
 from shared.events.peer_hooks import peer_hooks
@@ -33,6 +34,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
         StepTimed("n1", 0, 4, 10.0),
         BreakerChanged("metrics", "control", "opened"),
         TaskDispatched("t1"),
+        TokensCommitted("t1", 40, 500.0),
     ):
         metrics.publish(event)
     value = registry.get_sample_value
@@ -44,6 +46,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
     assert value("partition_duration_seconds_count", {"strategy": "load_balanced"}) == 1
     assert value("cache_hits_total", {"cache": "plan"}) == 1
     assert value("node_failures_total", {"reason": "lease"}) == 1
+    assert value("butterfly_draft_to_commit_seconds_sum") == 0.5
     assert value("butterfly_batch_rows_sum", {"role": "decode"}) == 4
     assert value("butterfly_circuit_state", {"peer": "metrics", "operation": "control"}) == 2
 
