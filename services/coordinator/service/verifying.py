@@ -167,7 +167,7 @@ class Verifying:
         """In their order."""
         seats = self._session.lanes[lane]
         for message in messages:
-            told = seats[:1] if isinstance(message, WindowRelease) else seats
+            told = seats if isinstance(message, SealWindow) else seats[:1]
             await asyncio.gather(*(self._tell(seat, message) for seat in told))
 
     async def _tell(self, seat: Partition, message: ToSeat) -> None:
@@ -242,11 +242,13 @@ class Verifying:
             log.info("receipts_not_kept", extra={"task_id": self._session.task.task_id, "code": error.code})
 
     async def _tell_committed(self, window: Window) -> None:
+        """Lanes that decode go on from there; the others run what they are given."""
         task_id, epoch = self._session.task.task_id, self._session.epoch
         await asyncio.gather(
             *(
                 self._tell_lane(lane, [WindowCommitted(task_id=task_id, epoch=epoch, lane=lane, window=window.index)])
-                for lane in range(len(self._session.lanes))
+                for lane, orders in enumerate(self._orders)
+                if orders[0].assignment.max_windows_ahead > 0
             )
         )
 
