@@ -18,6 +18,7 @@ from bench.measure import Load, Memory, Rates, memory_of
 
 START_LIMIT_S = 180.0
 ENDPOINT = "/v1/completions"
+COORDINATOR_OFFSET = 3  # ports of `butterfly up`
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +28,28 @@ class Cluster:
     data_dir: Path
     startup_s: float
 
-    def measure(self, sequences: int, load: Load, verification: str = "none") -> Rates:
+    @property
+    def coordinator_url(self) -> str:
+        host, _, port = self.api_url.rpartition(":")
+        return f"{host}:{int(port) + COORDINATOR_OFFSET}"
+
+    def measure(self, sequences: int, load: Load) -> Rates:
         """Rates as clients see them, through the gateway.
 
         Prefill: long prompts, one token each. Decode: what more tokens of short prompts take than one token each, so
         that prefill does not count and all sequences decode together nearly all the time.
         """
-        prefill_s = asyncio.run(self._answer_all(sequences, load.long_prompt, 1, verification))
-        one_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1, verification))
-        many_s = asyncio.run(self._answer_all(sequences, load.short_prompt, 1 + load.num_tokens, verification))
+        prefill_s = self.answer_all(sequences, load.long_prompt, 1, "none")
+        one_s = self.answer_all(sequences, load.short_prompt, 1, "none")
+        many_s = self.answer_all(sequences, load.short_prompt, 1 + load.num_tokens, "none")
         return Rates(
             prefill_tokens_per_s=sequences * len(load.long_prompt) / prefill_s,
             decode_tokens_per_s=sequences * load.num_tokens / (many_s - one_s),
         )
+
+    def answer_all(self, sequences: int, prompt: list[int], max_tokens: int, verification: str) -> float:
+        """So many answers at once; seconds from the first request to the last answer."""
+        return asyncio.run(self._answer_all(sequences, prompt, max_tokens, verification))
 
     def memory(self) -> dict[str, Memory]:
         """Per process, by name."""
@@ -54,7 +64,6 @@ class Cluster:
         return {process["name"]: process["pid"] for process in status["processes"]}
 
     async def _answer_all(self, sequences: int, prompt: list[int], max_tokens: int, verification: str) -> float:
-        """Seconds from the first request to the last answer."""
         async with httpx.AsyncClient(base_url=self.api_url, timeout=120, trust_env=False) as client:
             started = time.perf_counter()
             await asyncio.gather(*(self._answer(client, prompt, max_tokens, verification) for _ in range(sequences)))

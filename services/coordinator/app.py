@@ -76,7 +76,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         new_token=lambda: secrets.token_urlsafe(32),
     )
     relays = Relays(links=HttpLinks(telemetry.peers), tasks=tasks, new_token=lambda: secrets.token_urlsafe(32))
-    committer = Committer(registry=registry, events=telemetry.events)
+    committer = Committer(registry=registry, events=telemetry.events, now=clock.now_s)
     evidence = RedisEvidenceStore(clients.commands)
     pair_marks = PairMarks()
     parts = Parts(
@@ -120,7 +120,14 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     )
     members.watch(sessions)
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
-    messages = Messages(members=members, sessions=sessions, committer=committer, pair_marks=pair_marks, clock=clock)
+    messages = Messages(
+        members=members,
+        sessions=sessions,
+        committer=committer,
+        pair_marks=pair_marks,
+        clock=clock,
+        events=telemetry.events,
+    )
 
     async def close_links_when_told() -> None:
         """The server waits for them before the lifespan ends."""

@@ -142,7 +142,7 @@ class SealWindow(SessionMessage):
 
 
 class WindowCommitted(SessionMessage):
-    """C->W (every seat): nothing up to this window will be asked again, and lane 0 may run ahead of it."""
+    """C->W (stage 0 of each lane that decodes): it may run so many windows ahead of this one."""
 
     type: Literal["window_committed"] = "window_committed"
     lane: int

@@ -211,9 +211,21 @@ class AnswerRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensDrafted:
+    """Of a verified session: computed by one node each, and believed by nobody yet."""
+
+    task_id: str
+    first_index: Count
+    """Of the answer's tokens, the first of these."""
+    token_ids: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokensCommitted:
     task_id: str
     num_tokens: Count
+    waited_ms: DurationMs
+    """Since the first of them was drafted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +282,7 @@ Event = (
     | GuaranteeReduced
     | TailAuditChanged
     | AnswerRevoked
+    | TokensDrafted
     | TokensCommitted
     | BreakerChanged
     | CallRetried

@@ -28,6 +28,7 @@ from shared.events.catalogue import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TokensCommitted,
 )
 from shared.events.publisher import HttpPublisher, Publisher
 
@@ -70,6 +71,9 @@ class LocalMetrics(Publisher):
             "butterfly_tail_audits_total", "Fresh audits of finished answers: begun, and how they ended.", "state"
         )
         self._revoked = counter("butterfly_answers_revoked_total", "Released answers found wrong.")
+        self._commit = histogram(
+            "butterfly_draft_to_commit_seconds", "The first token of a commit: from its draft on.", TASK_BUCKETS_S
+        )
         self._step = histogram("butterfly_stage_step_seconds", "One batch through one stage.", SHORT_BUCKETS_S, "role")
         self._rows = histogram("butterfly_batch_rows", "Rows of a batch.", ROWS_BUCKETS, "role")
         self._circuit = Gauge(
@@ -95,6 +99,8 @@ class LocalMetrics(Publisher):
                 self._failures.labels(reason).inc()
             case SessionReassigned(duration_ms=duration_ms):
                 self._recovery.observe(duration_ms / 1000)
+            case TokensCommitted(waited_ms=waited_ms):
+                self._commit.observe(waited_ms / 1000)
             case StepTimed(rows=rows, duration_ms=duration_ms, role=role):
                 self._step.labels(role).observe(duration_ms / 1000)
                 self._rows.labels(role).observe(rows)

@@ -18,12 +18,17 @@ class Pacing:
     """Per seat, in order of stages."""
 
 
-def pace(seats: Sequence[NodeCapability]) -> Pacing:
-    """`seats`: the node of each stage, in order."""
-    # A node that does not say on which host it runs is taken for a host of its own.
-    hosts = [node.host or f"node:{node.node_id}" for node in seats]
-    seats_on = Counter(hosts)
-    if len(seats_on) == 1:
+def pace(seats: Sequence[NodeCapability], *, beside: Sequence[NodeCapability] = ()) -> Pacing:
+    """`seats`: the node of each stage, in order; `beside`: nodes that work at the same time, for another lane."""
+    sharing = {node.node_id: _host(node) for node in (*seats, *beside)}
+    nodes_on = Counter(sharing.values())
+    is_one_host = len({_host(node) for node in seats}) == 1
+    if is_one_host and not beside:
         return Pacing(1, tuple(max(1, node.cores) for node in seats))
-    threads = tuple(max(1, node.cores // seats_on[host]) for node, host in zip(seats, hosts, strict=True))
-    return Pacing(len(seats), threads)
+    threads = tuple(max(1, node.cores // nodes_on[_host(node)]) for node in seats)
+    return Pacing(1 if is_one_host else len(seats), threads)
+
+
+def _host(node: NodeCapability) -> str:
+    """A node that does not say on which host it runs is taken for a host of its own."""
+    return node.host or f"node:{node.node_id}"

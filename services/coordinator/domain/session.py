@@ -4,6 +4,7 @@ Messages and timers change it from outside, the session's own runner waits for t
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ class Session:
         """Since when it has been recovering; None once it goes on."""
         self.apart: set[tuple[NodeId, NodeId]] = set()
         """Neighbours that disagreed, which accuses neither: they are not seated side by side again."""
+        self._drafted: deque[tuple[int, float]] = deque()
+        """How many tokens there were, and since when."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
         self._excluded_until_s: dict[tuple[NodeId, str], float] = {}
         self._rows_seen: dict[NodeId, int] = {}
@@ -180,6 +183,7 @@ class Session:
         self.records = list(committed)
         self.num_committed = len(self.records)
         self.num_verified = self.num_committed
+        self._drafted.clear()
         self.ring_ends_at = None
         self.awaited = {(index, seat.stage) for index, lane in enumerate(self.lanes) for seat in lane}
         self.progress_at_s = now_s
@@ -232,6 +236,7 @@ class Session:
         if self.phase is SessionPhase.PREFILLING:
             self.move(SessionEvent.FIRST_TOKEN)
         taken = self._take(fresh)
+        self._drafted.append((len(self.records), now_s))
         self.progressed(now_s=now_s)
         if self.ending is not None or self.is_verified:
             self._on_change()
@@ -249,6 +254,12 @@ class Session:
             if self.ending is not None and not self.is_verified:
                 return count
         return len(fresh)
+
+    def waited_ms(self, *, now_s: float) -> float:
+        """Since the first token was drafted that is not committed yet."""
+        while self._drafted and self._drafted[0][0] <= self.num_committed:
+            self._drafted.popleft()
+        return (now_s - self._drafted[0][1]) * 1000 if self._drafted else 0.0
 
     def verified(self, num_tokens: int) -> None:
         """So many tokens may be committed now."""

@@ -78,11 +78,14 @@ class Assigning:
             )
         return self._sink_chains[numerics_class]
 
-    def lane(self, lane: int, members: Sequence[Member], public_keys: Sequence[bytes]) -> tuple[SeatOrder, ...]:
-        """One per stage, in order; `members` are the nodes seated there. The first and the last stage get the ids so
-        far: one embeds them, the other needs them for penalties."""
+    def lane(
+        self, lane: int, members: Sequence[Member], public_keys: Sequence[bytes], *, beside: Sequence[Member]
+    ) -> tuple[SeatOrder, ...]:
+        """One per stage, in order; `members` are the nodes seated there, `beside` those that other lanes keep busy
+        meanwhile. The first and the last stage get the ids so far: one embeds them, the other needs them for
+        penalties."""
         decodes = lane in self._decoding
-        pacing = pace([member.capability for member in members])
+        pacing = pace([member.capability for member in members], beside=[member.capability for member in beside])
         orders = []
         for stage, (member, public_key) in enumerate(zip(members, public_keys, strict=True)):
             core = self._core(lane, stage, member)

@@ -4,7 +4,7 @@ With verification `none` a draft is believed, so appending is the whole commit.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from services.coordinator.domain.session import Session
 from shared.events.catalogue import TokensCommitted
@@ -15,9 +15,10 @@ MAX_COMMITS_PER_CALL = 64
 
 
 class Committer:
-    def __init__(self, *, registry: TaskRegistry, events: Publisher) -> None:
+    def __init__(self, *, registry: TaskRegistry, events: Publisher, now: Callable[[], float]) -> None:
         self._registry = registry
         self._events = events
+        self._now = now
         self._waiting: dict[Session, None] = {}
         self._wake = asyncio.Event()
 
@@ -50,8 +51,9 @@ class Committer:
 
     def _settle(self, sessions: Sequence[Session], commits: Sequence[Commit], results: Sequence[int | None]) -> None:
         for session, commit, num_committed in zip(sessions, commits, results, strict=True):
+            waited_ms = session.waited_ms(now_s=self._now())
             session.committed(commit.epoch, num_committed)
             if num_committed is not None and num_committed > commit.first_index:
-                self._events.publish(TokensCommitted(commit.task_id, num_committed - commit.first_index))
+                self._events.publish(TokensCommitted(commit.task_id, num_committed - commit.first_index, waited_ms))
             if session.uncommitted():
                 self.add(session)

@@ -28,6 +28,8 @@ from shared.contracts.messages import (
 )
 from shared.domain.errors import ButterflyError, ProtocolViolation, StaleEpoch
 from shared.domain.message_router import MessageRouter
+from shared.events.catalogue import TokensDrafted
+from shared.events.publisher import Publisher
 from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -45,8 +47,10 @@ class Messages(MessagesInterface):
         committer: Committer,
         pair_marks: PairMarks,
         clock: Clock,
+        events: Publisher,
     ) -> None:
         self._members = members
+        self._events = events
         self._sessions = sessions
         self._committer = committer
         self._pair_marks = pair_marks
@@ -149,8 +153,15 @@ class Messages(MessagesInterface):
                 self._rules_broken(session, sender, error)
             raise
         if fresh:
+            if session.is_verified:
+                self._tell_drafted(session, fresh)
             self._sessions.progressed(sender.node_id)
             self._committer.add(session)
+
+    def _tell_drafted(self, session: Session, fresh: int) -> None:
+        first_index = len(session.records) - fresh
+        ids = tuple(record.token_id for record in session.records[first_index:])
+        self._events.publish(TokensDrafted(session.task.task_id, first_index, ids))
 
     async def _receipt_posted(self, sender: Member, message: ReceiptPosted) -> Ack:
         _check_choice(message.choice)

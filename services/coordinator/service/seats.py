@@ -169,8 +169,17 @@ class Seats:
             link_secret=parts.link_secret,
             detour=self._detour,
         )
+        # A lone decoding lane waits for nobody, so that it may have all cores; whoever replays works beside it.
+        everybody = [member for lane in members for member in lane]
         self._orders = tuple(
-            assigning.lane(lane, seated, [member.public_key for member in seated]) if seated else ()
+            assigning.lane(
+                lane,
+                seated,
+                [member.public_key for member in seated],
+                beside=() if decoding == (lane,) else everybody,
+            )
+            if seated
+            else ()
             for lane, seated in enumerate(members)
         )
         return assigning

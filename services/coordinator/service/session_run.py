@@ -262,7 +262,8 @@ class SessionRun(Run):
             raise Over
         session.move(SessionEvent.CLOSE)
         if rest:
-            self._parts.events.publish(TokensCommitted(session.task.task_id, len(rest)))
+            waited_ms = session.waited_ms(now_s=self._parts.clock.now_s())
+            self._parts.events.publish(TokensCommitted(session.task.task_id, len(rest), waited_ms))
         self._parts.events.publish(
             TaskCompleted(session.task.task_id, self._latency_ms(), session.nodes, session.task.verification)
         )

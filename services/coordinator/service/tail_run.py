@@ -16,7 +16,7 @@ from services.coordinator.service.parts import Lost, Over, Parts
 from services.coordinator.service.run import Run
 from services.coordinator.service.seats import Seats
 from services.coordinator.service.telling import Telling, ToSeat
-from shared.contracts.messages import ReceiptPosted, WindowCommitted
+from shared.contracts.messages import ReceiptPosted
 from shared.domain.errors import StaleEpoch
 from shared.domain.ids import Epoch, NodeId, PlanId
 from shared.domain.plan import Lane, NodeCapability, Partition, PartitionPlan
@@ -178,13 +178,8 @@ class TailRun(Run):
                 await self._tell(self._telling.message(step))
             case Alike(is_last=True):
                 return Passed(self._proof(lane))
-            case Alike(window=window):
-                session = self.session
-                await self._tell(
-                    WindowCommitted(
-                        task_id=session.task.task_id, epoch=session.epoch, lane=AUDIT_LANE, window=window.index
-                    )
-                )
+            case Alike():
+                pass  # a lane that replays hears nothing of commits
             case Differs():
                 return Refuted(self._proof(lane), step)
             case Parted(fault=fault):

@@ -39,7 +39,7 @@ class Telling:
         """In their order. A seat that cannot be told loses the session."""
         seats = self._session.lanes[lane]
         for message in messages:
-            told = seats[:1] if isinstance(message, WindowRelease) else seats
+            told = seats if isinstance(message, SealWindow) else seats[:1]
             await asyncio.gather(*(self._tell(seat, message) for seat in told))
 
     async def _tell(self, seat: Partition, message: ToSeat) -> None:

@@ -185,8 +185,9 @@ class Verifying:
                 (num_committed,) = await persist(parts, session, lambda: parts.registry.commit([written]))
                 if num_committed is None:
                     raise Over
+                waited_ms = session.waited_ms(now_s=parts.clock.now_s())
                 session.committed(epoch, num_committed)
-                parts.events.publish(TokensCommitted(task_id, len(records)))
+                parts.events.publish(TokensCommitted(task_id, len(records), waited_ms))
             await self._tell_committed(commit.window)
 
     def _entry(self, commit: Commit) -> WindowEntry:
@@ -220,13 +221,15 @@ class Verifying:
             log.info("receipts_not_kept", extra={"task_id": self._session.task.task_id, "code": error.code})
 
     async def _tell_committed(self, window: Window) -> None:
+        """Lanes that decode go on from there; the others run what they are given."""
         task_id, epoch = self._session.task.task_id, self._session.epoch
         await asyncio.gather(
             *(
                 self._telling.lane(
                     lane, [WindowCommitted(task_id=task_id, epoch=epoch, lane=lane, window=window.index)]
                 )
-                for lane in range(len(self._session.lanes))
+                for lane, orders in enumerate(self._orders)
+                if orders[0].assignment.max_windows_ahead > 0
             )
         )
 

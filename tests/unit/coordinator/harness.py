@@ -97,7 +97,7 @@ class Coordinator:
             tasks=self.tasks,
             new_token=self._secret,
         )
-        self.committer = Committer(registry=self.registry, events=self.events)
+        self.committer = Committer(registry=self.registry, events=self.events, now=self.clock.now_s)
         pair_marks = PairMarks()
         self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret)
         parts = Parts(
@@ -145,6 +145,7 @@ class Coordinator:
             committer=self.committer,
             pair_marks=pair_marks,
             clock=self.clock,
+            events=self.events,
         )
         self.placements = Placements(self.members)
 

@@ -14,6 +14,7 @@ from shared.events.catalogue import (
     TaskCompleted,
     TaskDispatched,
     TaskFailed,
+    TokensCommitted,
 )
 from shared.events.local_metrics import LocalMetrics
 from shared.events.peer_hooks import peer_hooks
@@ -39,6 +40,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
         StepTimed("n1", 0, 4, 10.0),
         BreakerChanged("metrics", "control", "opened"),
         TaskDispatched("t1"),
+        TokensCommitted("t1", 40, 500.0),
     ):
         metrics.publish(event)
     value = registry.get_sample_value
@@ -53,6 +55,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
     for state, count in (("pending", 1), ("failed", 1), ("passed", None)):
         assert value("butterfly_tail_audits_total", {"state": state}) == count
     assert value("butterfly_answers_revoked_total") == 1
+    assert value("butterfly_draft_to_commit_seconds_sum") == 0.5
     assert value("butterfly_batch_rows_sum", {"role": "decode"}) == 4
     assert value("butterfly_circuit_state", {"peer": "metrics", "operation": "control"}) == 2
 

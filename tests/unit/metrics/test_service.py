@@ -48,7 +48,7 @@ def test_a_snapshot_adds_events_up(kind: type[InMemoryCollector]) -> None:
         TaskSubmitted("t1", 0),
         TaskCompleted("t1", 100.0),
         TaskFailed("t2", "no_capacity"),
-        TokensCommitted("t1", 12),
+        TokensCommitted("t1", 12, 3.0),
         BytesTransferred("a", "b", 10, 1.0),
         NodeFailure("n1", "lease over"),
     )
@@ -77,7 +77,7 @@ async def test_the_latency_query_looks_back_only_so_far() -> None:
 async def test_utilization_tells_rates_nodes_and_open_circuits() -> None:
     metrics = Metrics()
     metrics.take(NodeJoined("n1", "10.0.0.1:8090"), NodeStateChanged("n1", "joining", "ready"))
-    metrics.take(TokensCommitted("t1", 600), BreakerChanged("n1", "link", "opened"))
+    metrics.take(TokensCommitted("t1", 600, 3.0), BreakerChanged("n1", "link", "opened"))
     await metrics.clock.advance(60)
     utilization = metrics.service.system()
     assert utilization.tokens_per_s == 10

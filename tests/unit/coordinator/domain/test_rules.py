@@ -44,6 +44,14 @@ class TestPacing:
     def test_a_single_stage_has_one_batch_in_flight(self) -> None:
         assert pace([capability("n1", host="")]) == Pacing(1, (4,))
 
+    def test_a_lane_beside_others_gets_its_nodes_share_of_their_host(self) -> None:
+        nodes = [capability(f"n{i}", host="a", cores=8) for i in range(4)]
+        assert pace(nodes[:3], beside=nodes) == Pacing(1, (2, 2, 2))
+
+    def test_a_node_with_seats_in_two_lanes_counts_once(self) -> None:
+        nodes = [capability("n1", host=""), capability("n2", host="")]
+        assert pace(nodes, beside=nodes[::-1]).threads == (4, 4)
+
 
 class TestLiveness:
     @pytest.mark.parametrize(

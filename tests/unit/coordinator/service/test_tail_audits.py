@@ -10,7 +10,6 @@ from shared.contracts.messages import (
     DraftTokens,
     SealWindow,
     SessionStop,
-    WindowCommitted,
     WindowRelease,
     WorkAssignment,
 )
@@ -168,7 +167,7 @@ async def test_an_auditor_looks_like_any_audit_lane() -> None:
         own = {"epoch", "plan_id", "previous", "next", "order"}
         for stage, order in tail.items():
             assert order.model_dump(exclude=own) == usual[stage].model_dump(exclude=own)
-        for kind in (WindowRelease, WindowCommitted, SealWindow):
+        for kind in (WindowRelease, SealWindow):
             told = [each for each in heard if isinstance(each, kind) and each.lane == 1]
             by_epoch = [
                 sorted(each.model_dump_json(exclude={"epoch"}) for each in told if each.epoch == epoch)

@@ -14,7 +14,7 @@ from shared.domain.receipt import Assignment
 from shared.domain.session import NodeState
 from shared.domain.task import FinishReason, InferenceTask, StopRules, TokenRecord, Verification
 from shared.domain.task_state import TaskState
-from shared.events.catalogue import ConsensusReached, GuaranteeReduced, NodeFailure
+from shared.events.catalogue import ConsensusReached, GuaranteeReduced, NodeFailure, TokensCommitted, TokensDrafted
 from tests.fakes.identities import COORDINATOR_KEY, N1, N2, N3, N4
 from tests.fakes.partitioner import even_plan
 from tests.fakes.signing_workers import Conduct, true_tokens
@@ -91,6 +91,26 @@ async def test_an_honest_audited_session_gives_the_right_tokens_and_keeps_an_ent
     assert [event.rounds for event in coordinator.events.of(ConsensusReached)] == [1] * len(entries)
     assert cluster.refusals == []
     assert not coordinator.has_session(task)
+
+
+async def test_operators_hear_of_drafts_and_how_long_they_waited_for_their_commit(coordinator: Coordinator) -> None:
+    task, cluster = audited(), Cluster(coordinator)
+    await coordinator.open(task)
+    cluster.stopped.add(1)
+    await cluster.run()
+    drafted = coordinator.events.of(TokensDrafted)
+    assert [event.first_index for event in drafted] == list(
+        itertools.accumulate((len(event.token_ids) for event in drafted[:-1]), initial=0)
+    )
+    await coordinator.clock.advance(1.0)
+    cluster.stopped.clear()
+    await cluster.run()
+    assert await completed(coordinator, task)
+    drafted = coordinator.events.of(TokensDrafted)
+    assert [token for event in drafted for token in event.token_ids] == await coordinator.token_ids(task)
+    committed = coordinator.events.of(TokensCommitted)
+    assert sum(event.num_tokens for event in committed) == 20
+    assert committed[0].waited_ms == pytest.approx(1000)
 
 
 async def test_every_lane_is_started_and_only_lane_0_decodes(coordinator: Coordinator) -> None:
