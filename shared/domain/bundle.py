@@ -7,7 +7,7 @@ are only repeated by a replay (`services.worker.engine.replay`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -15,7 +15,9 @@ from shared.domain import canonical
 from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, record_chain, sampler_hash
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile, weakest
 from shared.domain.receipt import (
+    ASSIGNMENT,
     RECEIPT,
     Assignment,
     Commitment,
@@ -40,7 +42,7 @@ class Bundle:
     task_id: TaskId
     choice: int
     model_id: ModelId
-    profile: str
+    profile: Profile
     mode: Verification
     f: int
     complete: bool
@@ -80,7 +82,7 @@ class Guarantee:
     """What a bundle that holds tells."""
 
     mode: Verification
-    profile: str
+    profile: Profile
     f: int
     num_tokens: int
     complete: bool
@@ -89,6 +91,8 @@ class Guarantee:
     windows: tuple[AgreedWindow, ...]
     model_root: str
     numerics_class: str
+    row_class: int
+    """Calls of this class give the agreed bits again (shared.domain.numerics)."""
     coordinator_key: bytes
     keys_are_known: bool
     """False: the bundle's own word for who the coordinator is."""
@@ -110,6 +114,15 @@ class Guarantee:
 def check_bundle(bundle: Bundle, *, trusted: TrustedKeys | None = None) -> Guarantee:
     """Raises `InvalidInput`, with a sentence that names the first thing that does not hold."""
     return _BundleCheck(bundle, trusted).run()
+
+
+def profile_of(entries: Iterable[WindowEntry]) -> Profile:
+    """What the orders of these windows say that their stages promised. Raises `InvalidInput` for what is no order."""
+    orders = [canonical.decode(ASSIGNMENT, signed.text) for entry in entries for signed in entry.orders]
+    try:
+        return weakest(Profile(str(order.get("profile"))) for order in orders)
+    except ValueError as error:
+        raise InvalidInput(f"an order of no known profile: {error}") from None
 
 
 def committed_entries(
@@ -153,8 +166,11 @@ class _BundleCheck:
         orders = self._read_orders()
         self._model = next(iter(orders.values())).assignment
         self._source, self._sink = self._chains()
-        for order in orders.values():
-            self._check_order(order.assignment)
+        told = [order.assignment for order in orders.values()]
+        for assignment in told:
+            self._check_order(assignment)
+        if self._bundle.profile != profile_of(self._bundle.entries):
+            _refuse(f"the orders are not those of profile {self._bundle.profile}")
         windows: list[AgreedWindow] = []
         previous: _Previous = {}
         epoch: Epoch | None = None
@@ -174,6 +190,7 @@ class _BundleCheck:
             windows=tuple(windows),
             model_root=self._model.model_root,
             numerics_class=self._bundle.entries[0].numerics_class,
+            row_class=min((each.row_class for each in told if each.row_class != ANY_ROWS), default=ANY_ROWS),
             coordinator_key=self._coordinator_key,
             keys_are_known=self._trusted is not None,
         )

@@ -15,6 +15,7 @@ from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, 
 from shared.domain import canonical
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.receipt import RECEIPT, Assignment, SignedReceipt, sign_assignment
 from shared.domain.signing import SigningKey, digest_of
 from shared.domain.task import TokenRecord
@@ -411,6 +412,8 @@ class Trial:
             first_row=schedule.first_row,
             checkpoint_interval=schedule.checkpoint_interval,
             window_checkpoints=schedule.window_checkpoints,
+            profile=Profile.EXACT,
+            row_class=ANY_ROWS,
             prefix_digest="00" * 32,
         )
         return Seated(assignment, sign_assignment(_COORDINATOR, assignment), self._keys[node].public_key)

@@ -8,7 +8,7 @@ from services.coordinator.domain.faults import GENERATION_FAILED, verdict
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.service.parts import Failed, Lost, Over, Parts, persist
-from services.coordinator.service.seats import Seats
+from services.coordinator.service.seats import Lanes, Seats
 from services.coordinator.service.verifying import FirstTry, Verifying
 from shared.contracts.messages import ReceiptPosted
 from shared.domain.errors import (
@@ -170,12 +170,28 @@ class SessionRun:
         session, plan = self.session, self.session.plan
         if plan is None:
             raise AssertionError("a session is assigned by its plan")
-        self._verifying = await self._seats.prepare(plan, first_try=self._dispute)
+        facts = await self._facts(plan)
+        if session.is_verified:
+            self._seats.check_comparable(facts)
+        self._verifying = await self._seats.prepare(plan, facts, first_try=self._dispute)
         await self._seats.assign_all()
         self._check()
-        if session.awaited:
+        if session.awaited and session.phase is SessionPhase.ASSIGNING:
             session.move(SessionEvent.MUST_LOAD)
         await self._until(lambda: not session.awaited)
+
+    async def _facts(self, plan: PartitionPlan) -> Lanes:
+        """What the seats' nodes say of their stages; those that do not hold theirs yet load it first."""
+        await self._seats.load(plan)
+        self._check()
+        facts = self._seats.facts(plan)
+        if facts is None:
+            self.session.move(SessionEvent.MUST_LOAD)
+            await self._until(lambda: self._seats.facts(plan) is not None)
+            facts = self._seats.facts(plan)
+        if facts is None:
+            raise AssertionError("facts once known stay known")
+        return facts
 
     async def _begin(self) -> None:
         session = self.session

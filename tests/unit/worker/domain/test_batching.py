@@ -1,7 +1,8 @@
 import numpy as np
 
-from services.worker.domain.batching import MAX_CHUNK_ROWS, DecodeCall, Feeder, Intake, PrefillCall, Turns
+from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
 from services.worker.domain.seat import Feed, FlowKey, Seat
+from shared.domain.numerics import TILE_ROWS
 from tests.fakes.seats import RING, feed_of, seat_of
 
 ROW = np.zeros(4, np.float32)
@@ -58,15 +59,15 @@ def test_what_waits_for_a_freed_seat_is_dropped() -> None:
 
 def test_a_prompt_is_cut_into_chunks_and_only_the_last_is_final() -> None:
     feeder = Feeder()
-    seat = fed(feeder, feed_of(MAX_CHUNK_ROWS + 6))
+    seat = fed(feeder, feed_of(TILE_ROWS + 6))
     first, second = feeder.take_prefill(), feeder.take_prefill()
     assert first is not None
     assert second is not None
-    assert (first.first, first.num_rows, first.final) == (0, MAX_CHUNK_ROWS, False)
-    assert (second.first, second.num_rows, second.final) == (MAX_CHUNK_ROWS, 6, True)
-    assert list(second.x) == list(range(100 + MAX_CHUNK_ROWS, 106 + MAX_CHUNK_ROWS))
+    assert (first.first, first.num_rows, first.final) == (0, TILE_ROWS, False)
+    assert (second.first, second.num_rows, second.final) == (TILE_ROWS, 6, True)
+    assert list(second.x) == list(range(100 + TILE_ROWS, 106 + TILE_ROWS))
     assert feeder.take_prefill() is None
-    assert seat.accepted == MAX_CHUNK_ROWS + 6
+    assert seat.accepted == TILE_ROWS + 6
 
 
 def test_a_session_that_was_not_started_waits() -> None:
@@ -91,7 +92,7 @@ def test_a_ring_takes_no_more_chunks_than_its_credit() -> None:
     flow = feeder.flow(RING)
     assert flow is not None
     assert flow.outstanding_chunks == 5
-    feeder.passed(seat, MAX_CHUNK_ROWS)
+    feeder.passed(seat, TILE_ROWS)
     assert feeder.take_prefill() is not None
     assert feeder.take_prefill() is None
 
