@@ -1,5 +1,6 @@
 """What sessions make of the self-tests of their nodes."""
 
+from shared.contracts.coordinator import OpenSession
 from shared.contracts.messages import LoadStage
 from shared.domain.ids import NodeId
 from shared.domain.numerics import Profile, StageFacts
@@ -48,7 +49,9 @@ async def test_a_stage_that_promises_nothing_is_not_verified_and_the_answer_says
     for node in NODES:
         coordinator.workers[node].facts = NOTHING
     task = audited()
-    await coordinator.coordinate(task, even_plan(NODES, num_lanes=2))
+    plan = even_plan(NODES, num_lanes=2)
+    attempt = await coordinator.coordinate(task, plan)
+    await coordinator.sessions.open(OpenSession(task_id=task.task_id, attempt=attempt, plan=plan))
     await coordinator.settle()
     record = await coordinator.record(task)
     assert (record.state, record.error_code) == (TaskState.FAILED, "verification_unavailable")
