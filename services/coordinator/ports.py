@@ -17,6 +17,7 @@ from shared.contracts.messages import (
 )
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
+from shared.domain.numerics import StageFacts
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating
 
 MAX_EVIDENCE_LISTED = 1_000
@@ -27,8 +28,8 @@ class Worker(ABC):
     may arrive twice."""
 
     @abstractmethod
-    async def load(self, message: LoadStage) -> bool:
-        """Whether the stage is loaded; False: `StageReady` follows."""
+    async def load(self, message: LoadStage) -> StageFacts | None:
+        """What the node says of the stage, if it is loaded; None: `StageReady` follows."""
 
     @abstractmethod
     async def assign(self, message: WorkAssignment) -> bool:

@@ -24,6 +24,7 @@ from shared.contracts.messages import (
 )
 from shared.contracts.partitioner import StageFileInfo
 from shared.domain.errors import ButterflyError
+from shared.domain.numerics import Profile, StageFacts
 from shared.domain.receipt import Receipt
 from shared.domain.signing import Signed
 
@@ -84,9 +85,15 @@ class LoadedEngine:
     n_vocab: int | None
     """Known to the first and the last stage only."""
     numerics_class: str
-    profile: str
+    profile: Profile
+    small_rows: int | None
+    """As in `engine.base.StageInfo`."""
     self_test_digest: str
     kv_bytes_per_row: int
+
+    @property
+    def facts(self) -> StageFacts:
+        return StageFacts(self.numerics_class, self.self_test_digest, self.profile, self.small_rows)
 
 
 class EngineLoader(ABC):

@@ -5,6 +5,7 @@ from pydantic import Field
 from shared.contracts.base import Contract
 from shared.contracts.messages import SignedText
 from shared.domain.ids import Attempt, ModelId, NodeId, TaskId
+from shared.domain.numerics import Profile
 from shared.domain.plan import NodeCapability, PartitionPlan
 from shared.domain.session import NodeState
 
@@ -16,6 +17,8 @@ class SeatView(Contract):
     start: int
     end: int
     lane: int
+    profile: Profile | None = None
+    """None: not known yet."""
 
 
 class RegisterNode(Contract):
@@ -67,7 +70,7 @@ class NodeView(Contract):
     slots_used: int
     heartbeat_age_ms: int
     reason: str = ""
-    """Why it is quarantined or evicted."""
+    """Why it is quarantined, evicted or compared with few others."""
 
 
 class NodeList(Contract):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.contracts.base import Contract
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.numerics import StageFacts
 from shared.domain.plan import LayerRange
 from shared.domain.signing import Signed
 from shared.domain.task import SamplerParams, TokenRecord
@@ -18,6 +19,7 @@ MAX_PREFIX_TOKENS = 262_144
 MAX_DRAFTS_PER_MESSAGE = 1_024
 MAX_STAGES_PER_NODE = 256
 MAX_LAYERS = 65_536
+MAX_FACT = 256
 
 
 def _checked_range(layers: LayerRange) -> LayerRange:
@@ -52,7 +54,7 @@ class Peer(Contract):
 
 
 class LoadStage(Contract):
-    """C->W: hold this stage ready. The answer says whether it is; if not yet, `StageReady` follows."""
+    """C->W: hold this stage ready. The answer says whether it is, with its facts; if not yet, `StageReady` follows."""
 
     type: Literal["load_stage"] = "load_stage"
     stage_ref: StageRef
@@ -156,15 +158,25 @@ class Drain(Contract):
     reason: str
 
 
+def _bounded_facts(facts: StageFacts) -> StageFacts:
+    if max(len(facts.numerics_class), len(facts.self_test_digest)) > MAX_FACT:
+        raise ValueError(f"class and digest have at most {MAX_FACT} characters")
+    if facts.small_rows is not None and facts.small_rows < 1:
+        raise ValueError("small_rows should be 1 or more")
+    return facts
+
+
+Facts = Annotated[StageFacts, AfterValidator(_bounded_facts)]
+
+
 class StageReady(Contract):
     """W->C: a stage asked for is loaded, or could not be (`error_code` and `error`)."""
 
     type: Literal["stage_ready"] = "stage_ready"
     stage_ref: StageRef
     load_ms: float = 0.0
-    self_test_digest: str = ""
-    profile: str = ""
-    numerics_class: str = ""
+    facts: Facts | None = None
+    """Of a stage that is loaded."""
     error_code: str | None = None
     error: str = ""
 
@@ -255,6 +267,8 @@ class Ack(Contract):
     """The answer to every message. `ready`: for LoadStage and WorkAssignment, see there."""
 
     ready: bool = True
+    facts: Facts | None = None
+    """LoadStage: of a stage that is ready."""
 
 
 AnyToWorker = (

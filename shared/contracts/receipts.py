@@ -8,6 +8,7 @@ from shared.contracts.base import Contract
 from shared.contracts.messages import MAX_PREFIX_TOKENS, SignedText
 from shared.domain.bundle import Bundle
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.numerics import Profile
 from shared.domain.tail_audit import TailAudit, TailState
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_entry import WindowEntry
@@ -113,7 +114,7 @@ class BundleBody(Contract):
     task_id: TaskId
     choice: int = 0
     model: ModelId
-    profile: str = Field(max_length=64)
+    profile: Profile
     mode: Verification
     f: int = Field(ge=0)
     complete: bool

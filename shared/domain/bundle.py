@@ -7,7 +7,7 @@ are only repeated by a replay (`services.worker.engine.replay`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -16,7 +16,9 @@ from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, rec
 from shared.domain.errors import InvalidInput
 from shared.domain.guarantee import AgreedWindow, Guarantee
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.numerics import Profile, smallest, weakest
 from shared.domain.receipt import (
+    ASSIGNMENT,
     RECEIPT,
     Assignment,
     Commitment,
@@ -42,7 +44,7 @@ class Bundle:
     task_id: TaskId
     choice: int
     model_id: ModelId
-    profile: str
+    profile: Profile
     mode: Verification
     f: int
     complete: bool
@@ -73,6 +75,15 @@ class TrustedKeys:
 def check_bundle(bundle: Bundle, *, trusted: TrustedKeys | None = None) -> Guarantee:
     """Raises `InvalidInput`, with a sentence that names the first thing that does not hold."""
     return _BundleCheck(bundle, trusted).run()
+
+
+def profile_of(entries: Iterable[WindowEntry]) -> Profile:
+    """What the orders of these windows say that their stages promised. Raises `InvalidInput` for what is no order."""
+    orders = [canonical.decode(ASSIGNMENT, signed.text) for entry in entries for signed in entry.orders]
+    try:
+        return weakest(Profile(str(order.get("profile"))) for order in orders)
+    except ValueError as error:
+        raise InvalidInput(f"an order of no known profile: {error}") from None
 
 
 def committed_entries(
@@ -116,8 +127,11 @@ class _BundleCheck:
         orders = self._read_orders()
         self._model = next(iter(orders.values())).assignment
         self._source, self._sink = self._chains()
-        for order in orders.values():
-            self._check_order(order.assignment)
+        told = [order.assignment for order in orders.values()]
+        for assignment in told:
+            self._check_order(assignment)
+        if self._bundle.profile != profile_of(self._bundle.entries):
+            _refuse(f"the orders are not those of profile {self._bundle.profile}")
         windows: list[AgreedWindow] = []
         previous: _Previous = {}
         epoch: Epoch | None = None
@@ -138,6 +152,7 @@ class _BundleCheck:
             windows=tuple(windows),
             model_root=self._model.model_root,
             numerics_class=self._bundle.entries[0].numerics_class,
+            row_class=smallest(each.row_class for each in told),
             coordinator_key=self._coordinator_key,
             keys_are_known=self._trusted is not None,
             tail_state=self._bundle.tail_state,

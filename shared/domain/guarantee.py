@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile
 from shared.domain.tail_audit import TailState
 from shared.domain.task import Verification
 from shared.domain.windows import Window
@@ -23,7 +24,7 @@ class Guarantee:
     """What a bundle that holds tells."""
 
     mode: Verification
-    profile: str
+    profile: Profile
     f: int
     num_tokens: int
     complete: bool
@@ -32,6 +33,8 @@ class Guarantee:
     windows: tuple[AgreedWindow, ...]
     model_root: str
     numerics_class: str
+    row_class: int
+    """Calls of this class give the agreed bits again (shared.domain.numerics)."""
     coordinator_key: bytes
     keys_are_known: bool
     """False: the bundle's own word for who the coordinator is."""

@@ -41,6 +41,13 @@ class NodeCapability:
     cores: int = 1
     numerics_class: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+    kin: str = ""
+    """Tells nodes of one class apart whose self-tests differ; the coordinator's word, not the node's."""
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Nodes of one kind compute the same bits."""
+        return self.numerics_class, self.kin
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +148,15 @@ def failure_domain(node: NodeCapability, spread_by: str) -> tuple[str, str]:
 
 
 def holders(
-    model: ModelInfo, layers: LayerRange, nodes: Iterable[NodeCapability], numerics_class: str
+    model: ModelInfo, layers: LayerRange, nodes: Iterable[NodeCapability], kind: tuple[str, str]
 ) -> tuple[NodeCapability, ...]:
-    """The nodes of this class that have memory for the stage, with its KV cache for all their slots."""
+    """The nodes of this kind that have memory for the stage, with its KV cache for all their slots."""
     weights = stage_weight_bytes(model, layers.start, layers.end)
     kv = kv_bytes_per_token(model, layers.start, layers.end)
     return tuple(
         node
         for node in nodes
-        if node.numerics_class == numerics_class
-        and weights + kv * node.slots * node.context_tokens <= node.memory_bytes
+        if node.kind == kind and weights + kv * node.slots * node.context_tokens <= node.memory_bytes
     )
 
 
@@ -187,14 +193,14 @@ def check_seats(
 
     `lanes` have passed `check_plan`. C1: the seats of a stage are on different nodes, and in different failure domains
     where nodes carry the label `spread_by`. C2 (`blind`), see `shows_seat`; `with_referee`: not for the last lane.
-    C3 (`spare`): 2f+1 of `nodes` could hold each stage. C4: the seats of a stage share a numerics class.
+    C3 (`spare`): 2f+1 of `nodes` could hold each stage. C4: all seats share a numerics class and kin.
 
     Raises `VerificationUnavailable` for C3, where other nodes would help, and else `InvalidPlanInput`.
     """
     if len(lanes) < f + 1:
         raise InvalidPlanInput(f"{f + 1} lanes must agree, the plan has {len(lanes)}", param="plan")
     for stage, seats in enumerate(zip(*(lane.partitions for lane in lanes), strict=False)):
-        _check_stage(stage, seats, nodes, spread_by)
+        _check_stage(stage, seats, nodes, spread_by, nodes[lanes[0].partitions[0].node_id].kind)
     if any(len(lane.partitions) != len(lanes[0].partitions) for lane in lanes):
         raise InvalidPlanInput("the lanes have different numbers of stages", param="plan")
     shown = shows_seat(lanes[:-1] if with_referee else lanes) if blind else None
@@ -241,13 +247,17 @@ def shows_seat(lanes: Sequence[Lane]) -> ShownSeat | None:
 
 
 def num_holders(model: ModelInfo, seat: Partition, nodes: Mapping[NodeId, NodeCapability], spread_by: str) -> int:
-    """Failure domains with a node that could hold this stage, of the class of the node seated there."""
-    found = holders(model, seat.layers, nodes.values(), nodes[seat.node_id].numerics_class)
+    """Failure domains with a node that could hold this stage, of the kind of the node seated there."""
+    found = holders(model, seat.layers, nodes.values(), nodes[seat.node_id].kind)
     return len({failure_domain(node, spread_by) for node in found})
 
 
 def _check_stage(
-    stage: int, seats: Sequence[Partition], nodes: Mapping[NodeId, NodeCapability], spread_by: str
+    stage: int,
+    seats: Sequence[Partition],
+    nodes: Mapping[NodeId, NodeCapability],
+    spread_by: str,
+    kind: tuple[str, str],
 ) -> None:
     seen: dict[tuple[str, str], int] = {}
     for lane, seat in enumerate(seats):
@@ -263,9 +273,13 @@ def _check_stage(
                 f"stage {stage}: lanes {seen[domain]} and {lane} are both on the {what} (C1)", param="plan"
             )
         seen[domain] = lane
-        expected = nodes[seats[0].node_id].numerics_class
-        if node.numerics_class != expected:
+        if node.kind != kind:
             raise InvalidPlanInput(
-                f"stage {stage}: lane 0 computes as {expected!r}, lane {lane} as {node.numerics_class!r} (C4)",
+                f"stage {stage} of lane {lane} computes as {_told(node.kind)}, stage 0 of lane 0 as {_told(kind)} (C4)",
                 param="plan",
             )
+
+
+def _told(kind: tuple[str, str]) -> str:
+    numerics_class, kin = kind
+    return f"{numerics_class!r} ({kin})" if kin else repr(numerics_class)

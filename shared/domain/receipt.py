@@ -54,6 +54,11 @@ class Assignment:
     first_row: int
     checkpoint_interval: int
     window_checkpoints: int
+    profile: str
+    """What the session's stages promise: a `shared.domain.numerics.Profile`."""
+    row_class: int
+    """Most rows that a call with rows after the prompt may have, or `ANY_ROWS` (shared.domain.numerics): on some
+    stages the bits depend on it."""
     prefix_digest: str
     """Chain of boundary 0 after the prefix: the ids the session begins with."""
     sink_start: str

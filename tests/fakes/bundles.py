@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from shared.domain.bundle import Bundle
 from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, record_chain, sampler_hash
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.receipt import Assignment, Receipt, SignedReceipt, sign_assignment, sign_receipt
 from shared.domain.signing import Signed, SigningKey, digest_of
 from shared.domain.tail_audit import TailAudit
@@ -38,6 +39,8 @@ class HonestRun:
     model_root: str = MODEL_ROOT
     numerics: str = NUMERICS
     cuts: tuple[int, ...] = CUTS
+    profile: Profile = Profile.EXACT
+    row_class: int = ANY_ROWS
     lanes_late: tuple[tuple[int, int], ...] = ()
     """(window, lane): receipts that came after the commit."""
 
@@ -57,7 +60,7 @@ class HonestRun:
             task_id=self.task_id,
             choice=0,
             model_id=MODEL,
-            profile="exact",
+            profile=self.profile,
             mode=self.mode,
             f=self.f,
             complete=complete,
@@ -170,6 +173,8 @@ class HonestRun:
             first_row=schedule.first_row,
             checkpoint_interval=schedule.checkpoint_interval,
             window_checkpoints=schedule.window_checkpoints,
+            profile=self.profile,
+            row_class=self.row_class,
             prefix_digest=self.chain(0).at(num_prefix).hex(),
             sink_start=self.chain(self.cuts[-1]).at(max(schedule.first_row, len(self.prompt_ids) - 1)).hex(),
         )

@@ -9,6 +9,7 @@ from shared.contracts.coordinator import NodeView, PublicKeys, SeatView
 from shared.domain.errors import ButterflyError, ModelNotFound, NoChatTemplate
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
+from shared.domain.numerics import Profile
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.domain.task import TokenRecord
@@ -107,7 +108,7 @@ def node_view(node_id: str = "node-a", state: NodeState = NodeState.READY) -> No
         address="http://127.0.0.1:8090",
         boot_id="boot-1",
         capability=NodeCapability(NodeId(node_id), 1_000_000, 2.5, slots=16, context_tokens=2_048, host="here"),
-        stages=(SeatView(model=BYTE_MODEL.model_id, start=0, end=3, lane=0),),
+        stages=(SeatView(model=BYTE_MODEL.model_id, start=0, end=3, lane=0, profile=Profile.EXACT),),
         slots_used=2,
         heartbeat_age_ms=120,
     )

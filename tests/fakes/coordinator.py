@@ -41,6 +41,7 @@ from shared.contracts.problem import Ack as Taken
 from shared.domain.errors import InvalidCredentials, ModelNotFound, NodeNotFound
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.node_proof import check_proof
+from shared.domain.numerics import ANY_ROWS
 from shared.domain.plan import LayerRange
 from shared.domain.receipt import SignedReceipt, read_receipt
 from shared.domain.task import SamplerParams, TokenRecord
@@ -86,6 +87,7 @@ class Job:
     decodes: bool = True
     max_windows_ahead: int = 0
     first_window: int | None = None
+    row_class: int = ANY_ROWS
     sink_start: str = "ab" * 32
     """For epochs that go on after `generated_ids`; nobody checks the chain unless a test does."""
 
@@ -249,6 +251,7 @@ class FakeCoordinator:
             generated_ids=job.generated_ids,
             first_window=job.first_window,
             sink_start=job.sink_start,
+            row_class=job.row_class,
         )
         return WorkAssignment(
             task_id=job.task_id,

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from services.worker.domain.batch import BatchLimits, check_places, check_rows, check_wanted
-from services.worker.engine.base import Engine, Ids, Mask, Profile, Rows, StageInfo, StageSpec
+from services.worker.engine.base import Engine, Ids, Mask, Rows, StageInfo, StageSpec
 from services.worker.ports import EngineLoader, LoadedEngine, StageFile
 from shared.contracts.messages import StageRef
 from shared.domain.errors import BadBlob, BadSlot, EngineFault, WrongClass
+from shared.domain.numerics import Profile
 from shared.domain.task import SamplerParams
 from shared.domain.token_rule import choose_token
 
@@ -236,7 +237,8 @@ class SyntheticLoader(EngineLoader):
             n_embd=info.n_embd,
             n_vocab=info.n_vocab,
             numerics_class=info.numerics_class,
-            profile=info.profile.value,
+            profile=info.profile,
+            small_rows=info.small_rows,
             self_test_digest=info.self_test_digest,
             kv_bytes_per_row=info.kv_bytes_per_row,
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from shared.contracts.messages import SignedText, StageRef
 from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, sampler_hash
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.receipt import Assignment, sign_assignment
 from shared.domain.signing import SigningKey
 from shared.domain.task import SamplerParams
@@ -27,6 +28,7 @@ def order_of(
     generated_ids: Sequence[int] = (),
     first_window: int | None = None,
     sink_start: str = "ab" * 32,
+    row_class: int = ANY_ROWS,
 ) -> Assignment:
     """`first_window`: None for the first epoch's or, with `generated_ids`, some later one. `sink_start`: used with
     `generated_ids` only, for which nobody checks it unless a test does."""
@@ -54,6 +56,8 @@ def order_of(
         first_row=len(prefix) - 1 if generated_ids else 0,
         checkpoint_interval=CHECKPOINT_INTERVAL,
         window_checkpoints=WINDOW_CHECKPOINTS,
+        profile=Profile.DECODE_EXACT if row_class else Profile.EXACT,
+        row_class=row_class,
         prefix_digest=chain.at(len(prefix)).hex(),
         sink_start=sink_start if generated_ids else top.hex(),
     )

@@ -70,6 +70,9 @@ class FakePartitioner(Partitioner):
         self.asked.append((tuple(node.node_id for node in nodes), num_stages))
         if self.is_away:
             raise PeerUnavailable("partitioner cannot be reached")
+        if seating.num_lanes > 1:
+            kinds = [node.kind for node in nodes]
+            nodes = [node for node in nodes if node.kind == max(kinds, key=kinds.count)]
         count = num_stages or min(3, len(nodes))
         if len(nodes) < max(count, self.min_nodes):
             raise NoCapacity(f"{len(nodes)} nodes are too few")

@@ -14,6 +14,7 @@ from shared.contracts.messages import (
 )
 from shared.domain.errors import ButterflyError, PeerUnavailable
 from shared.domain.ids import NodeId, TaskId
+from shared.domain.numerics import Profile, StageFacts
 
 Told = LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted
 
@@ -30,12 +31,14 @@ class FakeWorker(Worker):
         self.is_away = False
         self.is_cold = False
         """Answers that the stage has to be loaded first."""
+        self.facts = StageFacts("fake", "ab", Profile.EXACT, None)
+        """Of every stage."""
         self.refusals: list[ButterflyError] = []
         """Raised by the next assignments, one each."""
 
-    async def load(self, message: LoadStage) -> bool:
+    async def load(self, message: LoadStage) -> StageFacts | None:
         self._hear(message)
-        return not self.is_cold
+        return None if self.is_cold else self.facts
 
     async def assign(self, message: WorkAssignment) -> bool:
         self._hear(message)

@@ -16,6 +16,7 @@ from services.coordinator.domain.witness import Witness, hop_of
 from shared.domain import canonical
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.plan import LayerRange, Partition
 from shared.domain.receipt import RECEIPT, Assignment, SignedReceipt, sign_assignment
 from shared.domain.signing import SigningKey, digest_of
@@ -445,6 +446,8 @@ class Trial:
             first_row=schedule.first_row,
             checkpoint_interval=schedule.checkpoint_interval,
             window_checkpoints=schedule.window_checkpoints,
+            profile=Profile.EXACT,
+            row_class=ANY_ROWS,
             prefix_digest="00" * 32,
             sink_start=self._sink().hex(),
         )

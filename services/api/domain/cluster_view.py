@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from shared.contracts.coordinator import NodeView
 from shared.domain.layers import ModelInfo, seat_bytes, stage_weight_bytes
+from shared.domain.numerics import Profile, weakest
 from shared.domain.session import NodeState
 from shared.domain.task import Verification
 
@@ -89,16 +90,22 @@ def model_resource(model: ModelInfo, nodes: Sequence[NodeView], *, context_token
             "layers": model.num_layers,
             "context": min(model.context_tokens, context_tokens),
             "bytes": model.file_bytes,
-            "profile": "exact",
+            "profile": profile_of(model, nodes),
             "verification": list(modes(nodes)),
             "ready": can_be_held(model, nodes),
         },
     }
 
 
+def profile_of(model: ModelInfo, nodes: Iterable[NodeView]) -> Profile | None:
+    """The weakest that a node tells of a stage of the model; None before any has loaded one."""
+    told = [seat.profile for node in nodes for seat in node.stages if seat.model == model.model_id and seat.profile]
+    return weakest(told) if told else None
+
+
 def modes(nodes: Iterable[NodeView]) -> tuple[Verification, ...]:
     """What can be asked for now: a liar is found out by three nodes that compute alike."""
-    ready = [node.capability.numerics_class for node in nodes if node.state is NodeState.READY]
+    ready = [node.capability.kind for node in nodes if node.state is NodeState.READY]
     most_alike = max(Counter(ready).values(), default=0)
     return tuple(Verification) if most_alike >= LEAST_TO_VERIFY else (Verification.NONE,)
 

@@ -12,8 +12,6 @@ from shared.domain.token_rule import RULE_VERSION
 
 Json = dict[str, object]
 
-PROFILE = "exact"  # the numerics that every engine here has: equal input gives equal bits
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
@@ -52,8 +50,9 @@ class Usage:
 
 
 def system_fingerprint(model_root: str) -> str:
-    """Equal fingerprint, seed and parameters give equal tokens; the cut into stages changes nothing (exact profile)."""
-    digest = hashlib.blake2b(f"{model_root}|{PROFILE}|{RULE_VERSION}".encode(), digest_size=8)
+    """Equal fingerprint, seed and parameters give equal tokens, however the model is cut into stages, unless its
+    profile is `tolerant`."""
+    digest = hashlib.blake2b(f"{model_root}|{RULE_VERSION}".encode(), digest_size=8)
     return f"bf_{digest.hexdigest()}"
 
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.api.domain.openai_bodies import PROFILE
-from shared.domain.bundle import Bundle, committed_entries
+from shared.domain.bundle import Bundle, committed_entries, profile_of
 from shared.domain.errors import ReceiptNotAvailable
 from shared.domain.tail_audit import TailAudit, TailState
 from shared.domain.task import TokenRecord, Verification
@@ -29,7 +28,7 @@ def bundle_of(
         task_id=task.task_id,
         choice=0,
         model_id=task.model_id,
-        profile=PROFILE,
+        profile=profile_of(committed),
         mode=committed[0].mode,
         f=committed[0].f,
         complete=has_completed and reached >= record.num_committed,

@@ -13,6 +13,7 @@ from shared.contracts.messages import (
     WorkAssignment,
 )
 from shared.domain.ids import NodeId
+from shared.domain.numerics import StageFacts
 from shared.resilience.http_client import PeerClients
 
 TIMEOUT_S = 2.0
@@ -27,8 +28,8 @@ class HttpWorker(Worker):
         self._boot_id = boot_id
         self._token = token
 
-    async def load(self, message: LoadStage) -> bool:
-        return (await self._post(message)).ready
+    async def load(self, message: LoadStage) -> StageFacts | None:
+        return (await self._post(message)).facts
 
     async def assign(self, message: WorkAssignment) -> bool:
         return (await self._post(message)).ready

@@ -25,10 +25,16 @@ class FaultKind(StrEnum):
     STALL = "stall"
     RULES = "rules"
     """The worker broke the protocol."""
+    NUMERICS = "numerics"
+    """Nodes that were to be compared do not compute the same bits. They are not seated together again, so this happens
+    at most as often as there are nodes."""
     DISPUTE = "dispute"
     """Seats signed different results, and nothing tells yet who is wrong."""
     CONVICTED = "convicted"
     """A node was proven guilty. Each such loss takes one node away, so there are few."""
+
+
+UNCOUNTED = frozenset({FaultKind.NUMERICS, FaultKind.CONVICTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,6 @@ def verdict(faults: Sequence[Fault]) -> GiveUp | None:
             f"poison: the engine crashed {CRASHES_AT_ONE_POSITION} times after generated token {crashes[-1].position}"
             f" ({crashes[-1].reason})",
         )
-    if sum(fault.kind is not FaultKind.CONVICTED for fault in faults) > MAX_REASSIGNMENTS:
+    if sum(fault.kind not in UNCOUNTED for fault in faults) > MAX_REASSIGNMENTS:
         return GiveUp(GENERATION_FAILED, f"reassigned {MAX_REASSIGNMENTS} times, and lost again: {faults[-1].reason}")
     return None

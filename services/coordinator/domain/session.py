@@ -16,7 +16,8 @@ from services.coordinator.domain.token_table import TokenTable
 from shared.domain.errors import ContextLengthExceeded, Forbidden, ProtocolViolation, StaleEpoch
 from shared.domain.ids import Attempt, Epoch, NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import Partition, PartitionPlan, num_lanes
+from shared.domain.numerics import StageFacts
+from shared.domain.plan import LayerRange, Partition, PartitionPlan, num_lanes
 from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask, TokenRecord, Verification
 
@@ -79,6 +80,8 @@ class Session:
         """Neighbours that disagreed, which accuses neither: they are not seated side by side again."""
         self._drafted: deque[tuple[int, float]] = deque()
         """How many tokens there were, and since when."""
+        self.facts: dict[LayerRange, StageFacts] = {}
+        """What the stages promise on which the committed tokens were computed."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
         self._excluded_until_s: dict[tuple[NodeId, str], float] = {}
         self._rows_seen: dict[NodeId, int] = {}

@@ -8,6 +8,7 @@ from services.coordinator.domain.ledger import Accuse, Release, Seal, is_other, 
 from shared.domain.chain import RowChain, chain_start, id_bytes
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile, smallest, weakest
 from shared.domain.plan import LayerRange, NodeCapability, Partition
 from shared.domain.receipt import SignedReceipt, kept_receipt, read_assignment
 from shared.domain.signing import Signed
@@ -29,6 +30,8 @@ class Answer:
     """Of the prompt, then of all windows, those that a stop string cut off included."""
     row_end: int
     numerics_class: str
+    profile: Profile
+    row_class: int
     receipts: tuple[SignedReceipt, ...]
     seated: frozenset[SeatedNode]
     cut: tuple[LayerRange, ...]
@@ -61,6 +64,8 @@ def read_answer(prompt_ids: Sequence[int], entries: Sequence[WindowEntry]) -> An
         ids=(*prompt_ids, *(record.token_id for entry in entries for record in entry.records)),
         row_end=entries[-1].row_end,
         numerics_class=entries[-1].numerics_class,
+        profile=weakest(Profile(order.profile) for order in orders),
+        row_class=smallest(order.row_class for order in orders),
         receipts=receipts,
         seated=frozenset(SeatedNode(order.node_id, order.layer_start, order.layer_end) for order in orders),
         cut=tuple(sorted(layers, key=lambda each: each.start)),

@@ -12,6 +12,7 @@ from services.coordinator.service.member import Member
 from services.coordinator.service.relays import Detour
 from shared.contracts.messages import Peer, SignedText, StageRef, WorkAssignment
 from shared.domain.chain import class_hash, sampler_hash
+from shared.domain.numerics import Profile
 from shared.domain.plan import Partition, PartitionPlan
 from shared.domain.receipt import Assignment, sign_assignment
 from shared.domain.signing import SigningKey
@@ -50,6 +51,8 @@ class Assigning:
         schedule: WindowSchedule,
         decoding: Collection[int],
         max_windows_ahead: int,
+        profile: Profile,
+        row_class: int,
         key: SigningKey,
         link_secret: bytes,
         detour: Detour | None,
@@ -58,6 +61,7 @@ class Assigning:
         self._session, self._plan = session, plan
         self._schedule = schedule
         self._decoding, self._max_windows_ahead = decoding, max_windows_ahead
+        self._profile, self._row_class = profile, row_class
         self._key, self._link_secret = key, link_secret
         self._detour = detour
         self._prefix = (*session.task.prompt_ids, *(record.token_id for record in session.records))
@@ -142,6 +146,8 @@ class Assigning:
             first_row=self._schedule.first_row,
             checkpoint_interval=self._schedule.checkpoint_interval,
             window_checkpoints=self._schedule.window_checkpoints,
+            profile=self._profile.value,
+            row_class=self._row_class,
             prefix_digest=self._ids_chains[numerics_class],
             sink_start=self.sink_start(numerics_class),
         )

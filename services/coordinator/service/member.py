@@ -4,27 +4,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from services.coordinator.domain.kinship import StageKey
 from services.coordinator.domain.standing import Standing
 from services.coordinator.ports import Worker
 from shared.contracts.coordinator import NodeView, SeatView
 from shared.contracts.messages import StageRef
 from shared.domain.ids import NodeId
+from shared.domain.numerics import StageFacts
 from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
-
-StageKey = tuple[str, int, int]
 
 
 def stage_key(ref: StageRef) -> StageKey:
     return ref.model_root, ref.layers.start, ref.layers.end
-
-
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """What a node says of a stage it loaded: nodes that agree in both compute the same bits."""
-
-    numerics_class: str
-    self_test_digest: str
 
 
 @dataclass(slots=True, eq=False)
@@ -70,12 +62,25 @@ def view_of(member: Member, standing: Standing | None, *, slots_used: int, now_s
         boot_id=member.boot_id,
         capability=member.capability,
         stages=tuple(
-            SeatView(model=ref.model_id, start=ref.layers.start, end=ref.layers.end, lane=0) for _, ref in refs
+            SeatView(
+                model=ref.model_id,
+                start=ref.layers.start,
+                end=ref.layers.end,
+                lane=0,
+                profile=member.facts[key].profile if key in member.facts else None,
+            )
+            for key, ref in refs
         ),
         slots_used=slots_used,
         heartbeat_age_ms=max(0, int((now_s - member.heard_at_s) * 1000)),
-        reason="" if standing is None else reason_of(standing),
+        reason=_reason(member, standing),
     )
+
+
+def _reason(member: Member, standing: Standing | None) -> str:
+    if standing is not None:
+        return reason_of(standing)
+    return "its self-test differs from most nodes': compared with its own kind only" if member.capability.kin else ""
 
 
 def evicted_view(standing: Standing) -> NodeView:

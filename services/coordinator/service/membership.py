@@ -8,18 +8,18 @@ the worker registers again, so within a heartbeat the picture is whole again. Du
 import hmac
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.coordinator.domain.admission import check_address, check_capability
 from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.kinship import kin_of
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.ports import Workers
 from services.coordinator.service.interfaces import MembershipInterface
 from services.coordinator.service.member import (
     Member,
-    StageFacts,
     evicted_view,
     reason_of,
     stage_key,
@@ -39,6 +39,7 @@ from shared.domain.errors import (
 )
 from shared.domain.ids import NodeId
 from shared.domain.node_proof import check_proof
+from shared.domain.numerics import StageFacts
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
 from shared.events.publisher import Publisher
@@ -48,6 +49,7 @@ from shared.runtime.tasks import BackgroundTasks
 log = logging.getLogger(__name__)
 
 MAX_NODES = 10_000
+MAX_FACTS = 4_096  # of one run of a node: stages of all models, however they are cut
 SAVE_AGAIN_S = 1.0
 
 
@@ -101,6 +103,8 @@ class Membership(MembershipInterface):
         self._new_token = new_token
         self._members: dict[NodeId, Member] = {}
         self._by_token: dict[bytes, Member] = {}
+        self._mixed_classes: set[str] = set()
+        """Numerics classes in which nodes were found to differ."""
         self._watchers: list[MembershipWatcher] = []
 
     def watch(self, watcher: MembershipWatcher) -> None:
@@ -130,7 +134,7 @@ class Membership(MembershipInterface):
             raise NoCapacity(f"there are {MAX_NODES} nodes already")
         node_token, coordinator_token = self._new_token(), self._new_token()
         member = Member(
-            capability=node.capability,
+            capability=replace(node.capability, kin=""),  # that is not for the node to say
             public_key=public_key,
             address=node.address,
             joined_at=joined_at,
@@ -147,6 +151,7 @@ class Membership(MembershipInterface):
             if before.boot_id == node.boot_id:
                 member.loaded, member.loading, member.facts = before.loaded, before.loading, before.facts
         self._members[node_id] = member
+        self._sort_kin(member.capability.numerics_class)
         self._by_token[member.token_hash] = member
         log.info("node_registered", extra={"node_id": node_id, "address": node.address, "boot_id": node.boot_id})
         if before is None or before.boot_id != node.boot_id:
@@ -231,16 +236,27 @@ class Membership(MembershipInterface):
 
     def stage_ready(self, member: Member, message: StageReady) -> None:
         key = stage_key(message.stage_ref)
-        was_asked = member.loading.pop(key, None) is not None
         if message.error_code is not None:
+            member.loading.pop(key, None)
             log.warning(
                 "stage_not_loaded",
                 extra={"node_id": member.node_id, "code": message.error_code[:64], "error": message.error[:500]},
             )
             return
-        if was_asked or key in member.loaded:
-            member.loaded = {**member.loaded, key: message.stage_ref}
-            member.facts[key] = StageFacts(message.numerics_class[:256], message.self_test_digest[:256])
+        if message.facts is not None and (key in member.loading or key in member.loaded):
+            self.stage_loaded(member, message.stage_ref, message.facts)
+
+    def stage_loaded(self, member: Member, ref: StageRef, facts: StageFacts) -> None:
+        """A node holds a stage it was asked for. Of what it says of the stage only the first word counts, for this run
+        of the node: another one later could but make trouble."""
+        key = stage_key(ref)
+        member.loading.pop(key, None)
+        member.loaded = {**member.loaded, key: ref}
+        if key not in member.facts and len(member.facts) < MAX_FACTS:
+            member.facts[key] = facts
+            if any(other.facts.get(key, facts) != facts for other in self._members.values()):
+                self._mixed_classes.add(member.capability.numerics_class)
+            self._sort_kin(member.capability.numerics_class)
 
     def leave(self, member: Member, message: Leave) -> None:
         """Gone at once. A word of an earlier run changes nothing."""
@@ -367,11 +383,24 @@ class Membership(MembershipInterface):
         if self._members.get(member.node_id) is not member:
             return
         del self._members[member.node_id]
+        self._sort_kin(member.capability.numerics_class)
         self._by_token.pop(member.token_hash, None)
         before, member.state = member.state, state
         self._tell_state(member, before)
         self._tell_gone(member.node_id, FaultKind.GONE, reason)
         _ = self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
+
+    def _sort_kin(self, numerics_class: str) -> None:
+        """Nodes of this class came, went or told of a stage."""
+        if numerics_class not in self._mixed_classes:
+            return
+        nodes = [member for member in self._members.values() if member.capability.numerics_class == numerics_class]
+        kin = kin_of({member.node_id: member.facts for member in nodes})
+        for member in nodes:
+            before, now = member.capability.kin, kin[member.node_id]
+            if before != now:
+                log.info("node_kin_changed", extra={"node_id": member.node_id, "from": before, "to": now})
+                member.capability = replace(member.capability, kin=now)
 
     async def _forget(self, node_id: NodeId) -> None:
         if node_id not in self._members:

@@ -4,10 +4,11 @@ import asyncio
 
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.interfaces import PlacementsInterface
+from services.coordinator.service.loading import load_stage
 from services.coordinator.service.member import Member
 from services.coordinator.service.membership import Membership
 from shared.contracts.coordinator import Place
-from shared.contracts.messages import LoadStage, StageReady
+from shared.contracts.messages import StageReady, StageRef
 from shared.domain.errors import ButterflyError, NoCapacity
 from shared.domain.plan import Partition, PartitionPlan
 
@@ -23,26 +24,21 @@ class Placements(PlacementsInterface):
 
     async def place(self, wanted: Place) -> None:
         plan = wanted.plan
-        seated: list[tuple[Member, LoadStage]] = []
+        seated: list[tuple[Member, StageRef]] = []
         for partition in _stages(plan):
             member = self._members.find(partition.node_id)
             if member is None:
                 raise NoCapacity(f"node {partition.node_id} is not here", retry_after_s=1.0)
-            seated.append((member, LoadStage(stage_ref=stage_ref(plan, partition))))
-        results = await asyncio.gather(*(self._load(member, order) for member, order in seated))
+            seated.append((member, stage_ref(plan, partition)))
+        results = await asyncio.gather(*(self._load(member, ref) for member, ref in seated))
         for error in results:
             if error is not None:
                 raise error
 
-    async def _load(self, member: Member, order: LoadStage) -> ButterflyError | None:
-        self._members.loading(member.node_id, order.stage_ref)
+    async def _load(self, member: Member, ref: StageRef) -> ButterflyError | None:
         try:
-            is_loaded = await member.worker.load(order)
+            await load_stage(self._members, member, ref)
         except ButterflyError as error:
-            self._members.stage_ready(
-                member, StageReady(stage_ref=order.stage_ref, error_code=error.code, error=error.message)
-            )
+            self._members.stage_ready(member, StageReady(stage_ref=ref, error_code=error.code, error=error.message))
             return error
-        if is_loaded:
-            self._members.stage_ready(member, StageReady(stage_ref=order.stage_ref))
         return None

@@ -2,25 +2,37 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from services.coordinator.domain.blame import same_window_again
 from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.witness import Witness, hop_of
-from services.coordinator.service.assigning import Assigning, SeatOrder
-from services.coordinator.service.member import Member
-from services.coordinator.service.parts import Lost, Parts, persist
+from services.coordinator.service.assigning import Assigning, SeatOrder, stage_ref
+from services.coordinator.service.loading import load_stage
+from services.coordinator.service.member import Member, stage_key
+from services.coordinator.service.parts import Failed, Lost, Parts, persist
 from services.coordinator.service.relays import Detour
 from services.coordinator.service.verifying import FirstTry, Verifying
-from shared.contracts.messages import SessionStart, SessionStop, WorkAssignment
+from shared.contracts.messages import SessionStart, SessionStop, StageRef, WorkAssignment
 from shared.domain.chain import class_hash
-from shared.domain.errors import ButterflyError, NoCapacity, NoSlotSpace, PeerUnavailable, ResultExpired
+from shared.domain.errors import (
+    ButterflyError,
+    NoCapacity,
+    NoSlotSpace,
+    PeerUnavailable,
+    ResultExpired,
+    VerificationUnavailable,
+)
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile, StageFacts, row_class_of, weakest
 from shared.domain.plan import PartitionPlan, Seating
+from shared.domain.session import SessionPhase
 from shared.domain.task import Verification
 from shared.domain.windows import WindowSchedule
 from shared.registry.receipts import ReceiptStore
@@ -30,6 +42,10 @@ log = logging.getLogger(__name__)
 SLOT_RETRY_S = 0.2
 AWAY_S = 5.0  # how long a node that did not answer is not asked again for the same task
 MAX_ERROR_CHARACTERS = 500
+
+
+Lanes = tuple[tuple[StageFacts, ...], ...]
+"""By lane, then stage."""
 
 
 class Seats:
@@ -95,16 +111,92 @@ class Seats:
 
     # --- assigning
 
-    async def prepare(self, plan: PartitionPlan, *, first_try: FirstTry | None) -> Verifying:
+    async def learn(self, plan: PartitionPlan, *, until: Callable[[Callable[[], bool]], Awaitable[None]]) -> Lanes:
+        """What the seats' nodes say of their stages; those that do not hold theirs yet load it first. `until` waits for
+        a condition. Raises `Lost`, and what `until` raises."""
+        await self._load_all(plan)
+        facts = self._facts(plan)
+        if facts is None:
+            if self._session.phase is SessionPhase.ASSIGNING:
+                self._session.move(SessionEvent.MUST_LOAD)
+            await until(lambda: self._facts(plan) is not None)
+            facts = self._facts(plan)
+        if facts is None:
+            raise AssertionError("facts once known stay known")
+        return facts
+
+    async def _load_all(self, plan: PartitionPlan) -> None:
+        """Have the nodes load what the session's orders depend on: those whose facts are not known yet. Returns when
+        every one was asked. Raises `Lost`."""
+        self._orders = ()
+        stages = {(seat.node_id, seat.layers): stage_ref(plan, seat) for seat in plan.seats}
+        members = [(self._member(node_id), ref) for (node_id, _), ref in stages.items()]
+        await asyncio.gather(
+            *(self._load(member, ref) for member, ref in members if stage_key(ref) not in member.facts)
+        )
+
+    async def _load(self, member: Member, ref: StageRef) -> None:
+        epoch = self._session.epoch
+        try:
+            await load_stage(self._parts.members, member, ref)
+        except ButterflyError as error:
+            self._parts.members.not_loading(member.node_id, ref)
+            if self._session.epoch == epoch:
+                self._refused(member, error)
+
+    def _facts(self, plan: PartitionPlan) -> Lanes | None:
+        """What the seats' nodes say of their stages, by lane, then stage; None: some have not spoken yet."""
+        known = [
+            [self._member(seat.node_id).facts.get(stage_key(stage_ref(plan, seat))) for seat in lane]
+            for lane in self._session.lanes
+        ]
+        lanes = tuple(tuple(facts for facts in lane if facts is not None) for lane in known)
+        return lanes if [*map(len, lanes)] == [*map(len, known)] else None
+
+    def check_comparable(self, lanes: Lanes) -> None:
+        """Whether the seats of a verified session can be compared bit for bit, and with what is committed. Raises
+        `Failed`, and `Lost`: other nodes may do."""
+        session = self._session
+        seats = session.lanes
+        stage = first_difference(lanes)
+        if stage is not None:
+            self.lose(FaultKind.NUMERICS, f"the nodes of stage {stage} differ in their self-tests")
+            raise Lost
+        for seat, facts in zip(seats[0], lanes[0], strict=True):
+            if facts.profile is Profile.TOLERANT:
+                raise Failed(
+                    VerificationUnavailable.code,
+                    f"layers {seat.layers} of {session.task.model_id} are '{facts.profile}' here: equal input may give"
+                    f" other bits. Verified are '{Profile.EXACT}' and '{Profile.DECODE_EXACT}'",
+                )
+        for seat, facts in zip(seats[0], lanes[0], strict=True):
+            if session.facts.get(seat.layers, facts) != facts:
+                for lane in seats:
+                    other = self._member(lane[seat.stage].node_id)
+                    session.exclude(other.node_id, other.boot_id)
+                self.lose(FaultKind.NUMERICS, f"what is committed was computed otherwise than {seat.node_id} does")
+                raise Lost
+
+    async def prepare(self, plan: PartitionPlan, facts: Lanes, *, first_try: FirstTry | None) -> Verifying:
         """Make the orders of this epoch. `first_try`: the dispute that this epoch decides. Raises `Lost`, `Over`."""
         parts, session = self._parts, self._session
+        if session.num_committed == 0:
+            session.facts.clear()
+        stages = [found for lane in facts for found in lane]
+        session.facts |= {seat.layers: found for seat, found in zip(session.lanes[0], facts[0], strict=True)}
         schedule = await self._schedule(parts.receipts)
         if first_try is not None:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
         decoding = () if first_try else tuple(range(len(session.lanes))) if decodes else (0,)
         self._detour = self._way_round(plan, first_try) if first_try is not None else None
-        assigning = self._order(plan, schedule, decoding=decoding)
+        assigning = self._order(
+            plan,
+            schedule,
+            decoding=decoding,
+            profile=weakest(found.profile for found in stages),
+            row_class=row_class_of(stages),
+        )
         numerics_class = self._member(session.lanes[0][-1].node_id).capability.numerics_class
         task = session.task
         ledger = Ledger(
@@ -151,12 +243,22 @@ class Seats:
             width=session.subject.model.n_embd,
         )
 
-    def prepare_replay(self, plan: PartitionPlan, schedule: WindowSchedule) -> Sequence[Seated]:
+    def prepare_replay(
+        self, plan: PartitionPlan, schedule: WindowSchedule, *, profile: Profile, row_class: int
+    ) -> Sequence[Seated]:
         """Make the orders of an epoch in which no lane decodes; its seats, by lane, then stage. Raises `Lost`."""
-        self._order(plan, schedule, decoding=())
+        self._order(plan, schedule, decoding=(), profile=profile, row_class=row_class)
         return [order.seated for lane in self._orders for order in lane]
 
-    def _order(self, plan: PartitionPlan, schedule: WindowSchedule, *, decoding: Collection[int]) -> Assigning:
+    def _order(
+        self,
+        plan: PartitionPlan,
+        schedule: WindowSchedule,
+        *,
+        decoding: Collection[int],
+        profile: Profile,
+        row_class: int,
+    ) -> Assigning:
         parts, session = self._parts, self._session
         members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
         assigning = Assigning(
@@ -165,6 +267,8 @@ class Seats:
             schedule=schedule,
             decoding=decoding,
             max_windows_ahead=parts.windows.max_windows_ahead if session.is_verified else 0,
+            profile=profile,
+            row_class=row_class,
             key=parts.key,
             link_secret=parts.link_secret,
             detour=self._detour,

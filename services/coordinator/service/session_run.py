@@ -195,10 +195,13 @@ class SessionRun(Run):
         session, plan = self.session, self.session.plan
         if plan is None:
             raise AssertionError("a session is assigned by its plan")
-        self._verifying = await self._seats.prepare(plan, first_try=self._dispute)
+        facts = await self._seats.learn(plan, until=self._until)
+        if session.is_verified:
+            self._seats.check_comparable(facts)
+        self._verifying = await self._seats.prepare(plan, facts, first_try=self._dispute)
         await self._seats.assign_all()
         self._check()
-        if session.awaited:
+        if session.awaited and session.phase is SessionPhase.ASSIGNING:
             session.move(SessionEvent.MUST_LOAD)
         await self._until(lambda: not session.awaited)
 

@@ -157,6 +157,8 @@ class Sessions(SessionsInterface):
     def stage_ready(self, member: Member, ref: StageRef) -> None:
         """A stage that seats may wait for is loaded."""
         for run, seat in self._awaiting(member, ref):
+            run.session.progressed(now_s=self._parts.clock.now_s())
+            run.session.poke()  # it may wait for what the node says of the stage, to make its orders
             _ = self._tasks.start(run.assign_again(seat), name=f"assign-{run.session.task.task_id}")
 
     def stage_failed(self, member: Member, ref: StageRef, reason: str) -> None:

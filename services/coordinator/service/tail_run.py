@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.drafts import check_records
+from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Accuse, Release, Seal
 from services.coordinator.domain.session import SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.tail_lane import Alike, Answer, Differs, Parted, Step, TailLane
+from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.convicting import evict_guilty
+from services.coordinator.service.member import stage_key
 from services.coordinator.service.parts import Lost, Over, Parts
 from services.coordinator.service.run import Run
 from services.coordinator.service.seats import Seats
@@ -19,6 +22,7 @@ from services.coordinator.service.telling import Telling, ToSeat
 from shared.contracts.messages import ReceiptPosted
 from shared.domain.errors import StaleEpoch
 from shared.domain.ids import Epoch, NodeId, PlanId
+from shared.domain.numerics import StageFacts
 from shared.domain.plan import Lane, NodeCapability, Partition, PartitionPlan
 from shared.domain.session import SessionPhase
 from shared.domain.tail_audit import TailAudit
@@ -145,13 +149,26 @@ class TailRun(Run):
         schedule = WindowSchedule(
             len(session.task.prompt_ids), 0, 0, sizes.checkpoint_interval, sizes.window_checkpoints
         )
-        self._orders = self._seats.prepare_replay(plan, schedule)
+        (_, facts) = await self._seats.learn(plan, until=self._until)
+        self._check_alike(plan, facts)
+        answer = self._answer
+        self._orders = self._seats.prepare_replay(plan, schedule, profile=answer.profile, row_class=answer.row_class)
         await self._seats.assign_all()
         self._check()
-        if session.awaited:
+        if session.awaited and session.phase is SessionPhase.ASSIGNING:
             session.move(SessionEvent.MUST_LOAD)
         await self._until(lambda: not session.awaited)
         self._lane = TailLane(self._answer, self._orders, schedule=schedule)
+
+    def _check_alike(self, plan: PartitionPlan, facts: Sequence[StageFacts]) -> None:
+        """Whether the auditors' self-tests are those of the nodes that signed, as far as these are still here: else the
+        difference would be found in the rows, and look like a lie. Raises `Lost`."""
+        signers = [member for node in self._answer.signers if (member := self._parts.members.find(node)) is not None]
+        for seat, found in zip(self.session.lanes[AUDIT_LANE], facts, strict=True):
+            key = stage_key(stage_ref(plan, seat))
+            if any(signer.facts.get(key, found) != found for signer in signers):
+                self._seats.lose(FaultKind.NUMERICS, f"{seat.node_id} differs in its self-test", suspect=seat.node_id)
+                raise Lost
 
     async def _follow(self) -> Outcome:
         """Have the lane compute, window by window, and hold what it signs against the answer."""

@@ -96,20 +96,20 @@ class _Search:
             if room.holds(layers.start, layers.end) and (stage, room.node.node_id) not in self._excluded
         ]
         able.sort(key=lambda index: (self._rooms[index].step_s(layers.start, layers.end), index))
-        seen: Counter[tuple[str, tuple[str, str]]] = Counter()
+        seen: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
         ranked: list[tuple[int, int, int]] = []
         for index in able:
-            kind = self._rooms[index].node.numerics_class, self._domains[index]
+            kind = self._rooms[index].node.kind, self._domains[index]
             ranked.append((seen[kind], len(ranked), index))
             seen[kind] += 1
         limit = min(_MAX_CANDIDATES, max(_MIN_CANDIDATES, 2 * self._num_lanes * len(self._layers)))
         return [index for _, _, index in sorted(ranked)[:limit]]
 
     def _are_enough(self, candidates: Sequence[int]) -> bool:
-        """Whether any class has as many failure domains as there are lanes."""
-        domains: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        """Whether any kind has as many failure domains as there are lanes."""
+        domains: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
         for index in candidates:
-            domains[self._rooms[index].node.numerics_class].add(self._domains[index])
+            domains[self._rooms[index].node.kind].add(self._domains[index])
         most = max((len(found) for found in domains.values()), default=0)
         return most >= self._num_lanes - len(self._fixed)
 
@@ -157,18 +157,19 @@ class _Search:
         return (
             all(self._seats[lane, earlier] != index for earlier in range(stage))
             and self._is_distinct(index, lane, stage)
+            and self._is_alike(index)
             and self._is_blind(index, lane, stage)
             and (is_kept or all(not self._are_apart(index, other) for other in self._neighbours(lane, stage)))
         )
 
     def _is_distinct(self, index: int, lane: int, stage: int) -> bool:
-        """C1, C4. Seats of a stage are given in order of lanes."""
-        others = [self._seats[other, stage] for other in range(lane)]
-        own_class = self._rooms[index].node.numerics_class
-        return all(
-            self._domains[index] != self._domains[other] and self._rooms[other].node.numerics_class == own_class
-            for other in others
-        )
+        """C1. Seats of a stage are given in order of lanes."""
+        return all(self._domains[index] != self._domains[self._seats[other, stage]] for other in range(lane))
+
+    def _is_alike(self, index: int) -> bool:
+        """C4, where lanes are compared: as the first seat that was given."""
+        first = next(iter(self._seats.values()), index)
+        return self._num_lanes == 1 or self._rooms[index].node.kind == self._rooms[first].node.kind
 
     def _is_blind(self, index: int, lane: int, stage: int) -> bool:
         """C2, towards the stage before."""

@@ -17,7 +17,7 @@ def plan_key(wanted: PlanInput) -> str:
     The model is named by its root, which stands for all its bytes and so for every figure of its layers.
     """
     nodes = [
-        [node.node_id, node.memory_bytes, node.slots, node.context_tokens, node.numerics_class, node.labels]
+        [node.node_id, node.memory_bytes, node.slots, node.context_tokens, *node.kind, node.labels]
         for node in wanted.nodes
     ]
     shape = [wanted.strategy, wanted.num_stages, astuple(wanted.seating)]

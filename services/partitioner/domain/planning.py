@@ -12,6 +12,7 @@ from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.uniform import even_ends
 from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile
 from shared.domain.plan import (
     Lane,
     LayerRange,
@@ -33,7 +34,7 @@ DEFAULT_STAGES = 3
 MAX_SPARES = 8
 """Per stage: more than are ever asked in turn, and few enough for plans over a thousand nodes."""
 MAX_BYZANTINE = 511  # as in the configuration
-_MAX_CLASSES = 4  # of the numerics classes, the largest
+_MAX_KINDS = 4  # of nodes that compute alike, the largest
 _MEBIBYTE = 1 << 20
 
 
@@ -113,7 +114,7 @@ def spares_of(lanes: Sequence[Lane], rooms: Sequence[SeatRoom]) -> tuple[tuple[N
     """
     seats = [seat for lane in lanes for seat in lane.partitions]
     seated = {seat.node_id for seat in seats}
-    classes = {room.node.node_id: room.node.numerics_class for room in rooms}
+    kinds = {room.node.node_id: room.node.kind for room in rooms}
     able = [room for room in rooms if len(lanes) > 1 or room.node.node_id not in seated]
     able.sort(key=lambda room: (room.node.node_id in seated, -room.node.speed, room.node.node_id))
     free = {room.node.node_id: free_memory(room, seats) for room in able}
@@ -122,7 +123,7 @@ def spares_of(lanes: Sequence[Lane], rooms: Sequence[SeatRoom]) -> tuple[tuple[N
         node_id = room.node.node_id
         return (
             node_id not in seated_at(lanes, seat.stage)
-            and classes[node_id] == classes[seat.node_id]
+            and kinds[node_id] == kinds[seat.node_id]
             and room.memory_bytes(seat.layers.start, seat.layers.end) <= free[node_id]
         )
 
@@ -187,11 +188,11 @@ def _choices_of_rooms(rooms: Sequence[SeatRoom], num_stages: int, seating: Seati
     yield rooms
     if seating.num_lanes == 1:
         return
-    by_class: dict[str, list[SeatRoom]] = {}
+    by_kind: dict[tuple[str, str], list[SeatRoom]] = {}
     for room in rooms:
-        by_class.setdefault(room.node.numerics_class, []).append(room)
-    if len(by_class) > 1:
-        yield from sorted(by_class.values(), key=len, reverse=True)[:_MAX_CLASSES]
+        by_kind.setdefault(room.node.kind, []).append(room)
+    if len(by_kind) > 1:
+        yield from sorted(by_kind.values(), key=len, reverse=True)[:_MAX_KINDS]
     stages_per_node = -(-seating.num_lanes * num_stages // len(rooms))
     if stages_per_node > 1:
         yield [
@@ -277,10 +278,10 @@ def _num_needed(wanted: PlanInput) -> int:
 
 
 def _num_present(wanted: PlanInput, rules: SeatRules) -> int:
-    """Failure domains of the class that has most of them."""
-    domains: dict[str, set[tuple[str, str]]] = {}
+    """Failure domains of the kind that has most of them."""
+    domains: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for node in wanted.nodes:
-        domains.setdefault(node.numerics_class, set()).add(failure_domain(node, rules.spread_by))
+        domains.setdefault(node.kind, set()).add(failure_domain(node, rules.spread_by))
     return max(map(len, domains.values()), default=0)
 
 
@@ -290,7 +291,10 @@ def _cannot_verify(wanted: PlanInput, rules: SeatRules) -> VerificationUnavailab
     what = f"{seating.verification} with max_byzantine {seating.max_byzantine} needs {needed} nodes of one numerics"
     what = f"{what} class{spread}"
     if present < needed:
-        return VerificationUnavailable(f"{what}; {present} of the {len(wanted.nodes)} that are present share one")
+        what = f"{what}; {present} of the {len(wanted.nodes)} that are present share one"
+        if present < len(wanted.nodes):
+            what = f"{what}, and nodes of different classes are at best '{Profile.TOLERANT}', which is not verified"
+        return VerificationUnavailable(what)
     return VerificationUnavailable(
         f"{what} that can hold each stage, and seats for {seating.num_lanes} lanes that keep to the rules; {present}"
         f" are present, but have no room for these lanes of {wanted.model.model_id}"

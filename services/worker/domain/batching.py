@@ -5,16 +5,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.worker.domain.flow import Flow, chunk_credit
 from services.worker.domain.seat import Feed, FlowKey, Seat
-
-MAX_CHUNK_ROWS = 64  # a longer chunk gains little speed and makes the stages wait for each other (engine.md 9)
+from shared.domain.numerics import ANY_ROWS, call_rows
 
 Hidden = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,11 @@ class Intake(Source):
         self._chunks.append(PrefillCall((seat,), first, len(hidden), hidden, final))
 
     def take_decode(self) -> DecodeCall | None:
-        """All that waits: bigger batches cost less per row. A seat has one row waiting at most."""
+        """As much of what waits as may go in one call: bigger batches cost less per row. A seat has one row waiting at
+        most."""
         if not self._rows:
             return None
-        seats, positions, rows = zip(*self._rows, strict=True)
-        self._rows.clear()
-        return DecodeCall(seats, positions, rows)
+        return DecodeCall(*zip(*_take_alike(self._rows), strict=True))
 
     def take_prefill(self) -> PrefillCall | None:
         return self._chunks.popleft() if self._chunks else None
@@ -120,14 +120,15 @@ class Feeder(Source):
         self._flows: dict[FlowKey, Flow[Seat]] = {}
         self._seats: dict[FlowKey, deque[tuple[Seat, Feed]]] = {}
         """Per ring, in the order in which their turn comes."""
+        self._rows: deque[tuple[Seat, int, int]] = deque()
+        """Seat, position and id of decode rows whose batch has started, but that no call has taken yet."""
         self._rings: deque[FlowKey] = deque()
         """In the order in which their turn to prefill comes."""
 
     @property
     def num_waiting(self) -> int:
-        return sum(
-            feed.decode_waits or feed.prefill_waits for _, feed in itertools.chain.from_iterable(self._seats.values())
-        )
+        feeds = (feed for _, feed in itertools.chain.from_iterable(self._seats.values()))
+        return len(self._rows) + sum(feed.decode_waits or feed.prefill_waits for feed in feeds)
 
     def add(self, seat: Seat, feed: Feed, *, num_stages: int, max_batches: int) -> None:
         """Feed a new seat. The newest assignment decides how many batches its ring takes."""
@@ -147,18 +148,14 @@ class Feeder(Source):
         return self._flows.get(key)
 
     def take_decode(self) -> DecodeCall | None:
-        taken: list[tuple[Seat, Feed]] = []
-        for key, flow in self._flows.items():
-            if flow.may_start_batch:
-                taken += self._take_batch(flow, self._seats[key])
-        if not taken:
+        """A batch that is too large for its sessions' row class goes in several calls."""
+        if not self._rows:
+            for key, flow in self._flows.items():
+                if flow.may_start_batch:
+                    self._start_rows(self._take_batch(flow, self._seats[key]))
+        if not self._rows:
             return None
-        positions, ids = [], []
-        for seat, feed in taken:
-            positions.append(feed.started)
-            ids.append(feed.ids[feed.started])
-            _start(seat, feed, 1)
-        return DecodeCall(tuple(seat for seat, _ in taken), tuple(positions), ids)
+        return DecodeCall(*zip(*_take_alike(self._rows), strict=True))
 
     def take_prefill(self) -> PrefillCall | None:
         """Rings in turn, and within a ring sessions in turn: a long prompt does not hold up a short one."""
@@ -180,6 +177,7 @@ class Feeder(Source):
         if flow is None:
             return
         flow.forget(seat)
+        self._rows = deque(row for row in self._rows if row[0] is not seat)
         left = deque(entry for entry in self._seats[seat.flow] if entry[0] is not seat)
         self._seats[seat.flow] = left
         if not left:
@@ -198,13 +196,33 @@ class Feeder(Source):
                 seats.extend(kept + ready)
         return ready
 
+    def _start_rows(self, batch: Sequence[tuple[Seat, Feed]]) -> None:
+        for seat, feed in batch:
+            self._rows.append((seat, feed.started, feed.ids[feed.started]))
+            _start(seat, feed, 1)
+
     def _start_chunk(self, flow: Flow[Seat], seat: Seat, feed: Feed) -> PrefillCall:
         first = feed.started
-        num_rows = min(MAX_CHUNK_ROWS, feed.num_prefix - first)
+        num_rows = call_rows(
+            first, num_known=feed.num_prefix, num_prompt=seat.windows.schedule.num_prompt, row_class=seat.row_class
+        )
         ids = feed.ids[first : first + num_rows]
         _start(seat, feed, num_rows)
         flow.start_chunk(seat, feed.started)
         return PrefillCall((seat,), first, num_rows, ids, final=feed.is_due(feed.started - 1))
+
+
+def _take_alike(rows: deque[tuple[Seat, int, T]]) -> list[tuple[Seat, int, T]]:
+    """The first of `rows`, as many as fit into one call: no seat may be in a larger one than its row class allows."""
+    most = len(rows)
+    taken: list[tuple[Seat, int, T]] = []
+    while rows:
+        allowed = rows[0][0].row_class
+        most = most if allowed == ANY_ROWS else min(most, allowed)
+        if len(taken) >= most:
+            break
+        taken.append(rows.popleft())
+    return taken
 
 
 def _start(seat: Seat, feed: Feed, num_rows: int) -> None:

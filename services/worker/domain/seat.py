@@ -11,6 +11,7 @@ from typing import NamedTuple
 from services.worker.domain.window_keeper import WindowKeeper
 from shared.domain.errors import InvalidInput, ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, call_rows
 from shared.domain.task import SamplerParams, TokenRecord
 
 
@@ -174,6 +175,8 @@ class Seat:
     next: NodeId | None
     slot: int
     windows: WindowKeeper
+    row_class: int = ANY_ROWS
+    """Most rows that a call with a row after the prompt may have (shared.domain.numerics)."""
     max_windows_ahead: int = 0
     """Stage 0 of a lane that decodes: windows it may be ahead of the last commit; 0: no limit."""
     drafts_tokens: bool = True
@@ -204,8 +207,20 @@ class Seat:
             raise ProtocolViolation(f"row {first} does not continue a sequence of {self.accepted} rows")
         if first + num_rows > self.max_rows:
             raise ProtocolViolation(f"rows up to {first + num_rows} in a session of {self.max_rows}")
+        if not self._is_call(first, num_rows):
+            raise ProtocolViolation(f"rows {first} to {first + num_rows} are not to be run in one call")
         if self.waiting >= self.max_waiting:
             raise ProtocolViolation(f"more than {self.max_waiting} chunks under way")
         self.accepted += num_rows
         self.waiting += 1
         return True
+
+    def _is_call(self, first: int, num_rows: int) -> bool:
+        """Whether these rows get the bits that other lanes give them: a sender must not bring about others."""
+        wanted = call_rows(
+            first,
+            num_known=first + num_rows,
+            num_prompt=self.windows.schedule.num_prompt,
+            row_class=self.row_class,
+        )
+        return num_rows == wanted

@@ -8,20 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shared.domain.numerics import Profile
+
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-
-
-class Profile(StrEnum):
-    """What equal input promises (engine.md section 7). Found by the self-test, never believed from a file."""
-
-    EXACT = "exact"
-    """A row's bits depend on its prefix only, whatever the batch or the chunk."""
-    DECODE_EXACT = "decode-exact"
-    """Equal bits as long as both sides make calls of at most `small_rows` rows, or both of one prompt tile."""
-    TOLERANT = "tolerant"
-    """Nothing is promised bit for bit."""
 
 
 class KvType(StrEnum):
@@ -63,8 +54,10 @@ class StageInfo:
     """Known to the first and the last stage only."""
     numerics_class: str
     profile: Profile
+    """Found by the self-test, never believed from a file."""
     small_rows: int | None
-    """Most rows per call that agree with one row per call; None when any number does (`exact`)."""
+    """Most rows per call, of one sequence or one of each of several, that agree with one row per call; None when any
+    number does (`exact`)."""
     self_test_digest: str
     """Nodes are in one class for a stage only if class string and this digest are equal."""
     kv_bytes_per_row: int

@@ -13,12 +13,14 @@ from services.worker.engine.memory import available_memory_bytes
 from services.worker.engine.self_test import (
     N_ROWS,
     N_SLOTS,
+    TEST_VERSION,
     SelfTestCache,
     SelfTestResult,
     fixed_ids,
     fixed_rows,
     run_self_test,
 )
+from services.worker.engine.weights import bounded, matrix_types
 from shared.domain.errors import BadBlob, BadSlot, EngineFault, OutOfMemory, UnsupportedModel, WrongClass
 from shared.domain.token_rule import RULE_VERSION
 from shared.llama.library import Library
@@ -121,7 +123,11 @@ class LlamaEngine(Engine):
         )
         self._check_room(model, slots_spec)
         numerics = numerics_class(self._library, slots_spec.settings)
-        found = self._self_test(model, slots_spec, f"{spec.stage_digest} {numerics} {self._cpu_name}")
+        found = bounded(
+            self._self_test(model, slots_spec, f"{TEST_VERSION} {spec.stage_digest} {numerics} {self._cpu_name}"),
+            matrix_types(spec.path, is_last_stage=spec.is_last_stage),
+            slots_spec.settings,
+        )
         self._slots = LlamaSlots(model, slots_spec)
         self._identity = (numerics, spec.stage_digest)
         return StageInfo(

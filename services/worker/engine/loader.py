@@ -40,7 +40,8 @@ class LlamaLoader(EngineLoader):
             n_embd=info.n_embd,
             n_vocab=info.n_vocab,
             numerics_class=info.numerics_class,
-            profile=info.profile.value,
+            profile=info.profile,
+            small_rows=info.small_rows,
             self_test_digest=info.self_test_digest,
             kv_bytes_per_row=info.kv_bytes_per_row,
         )

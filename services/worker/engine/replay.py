@@ -25,14 +25,13 @@ from shared.domain.bundle import Bundle, check_bundle
 from shared.domain.chain import RowChain, chain_start, class_hash, hidden_bytes, id_bytes, record_bytes, sampler_hash
 from shared.domain.errors import ButterflyError
 from shared.domain.guarantee import Guarantee
+from shared.domain.numerics import Profile, call_rows
 from shared.domain.task import TokenRecord
 from shared.domain.token_rule import check_sampler, choose_token
 from shared.llama.cutting import ModelFile, cut_stage, open_model
 from shared.llama.library import Library, load_library
 
-CHUNK_ROWS = 64
 MAX_RECEIPT_BYTES = 256 * 1024 * 1024
-EXACT = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,16 @@ class ReplayVerdict:
 def replay(library: Library, path: Path, bundle: Bundle, *, n_threads: int = 1) -> ReplayVerdict:
     """Check the bundle, then run its ids through the model: every token must be the one the token rule gives.
 
-    In the receipts' own numerics class, profile `exact`, every boundary's chain must have the agreed values, too. Cuts
-    the model at the receipts' boundaries, into a temporary folder of the size of the model. Raises `InvalidInput` for a
-    bundle that does not hold, `BadModelFile`, `UnsupportedModel`, `OutOfMemory`.
+    In the receipts' own numerics class every boundary's chain must have the agreed values, too: the rows are run in
+    calls of the session's row class. Cuts the model at the receipts' boundaries, into a temporary folder of the size of
+    the model. Raises `InvalidInput` for a bundle that does not hold, `BadModelFile`, `UnsupportedModel`, `OutOfMemory`.
     """
     agreed = check_bundle(bundle)
     model = open_model(path)
     if model.root() != agreed.model_root:
         return ReplayVerdict(equal=False, reason=f"{path.name} is not the model that gave this answer")
     check_sampler(bundle.sampler, model.n_vocab)
-    same_class = bundle.profile == EXACT and library.build_class == agreed.numerics_class
+    same_class = agreed.profile is not Profile.TOLERANT and library.build_class == agreed.numerics_class
     bounds = sorted({boundary for each in agreed.windows for boundary in each.ends})
     with ExitStack() as open_parts:
         folder = Path(open_parts.enter_context(tempfile.TemporaryDirectory(prefix="butterfly-replay-")))
@@ -71,13 +70,16 @@ def _compare(stages: "_Stages", bundle: Bundle, agreed: Guarantee, bounds: Seque
     ids = [*bundle.prompt_ids, *(record.token_id for record in bundle.records)]
     chains = _start_chains(bundle, agreed, bounds or ())
     first_choice = len(bundle.prompt_ids) - 1
-    for start in range(0, _num_rows(bundle), CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, _num_rows(bundle))
-        rows = stages.forward(np.array(ids[start:stop], np.int32), start)
+    start = 0
+    while start < _num_rows(bundle):
+        num_prompt = len(bundle.prompt_ids)
+        stop = start + call_rows(start, num_known=_num_rows(bundle), num_prompt=num_prompt, row_class=agreed.row_class)
+        first_logits = max(start, first_choice)
+        rows = stages.forward(np.array(ids[start:stop], np.int32), start, num_logits=max(0, stop - first_logits))
         records: list[TokenRecord] = []
-        for row in range(max(start, first_choice), stop):
+        for row in range(first_logits, stop):
             chosen = choose_token(
-                rows[-1][row - start],
+                rows[-1][row - first_logits],
                 position=row,
                 params=bundle.sampler,
                 prompt_ids=bundle.prompt_ids,
@@ -88,6 +90,7 @@ def _compare(stages: "_Stages", bundle: Bundle, agreed: Guarantee, bounds: Seque
             records.append(chosen)
         if bounds is not None:
             _extend(chains, bounds, ids[start:stop], rows, records)
+        start = stop
     num_tokens = len(ids) - len(bundle.prompt_ids)
     if bounds is None:
         reason = f"this machine does not compute in the class {agreed.numerics_class}: only the tokens were compared"
@@ -174,14 +177,17 @@ class _Stages:
             open_parts.callback(slots.close)
             self._stages.append(slots)
 
-    def forward(self, ids: Ids, start: int) -> list[Rows]:
-        """What each stage gives for the rows from `start` on; of the last one the logits."""
+    def forward(self, ids: Ids, start: int, *, num_logits: int) -> list[Rows]:
+        """What each stage gives for the rows from `start` on; of the last one the logits of so many last rows. Who asks
+        for more of them may get other bits: the library leaves out what nobody wants."""
         slot = np.zeros(len(ids), np.int32)
         positions = np.arange(start, start + len(ids), dtype=np.int32)
         given: list[Rows] = []
         rows: Ids | Rows = ids
+        wanted = np.arange(len(ids)) >= len(ids) - num_logits
         for stage in self._stages:
-            rows = stage.forward(rows, slot, positions).astype(np.float32, copy=False)
+            want = wanted if stage is self._stages[-1] else None
+            rows = stage.forward(rows, slot, positions, want).astype(np.float32, copy=False)
             given.append(rows)
         return given
 

@@ -11,9 +11,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from services.worker.engine.base import Ids, Mask, Profile, Rows
+from services.worker.engine.base import Ids, Mask, Rows
 from shared.domain.errors import SelfTestFailed
+from shared.domain.numerics import Profile
 
+TEST_VERSION = 2
+"""Another test may find another result: it is part of the name under which one is remembered."""
 N_SLOTS = 16
 N_ROWS = 96
 _TAIL_START = 72  # the rows from here on are compared
@@ -100,6 +103,9 @@ def run_self_test(slots: Slots, x: Ids | Rows, *, is_last_stage: bool) -> SelfTe
     slots.truncate(1, _TAIL_START)
     small_rows = test.agreeing_group(1, alone)
     all_agree = small_rows == N_SLOTS and _equal(alone, one_pass)
+    slots.truncate(1, _TAIL_START)
+    if not all_agree and not _equal(test.tail_in_runs(1, small_rows), alone):
+        small_rows = 1
     digest = hashlib.blake2b(one_pass.tobytes() + alone.tobytes(), digest_size=32).hexdigest()
     if not chunks_agree:
         return SelfTestResult(Profile.TOLERANT, small_rows, digest)
@@ -137,6 +143,15 @@ class _SelfTest:
                 for position in range(_TAIL_START, _TAIL_START + count)
             ]
         )
+
+    def tail_in_runs(self, slot: int, size: int) -> Rows:
+        """Run the tail in calls of so many consecutive rows."""
+        found = []
+        for start in range(_TAIL_START, N_ROWS, size):
+            positions = np.arange(start, min(start + size, N_ROWS), dtype=np.int32)
+            where = np.full(len(positions), slot, np.int32)
+            found.append(self._slots.forward(self._x[positions], where, positions))
+        return np.concatenate(found)
 
     def agreeing_group(self, slot: int, alone: Rows) -> int:
         """Run the tail beside more and more other sequences; the most rows per call that gave the bits of `alone`."""

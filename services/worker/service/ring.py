@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from services.worker.domain.batching import MAX_CHUNK_ROWS, Hidden, PrefillCall
+from services.worker.domain.batching import Hidden, PrefillCall
 from services.worker.domain.seat import Seat, SeatKey
 from services.worker.ports import Report
 from services.worker.service.runner import Deliver, EngineCall, StageRunner, StepResult
@@ -19,6 +19,7 @@ from shared.contracts.frame import Frame, FrameKind, Row, encode_frame
 from shared.contracts.messages import SessionFault
 from shared.domain.errors import ButterflyError, EngineFault, ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.domain.numerics import TILE_ROWS
 from shared.domain.task import TokenRecord
 from shared.events.catalogue import StepTimed
 from shared.events.publisher import Publisher
@@ -138,8 +139,8 @@ class Ring(Deliver):
 
     def _take_chunk(self, peer: NodeId, frame: Frame, touched: dict[StageRunner, None]) -> None:
         hidden = _hidden_of(frame)
-        if len(frame.rows) != 1 or len(hidden) > MAX_CHUNK_ROWS:
-            raise ProtocolViolation(f"a chunk has one place and at most {MAX_CHUNK_ROWS} rows")
+        if len(frame.rows) != 1 or len(hidden) > TILE_ROWS:
+            raise ProtocolViolation(f"a chunk has one place and at most {TILE_ROWS} rows")
         row = frame.rows[0]
         seated = self._seated(peer, frame, row)
         if seated is None:

@@ -39,15 +39,13 @@ from shared.domain.errors import (
     UnsupportedModel,
 )
 from shared.domain.ids import Epoch
+from shared.domain.numerics import Profile, fits
 from shared.domain.receipt import Assignment
 from shared.domain.signing import digest_of
 from shared.domain.token_rule import check_sampler
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
-
-EXACT = "exact"
-"""The profile on which rows have the same bits however many of them a call runs."""
 
 
 class SessionInterface(ABC):
@@ -119,8 +117,9 @@ class SessionService(SessionInterface):
         self.is_draining = False
 
     async def load_stage(self, message: LoadStage) -> Ack:
-        if self._stages.get(message.stage_ref) is not None:
-            return Ack(ready=True)
+        runner = self._stages.get(message.stage_ref)
+        if runner is not None:
+            return Ack(ready=True, facts=runner.loaded.facts)
         _ = self._tasks.start(self._load(message), name=f"hold {message.stage_ref.layers} ready")
         return Ack(ready=False)
 
@@ -205,16 +204,7 @@ class SessionService(SessionInterface):
             log.warning("stage_not_loaded", extra={"layers": str(message.stage_ref.layers), "code": error.code})
             self._report(StageReady(stage_ref=message.stage_ref, error_code=error.code, error=error.message[:500]))
             return
-        loaded = runner.loaded
-        self._report(
-            StageReady(
-                stage_ref=message.stage_ref,
-                load_ms=runner.load_ms,
-                self_test_digest=loaded.self_test_digest,
-                profile=loaded.profile,
-                numerics_class=loaded.numerics_class,
-            )
-        )
+        self._report(StageReady(stage_ref=message.stage_ref, load_ms=runner.load_ms, facts=runner.loaded.facts))
 
     async def _load_and_sit_down(self, key: SeatKey, message: WorkAssignment, order: Assignment) -> None:
         error: ButterflyError | None = None
@@ -251,10 +241,14 @@ class SessionService(SessionInterface):
 
     def _sit_down(self, message: WorkAssignment, order: Assignment, runner: StageRunner) -> None:
         n_vocab = runner.loaded.n_vocab
-        profile = runner.loaded.profile
-        if message.lane > 0 and profile != EXACT:
+        facts = runner.loaded.facts
+        is_compared = message.lane > 0
+        if (is_compared and facts.profile is Profile.TOLERANT) or not fits(facts, order.row_class):
             # Other calls give other bits here: honest nodes would accuse each other.
-            raise UnsupportedModel(f"layers {message.stage_ref.layers} are {profile} here: lanes cannot be compared")
+            raise UnsupportedModel(
+                f"layers {message.stage_ref.layers} are {facts.profile} here, in calls of {facts.small_rows} rows; the"
+                f" order is for lane {message.lane}, in calls of {order.row_class or 'any number of'} rows"
+            )
         if runner.is_last and n_vocab is not None:
             check_sampler(message.sampler, n_vocab)
         slot = runner.free_slot()
@@ -271,6 +265,7 @@ class SessionService(SessionInterface):
             previous=None if message.previous is None else message.previous.node_id,
             next=None if message.next is None else message.next.node_id,
             slot=slot,
+            row_class=order.row_class,
             windows=WindowKeeper(
                 order,
                 order_digest=digest_of(message.order.signed()),

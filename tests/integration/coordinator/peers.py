@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 
-from shared.contracts.messages import Ack, SessionStart, WorkAssignment, to_worker
+from shared.contracts.messages import Ack, LoadStage, SessionStart, WorkAssignment, to_worker
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.ids import TaskId
+from shared.domain.numerics import Profile, StageFacts
 from tests.fakes.partitioner import TINY, FakePartitioner, token_block
 from tests.fakes.workers import Told
 from tests.integration.runtime.served import served
+
+FACTS = StageFacts("fake", "ab", Profile.EXACT, None)
 
 
 class WorkerServer:
@@ -39,7 +42,7 @@ class WorkerServer:
             async with self._changed:
                 self.told.append(told)
                 self._changed.notify_all()
-            return Ack()
+            return Ack(facts=FACTS if isinstance(told, LoadStage) else None)
 
         return app
 

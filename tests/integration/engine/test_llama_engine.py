@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.worker.engine.base import EngineSettings, KvType, Profile, StageSpec
+from services.worker.engine.base import EngineSettings, KvType, StageSpec
 from services.worker.engine.llama_engine import LlamaEngine
 from services.worker.engine.self_test import FileSelfTestCache, SelfTestResult
 from shared.domain.errors import (
@@ -17,6 +17,7 @@ from shared.domain.errors import (
     UnsupportedModel,
     WrongClass,
 )
+from shared.domain.numerics import Profile
 from tests.integration.engine.stages import ints, make_engine, write_stages
 
 N_SLOTS, CTX = 3, 40

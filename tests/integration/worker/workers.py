@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.worker.app import assemble
+from services.worker.ports import EngineLoader
 from shared.domain.ids import NodeId
 from shared.runtime.clock import SystemClock
 from shared.runtime.config import Config, load_config
@@ -44,13 +45,23 @@ async def serving_coordinator(model: Path) -> AsyncIterator[FakeCoordinator]:
 
 
 @asynccontextmanager
-async def worker_in_process(coordinator: FakeCoordinator, data_dir: Path) -> AsyncIterator[InProcess]:
+async def worker_in_process(
+    coordinator: FakeCoordinator,
+    data_dir: Path,
+    *,
+    loader: EngineLoader | None = None,
+    numerics_class: str = NUMERICS_CLASS,
+) -> AsyncIterator[InProcess]:
+    """`loader`: None for synthetic engines."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
-    loader = SyntheticLoader()
+    synthetic = SyntheticLoader()
     app = assemble(
-        _config(coordinator, address, data_dir), loader=loader, numerics_class=NUMERICS_CLASS, clock=SystemClock()
+        _config(coordinator, address, data_dir),
+        loader=loader or synthetic,
+        numerics_class=numerics_class,
+        clock=SystemClock(),
     )
     settings = uvicorn.Config(app, http="httptools", lifespan="on", access_log=False, log_config=None)
     server = uvicorn.Server(settings)
@@ -59,7 +70,7 @@ async def worker_in_process(coordinator: FakeCoordinator, data_dir: Path) -> Asy
     try:
         await coordinator.until(lambda: any(node.address == f"http://{address}" for node in coordinator.nodes.values()))
         node_id = next(key for key, node in coordinator.nodes.items() if node.address == f"http://{address}")
-        yield InProcess(node_id, f"http://{address}", app, loader)
+        yield InProcess(node_id, f"http://{address}", app, synthetic)
     finally:
         app.state.draining.set()
         server.should_exit = True

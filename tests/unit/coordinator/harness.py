@@ -23,7 +23,16 @@ from services.coordinator.service.standing_book import StandingBook
 from services.coordinator.service.tail_audits import TailAudits
 from services.coordinator.service.tail_book import TailBook
 from shared.contracts.coordinator import OpenSession
-from shared.contracts.messages import Ack, Draft, DraftTokens, Heartbeat, SessionPosition, StageRef
+from shared.contracts.messages import (
+    Ack,
+    Draft,
+    DraftTokens,
+    Heartbeat,
+    LoadStage,
+    SessionPosition,
+    StageReady,
+    StageRef,
+)
 from shared.domain.ids import Attempt
 from shared.domain.plan import PartitionPlan, num_lanes
 from shared.domain.task import InferenceTask
@@ -246,6 +255,14 @@ class Coordinator:
             records=make_tokens(*token_ids),
         )
         return DraftTokens(drafts=(draft,))
+
+    async def has_loaded(self, node_id: str) -> None:
+        """The node has loaded what it was asked to load last."""
+        worker = self.workers[node_id]
+        asked = worker.heard(LoadStage)[-1]
+        assert isinstance(asked, LoadStage)
+        await self.messages.handle(self.tokens[node_id], StageReady(stage_ref=asked.stage_ref, facts=worker.facts))
+        await self.settle()
 
     async def draft(self, task: InferenceTask, *token_ids: int) -> Ack:
         """The last stage sends the next tokens."""

@@ -12,6 +12,7 @@ from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import Bundle, TrustedKeys, check_bundle, committed_entries
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import TaskId
+from shared.domain.numerics import Profile
 from shared.domain.receipt import SignedReceipt, read_receipt, sign_receipt
 from shared.domain.signing import SigningKey
 from shared.domain.task import SamplerParams, Verification
@@ -266,7 +267,7 @@ def test_a_reader_who_knows_the_nodes_takes_no_others() -> None:
         check_bundle(HonestRun().bundle(), trusted=replace(known, nodes=frozenset({first, second})))
 
 
-NOT_SIGNED = {"model", "profile", "finish_reason", "complete"}
+NOT_SIGNED = {"model", "finish_reason", "complete"}
 """What the client was told beside the proof; `complete` weakens what the check says."""
 
 
@@ -318,6 +319,15 @@ def other_than(value: object) -> object:
             return value[:middle] + ("1" if value[middle : middle + 1] != "1" else "2") + value[middle + 1 :]
         case _:
             raise AssertionError(value)
+
+
+def test_the_profile_is_that_of_the_orders() -> None:
+    run = HonestRun(profile=Profile.DECODE_EXACT, row_class=3)
+    found = check_bundle(run.bundle())
+    assert (found.profile, found.row_class) == (Profile.DECODE_EXACT, 3)
+    assert "mode audit, profile decode-exact, f = 1" in found.sentence
+    with pytest.raises(InvalidInput, match="not those of profile exact"):
+        check_bundle(replace(run.bundle(), profile=Profile.EXACT))
 
 
 def test_entries_that_were_never_committed_are_left_out() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.receipt import RECEIPT, Assignment, Receipt, SignedReceipt, read_receipt, sign_receipt
 from shared.domain.signing import SigningKey
 from shared.domain.window_check import (
@@ -132,6 +133,8 @@ def test_a_last_stage_that_goes_on_from_other_records_than_it_was_ordered_to_con
         v=1,
         task_id=TaskId("task"),
         choice=0,
+        profile=Profile.EXACT.value,
+        row_class=ANY_ROWS,
         epoch=Epoch(1),
         lane=0,
         stage=2,

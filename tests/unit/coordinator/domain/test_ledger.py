@@ -42,6 +42,8 @@ def seated(lane: int, key: SigningKey) -> Seated:
         first_row=0,
         checkpoint_interval=2,
         window_checkpoints=1,
+        profile="exact",
+        row_class=0,
         prefix_digest=ROOT,
         sink_start=ROOT,
     )

@@ -8,6 +8,7 @@ from services.coordinator.domain.ledger import Accuse, Release, Seal
 from services.coordinator.domain.tail_lane import Alike, Answer, Differs, Parted, TailLane, fresh_seats, read_answer
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.domain.numerics import ANY_ROWS, Profile
 from shared.domain.plan import LayerRange, NodeCapability
 from shared.domain.receipt import Receipt, SignedReceipt, kept_receipt, read_assignment, sign_receipt
 from shared.domain.tail_audit import SeatedNode
@@ -151,7 +152,8 @@ class TestFreshSeats:
     cut = tuple(LayerRange(start, start + 2) for start in (0, 2, 4))
 
     def answer(self, *seated: tuple[NodeId, int, int]) -> Answer:
-        return Answer((1, 2), 10, "", (), frozenset(SeatedNode(*each) for each in seated), self.cut)
+        nodes = frozenset(SeatedNode(*each) for each in seated)
+        return Answer((1, 2), 10, "", Profile.EXACT, ANY_ROWS, (), nodes, self.cut)
 
     def seats(
         self, answer: Answer, *nodes: NodeId, unfit: frozenset[tuple[NodeId, int]] = frozenset()

@@ -1,7 +1,7 @@
 """Sessions that lose a seat: they go on elsewhere with the same tokens, or fail with a reason."""
 
 from services.coordinator.domain.faults import GENERATION_FAILED, MAX_REASSIGNMENTS
-from shared.contracts.messages import Leave, LinkFault, SeatReady, SessionFault, SessionPosition, StageReady
+from shared.contracts.messages import Leave, LinkFault, LoadStage, SeatReady, SessionFault, SessionPosition, StageReady
 from shared.domain.errors import NoSlotSpace, OutOfMemory, PeerUnavailable
 from shared.domain.ids import Epoch, NodeId
 from shared.domain.session import SessionPhase
@@ -216,7 +216,9 @@ async def test_a_failed_self_test_reported_late_excludes_the_node(coordinator: C
     worker.is_cold = True
     task = make_task()
     await coordinator.open(task)
-    failed = StageReady(stage_ref=worker.assignments()[0].stage_ref, error_code="self_test_failed", error="other bits")
+    (asked,) = worker.heard(LoadStage)
+    assert isinstance(asked, LoadStage)
+    failed = StageReady(stage_ref=asked.stage_ref, error_code="self_test_failed", error="other bits")
     await coordinator.messages.handle(coordinator.tokens[N2], failed)
     await coordinator.settle()
     assert seats(coordinator, task) == [N1, N3]

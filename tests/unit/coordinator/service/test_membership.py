@@ -17,6 +17,7 @@ from shared.domain.errors import (
     RegistryUnavailable,
 )
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile, StageFacts
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
 from tests.fakes.identities import COORDINATOR_KEY, KEYS, N1, N2, N3, N4, N9, capability, registration
@@ -150,11 +151,12 @@ async def test_a_placement_is_shown_while_it_loads_and_after(coordinator: Coordi
 
     order = coordinator.workers[N1].heard(LoadStage)[0]
     assert isinstance(order, LoadStage)
-    ready = StageReady(stage_ref=order.stage_ref, numerics_class="avx512", self_test_digest="cd")
+    facts = StageFacts("avx512", "cd", Profile.EXACT, None)
+    ready = StageReady(stage_ref=order.stage_ref, facts=facts)
     await coordinator.messages.handle(coordinator.tokens[N1], ready)
     member = coordinator.members.find(NodeId(N1))
     assert member is not None
-    assert [(facts.numerics_class, facts.self_test_digest) for facts in member.facts.values()] == [("avx512", "cd")]
+    assert list(member.facts.values()) == [facts]
     assert len(coordinator.members.nodes().nodes[0].stages) == 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.contracts.coordinator import OpenSession
-from shared.contracts.messages import SeatReady, SessionStart, StageReady
+from shared.contracts.messages import SeatReady, SessionStart
 from shared.domain.errors import InvalidPlanInput, NoCapacity, ServerDraining, StaleAttempt
 from shared.domain.ids import Attempt
 from shared.domain.session import SessionPhase
@@ -87,6 +87,9 @@ async def test_a_cold_seat_is_waited_for_and_then_the_session_starts(coordinator
     assert await coordinator.state(task) is TaskState.COORDINATING
 
     await coordinator.advance(60)  # loading may take its time
+    await coordinator.has_loaded(N2)
+    assert session.awaited == {(0, 1)}  # it dropped the stage meanwhile, and loads it for the seat
+    await coordinator.advance(60)
     ready = SeatReady(task_id=task.task_id, epoch=session.epoch, lane=0, stage=1)
     await coordinator.messages.handle(coordinator.tokens[N2], ready)
     await coordinator.settle()
@@ -99,10 +102,12 @@ async def test_a_loaded_stage_is_asked_for_its_seat_again(coordinator: Coordinat
     worker = coordinator.workers[N2]
     worker.is_cold = True
     session = await coordinator.open(make_task())
+    assert worker.assignments() == []  # what its orders say depends on the stage
+    await coordinator.has_loaded(N2)
+    num_asked = len(worker.assignments())
     worker.is_cold = False
-    await coordinator.messages.handle(coordinator.tokens[N2], StageReady(stage_ref=worker.assignments()[0].stage_ref))
-    await coordinator.settle()
-    assert len(worker.assignments()) == 2
+    await coordinator.has_loaded(N2)
+    assert len(worker.assignments()) == num_asked + 1
     assert session.phase is SessionPhase.PREFILLING
 
 

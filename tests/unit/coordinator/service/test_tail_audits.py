@@ -16,6 +16,7 @@ from shared.contracts.messages import (
 from shared.domain.bundle import Bundle, TrustedKeys, check_bundle, committed_entries
 from shared.domain.errors import Forbidden, RegistryUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import Profile
 from shared.domain.receipt import Assignment
 from shared.domain.session import NodeState
 from shared.domain.tail_audit import TailState
@@ -80,7 +81,7 @@ async def bundle_of(coordinator: Coordinator, task: InferenceTask) -> Bundle:
         task_id=task.task_id,
         choice=0,
         model_id=task.model_id,
-        profile="exact",
+        profile=Profile.EXACT,
         mode=task.verification,
         f=task.max_byzantine,
         complete=True,

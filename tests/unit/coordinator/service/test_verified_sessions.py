@@ -10,6 +10,7 @@ from shared.contracts.messages import SessionStart, WindowCommitted, WindowRelea
 from shared.domain.bundle import Bundle, TrustedKeys, check_bundle, committed_entries
 from shared.domain.errors import InvalidPlanInput
 from shared.domain.ids import NodeId
+from shared.domain.numerics import Profile
 from shared.domain.receipt import Assignment
 from shared.domain.session import NodeState
 from shared.domain.task import FinishReason, InferenceTask, StopRules, TokenRecord, Verification
@@ -63,7 +64,7 @@ async def check_proof(coordinator: Coordinator, task: InferenceTask, tokens: lis
         task_id=task.task_id,
         choice=0,
         model_id=task.model_id,
-        profile="exact",
+        profile=Profile.EXACT,
         mode=task.verification,
         f=task.max_byzantine,
         complete=True,

@@ -1,7 +1,8 @@
 import numpy as np
 
-from services.worker.domain.batching import MAX_CHUNK_ROWS, DecodeCall, Feeder, Intake, PrefillCall, Turns
+from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
 from services.worker.domain.seat import Feed, FlowKey, Seat
+from shared.domain.numerics import TILE_ROWS
 from tests.fakes.seats import RING, feed_of, seat_of
 
 ROW = np.zeros(4, np.float32)
@@ -58,15 +59,15 @@ def test_what_waits_for_a_freed_seat_is_dropped() -> None:
 
 def test_a_prompt_is_cut_into_chunks_and_only_the_last_is_final() -> None:
     feeder = Feeder()
-    seat = fed(feeder, feed_of(MAX_CHUNK_ROWS + 6))
+    seat = fed(feeder, feed_of(TILE_ROWS + 6))
     first, second = feeder.take_prefill(), feeder.take_prefill()
     assert first is not None
     assert second is not None
-    assert (first.first, first.num_rows, first.final) == (0, MAX_CHUNK_ROWS, False)
-    assert (second.first, second.num_rows, second.final) == (MAX_CHUNK_ROWS, 6, True)
-    assert list(second.x) == list(range(100 + MAX_CHUNK_ROWS, 106 + MAX_CHUNK_ROWS))
+    assert (first.first, first.num_rows, first.final) == (0, TILE_ROWS, False)
+    assert (second.first, second.num_rows, second.final) == (TILE_ROWS, 6, True)
+    assert list(second.x) == list(range(100 + TILE_ROWS, 106 + TILE_ROWS))
     assert feeder.take_prefill() is None
-    assert seat.accepted == MAX_CHUNK_ROWS + 6
+    assert seat.accepted == TILE_ROWS + 6
 
 
 def test_a_session_that_was_not_started_waits() -> None:
@@ -91,7 +92,7 @@ def test_a_ring_takes_no_more_chunks_than_its_credit() -> None:
     flow = feeder.flow(RING)
     assert flow is not None
     assert flow.outstanding_chunks == 5
-    feeder.passed(seat, MAX_CHUNK_ROWS)
+    feeder.passed(seat, TILE_ROWS)
     assert feeder.take_prefill() is not None
     assert feeder.take_prefill() is None
 
@@ -137,3 +138,55 @@ def test_a_ring_without_seats_is_forgotten() -> None:
     feeder.forget(seat)
     assert feeder.flow(RING) is None
     assert feeder.take_prefill() is None
+
+
+def small(name: str, row_class: int, feed: Feed | None = None) -> Seat:
+    seat = seat_of(name, stage=0 if feed else 1, feed=feed)
+    seat.row_class = row_class
+    return seat
+
+
+def test_rows_are_merged_as_far_as_every_row_class_in_the_call_allows() -> None:
+    intake = Intake()
+    for number, row_class in enumerate((0, 3, 3, 0, 1, 2)):
+        intake.add_row(small(f"t{number}", row_class), number, ROW)
+    calls = []
+    while call := intake.take_decode():
+        calls.append(call.positions)
+    assert calls == [(0, 1, 2), (3,), (4,), (5,)]
+
+
+def test_a_batch_larger_than_the_row_class_goes_in_several_calls_of_one_batch() -> None:
+    feeder = Feeder()
+    for number in range(3):
+        feed = decoding()
+        feeder.add(small(f"t{number}", 2, feed), feed, num_stages=3, max_batches=1)
+    calls = [feeder.take_decode(), feeder.take_decode()]
+    assert [len(call.seats) for call in calls if call] == [2, 1]
+    assert feeder.take_decode() is None
+    flow = feeder.flow(RING)
+    assert flow is not None
+    assert (flow.open_batches, flow.outstanding_rows) == (1, 3)
+
+
+def test_a_row_whose_seat_is_freed_before_its_call_is_dropped() -> None:
+    feeder, seats = Feeder(), []
+    for number in range(2):
+        feed = decoding()
+        seats.append(small(f"t{number}", 1, feed))
+        feeder.add(seats[-1], feed, num_stages=3, max_batches=1)
+    assert feeder.take_decode() is not None
+    feeder.forget(seats[1])
+    assert feeder.take_decode() is None
+
+
+def test_after_a_resume_what_was_generated_before_is_run_in_small_calls() -> None:
+    feeder, feed = Feeder(), feed_of(8)  # a prompt of three ids, and five that were committed
+    feeder.add(small("task", 2, feed), feed, num_stages=3, max_batches=1)
+    calls = [feeder.take_prefill() for _ in range(4)]
+    assert [(call.first, call.num_rows, call.final) for call in calls if call] == [
+        (0, 3, False),
+        (3, 2, False),
+        (5, 2, False),
+        (7, 1, True),
+    ]

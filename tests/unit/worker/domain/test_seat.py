@@ -164,3 +164,14 @@ def test_the_tokens_of_a_replay_do_not_go_round_and_end_nothing() -> None:
     assert tail.take(record(9)) is None
     assert tail.take(record(5)) is None
     assert (tail.generated_ids, tail.ended) == ([9, 5], False)
+
+
+@pytest.mark.parametrize(("first", "num_rows"), [(0, 2), (0, 5), (3, 3)])
+def test_a_sender_cannot_bring_about_other_calls_than_the_row_class_has(first: int, num_rows: int) -> None:
+    """Else it could make an honest node sign other bits than its auditors."""
+    seat = seat_of(stage=1)  # after a prompt of three rows
+    seat.row_class = 2
+    if first:
+        assert seat.accept(0, 3)
+    with pytest.raises(ProtocolViolation, match="in one call"):
+        seat.accept(first, num_rows)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from services.worker.engine.base import Profile
 from services.worker.engine.self_test import N_ROWS, fixed_ids, fixed_rows, run_self_test
 from shared.domain.errors import SelfTestFailed
+from shared.domain.numerics import Profile
 from tests.fakes.slots import HashSlots
 
 IDS = fixed_ids(1000)

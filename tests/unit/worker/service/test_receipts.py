@@ -15,6 +15,7 @@ from shared.contracts.messages import DraftTokens, ReceiptPosted
 from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, record_chain, sampler_hash
 from shared.domain.errors import InvalidInput, StaleEpoch, TaskNotFound, UnsupportedModel
 from shared.domain.ids import Epoch
+from shared.domain.numerics import Profile
 from shared.domain.receipt import SignedReceipt
 from shared.domain.signing import SigningKey, digest_of
 from shared.domain.task import SamplerParams, TokenRecord
@@ -259,11 +260,11 @@ async def test_a_seat_that_was_freed_is_not_taken_again_in_the_same_epoch() -> N
         await cluster.assign(replace(order, epoch=Epoch(2)))
 
 
-async def test_a_stage_whose_rows_depend_on_the_call_takes_no_seat_in_a_lane_that_is_compared() -> None:
+async def test_a_stage_that_promises_nothing_takes_no_seat_in_a_lane_that_is_compared() -> None:
     lane_0 = Order("task", PROMPT, 10, NODES)
     async with MemoryCluster(*NODES).running() as cluster:
         await cluster.assign(lane_0)
         (seated,) = cluster["a"].seating.of_lane(lane_0.task_id, 0, lane_0.epoch)
-        seated.runner.loaded = replace(seated.runner.loaded, profile="decode-exact")
-        with pytest.raises(UnsupportedModel, match="decode-exact here: lanes cannot be compared"):
+        seated.runner.loaded = replace(seated.runner.loaded, profile=Profile.TOLERANT)
+        with pytest.raises(UnsupportedModel, match="tolerant here"):
             await cluster.assign(replace(lane_0, lane=1, decodes=False))

@@ -4,6 +4,7 @@ import pytest
 
 from shared.contracts.messages import LoadStage, SeatReady, SessionStop, StageReady
 from shared.domain.errors import OutOfMemory, PeerUnavailable
+from shared.domain.numerics import Profile, StageFacts
 from tests.fakes.worker_parts import MemoryCluster, Order
 
 PROMPT = (1, 2, 3)
@@ -88,5 +89,6 @@ async def test_a_stage_held_ready_is_told_with_its_profile() -> None:
         await cluster.coordinator.until(lambda: bool(cluster.coordinator.told))
         report = cluster.coordinator.told[0]
         assert isinstance(report, StageReady)
-        assert (report.profile, report.self_test_digest, report.error_code) == ("exact", "0-6", None)
+        assert report.error_code is None
+        assert report.facts == StageFacts("synthetic", "0-6", Profile.EXACT, None)
         assert (await cluster["a"].sessions.load_stage(message)).ready
