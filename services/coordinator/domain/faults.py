@@ -1,5 +1,6 @@
 """What can go wrong with a session's seats, and how often it may before the task fails."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,6 +38,8 @@ class Fault:
     """Generated tokens when it happened."""
     suspect: NodeId | None = None
     """The node that the next plan should rather do without; no accusation."""
+    neighbour: NodeId | None = None
+    """Who may be the cause as well: the other end of the link, or whoever the suspect waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,18 @@ class GiveUp:
 
     code: str
     message: str
+
+
+def doubted(faults: Sequence[Fault]) -> NodeId | None:
+    """Whom the next plan should rather do without, after these faults of a session. Of two neighbours the one that has
+    been part of more faults: else a node that blames one neighbour after the other would stay until the task fails."""
+    if not faults:
+        return None
+    last = faults[-1]
+    if last.neighbour is None or last.suspect is None:
+        return last.suspect
+    parts = Counter(node for fault in faults if fault.neighbour for node in {fault.suspect, fault.neighbour})
+    return last.neighbour if parts[last.neighbour] > parts[last.suspect] else last.suspect
 
 
 def kind_of_refusal(code: str) -> FaultKind:

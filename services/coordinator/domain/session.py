@@ -273,11 +273,19 @@ class Session:
     def progressed(self, *, now_s: float) -> None:
         self.progress_at_s = now_s
 
-    def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None, now_s: float) -> None:
+    def lose(
+        self,
+        kind: FaultKind,
+        reason: str,
+        *,
+        suspect: NodeId | None = None,
+        neighbour: NodeId | None = None,
+        now_s: float,
+    ) -> None:
         """Some seat cannot go on. Counts once per epoch: whatever follows is a consequence."""
         if not self.is_running or self.is_complete:
             return
-        self.faults.append(Fault(kind, reason, len(self.records), suspect))
+        self.faults.append(Fault(kind, reason, len(self.records), suspect, neighbour))
         self.lost_at_s = now_s if self.lost_at_s is None else self.lost_at_s
         self.move(SessionEvent.LOSE)
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from services.coordinator.domain.blame import same_window_again
-from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.faults import FaultKind, doubted, kind_of_refusal
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import SeatKey, Session
@@ -39,8 +39,8 @@ class Seats:
         """Sets of nodes to plan over, best first: without those under doubt, if that leaves enough; then with them."""
         session = self._session
         candidates = self._candidates()
-        doubted = {fault.suspect for fault in session.faults[-1:]}
-        others = [member for member in candidates if member.node_id not in doubted]
+        suspect = doubted(session.faults)
+        others = [member for member in candidates if member.node_id != suspect]
         if not candidates:
             return ()
         if not others or len(others) == len(candidates) or len(others) < len(session.seats):

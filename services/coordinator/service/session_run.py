@@ -144,9 +144,9 @@ class SessionRun:
             raise StaleEpoch(f"epoch {message.epoch} of task {message.task_id} is over")
         self._verifying.receipt(sender, message)
 
-    def laggard(self) -> NodeId | None:
-        """Who keeps the others waiting, as far as one can tell: no accusation."""
-        return self._verifying.laggard() if self._verifying else None
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        """Who keeps the others waiting, as far as one can tell, and whom it may wait for itself: no accusation."""
+        return self._verifying.laggard() if self._verifying else (None, None)
 
     # --- the way of a session
 

@@ -156,7 +156,8 @@ class Sessions(SessionsInterface):
         earlier, later = (sender, peer) if outgoing else (peer, sender)
         for run in list(self._runs.values()):
             if any(_are_neighbours(lane, earlier, later) for lane in run.session.lanes):
-                run.session.lose(FaultKind.LINK, reason, suspect=peer, now_s=self._parts.clock.now_s())
+                now_s = self._parts.clock.now_s()
+                run.session.lose(FaultKind.LINK, reason, suspect=peer, neighbour=sender, now_s=now_s)
 
     # --- as a watcher of the membership
 
@@ -222,7 +223,8 @@ class Sessions(SessionsInterface):
             silent_s=now_s - session.progress_at_s, nodes_silent_s=now_s - nodes_progress_s, timeout_s=timeout_s
         ):
             reason = f"no progress for {timeout_s:g} s while {session.phase}"
-            session.lose(FaultKind.STALL, reason, suspect=run.laggard(), now_s=now_s)
+            suspect, neighbour = run.laggard()
+            session.lose(FaultKind.STALL, reason, suspect=suspect, neighbour=neighbour, now_s=now_s)
 
     async def _open_again(self, known: SessionRun, wanted: OpenSession) -> None:
         """A second delivery promises no more than the first one achieves, which may be still at it."""

@@ -99,14 +99,16 @@ class Verifying:
             session.progressed(now_s=now_s)
         session.poke()
 
-    def laggard(self) -> NodeId | None:
-        """Whose receipt all others wait for, as far as one can tell: no accusation, the next plan may do without."""
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        """Whose receipt all others wait for, as far as one can tell, and who comes before it on the ring:
+        it may wait for that one. No accusation, the next plan may do without."""
         for index, lane in enumerate(self._session.lanes):
             reached = [self._posted.get((index, seat.stage), -1) for seat in lane]
             others = max(self._posted.values(), default=-1) if index > 0 else max(reached)
             if min(reached) < others:
-                return lane[reached.index(min(reached))].node_id
-        return None
+                stage = reached.index(min(reached))
+                return lane[stage].node_id, lane[stage - 1].node_id if len(lane) > 1 else None
+        return None, None
 
     # --- what is to be done
 

@@ -10,6 +10,7 @@ from services.coordinator.domain.faults import (
     MAX_REASSIGNMENTS,
     Fault,
     FaultKind,
+    doubted,
     kind_of_refusal,
     verdict,
 )
@@ -142,6 +143,18 @@ class TestAdmission:
 
 
 class TestFaults:
+    def test_the_next_plan_does_without_the_suspect_of_the_latest_fault(self) -> None:
+        faults = [Fault(FaultKind.GONE, "why", suspect=NodeId("a")), Fault(FaultKind.LOAD, "why", suspect=NodeId("b"))]
+        assert doubted(faults) == "b"
+        assert doubted([*faults, Fault(FaultKind.DISPUTE, "why")]) is None
+        assert doubted([]) is None
+
+    def test_of_two_neighbours_the_one_with_faults_beside_others_too_is_done_without(self) -> None:
+        first = Fault(FaultKind.LINK, "why", suspect=NodeId("a"), neighbour=NodeId("liar"))
+        second = Fault(FaultKind.STALL, "why", suspect=NodeId("b"), neighbour=NodeId("liar"))
+        assert doubted([first]) == "a"
+        assert doubted([first, second]) == "liar"
+
     def test_one_loss_of_each_kind_is_survived(self) -> None:
         assert verdict([Fault(kind, "why", position) for position, kind in enumerate(FaultKind)][:5]) is None
 

@@ -73,6 +73,17 @@ async def test_a_broken_link_moves_the_session_away_from_the_peer_when_there_is_
     assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, [N1, N3, N4])
 
 
+async def test_who_calls_one_link_after_the_other_broken_is_done_without(coordinator: Coordinator) -> None:
+    await coordinator.join(N4)
+    task = make_task()
+    await coordinator.open(task)
+    for peer in (N2, N3):
+        broken = LinkFault(peer=NodeId(peer), outgoing=True, reason="I say so")
+        await coordinator.messages.handle(coordinator.tokens[N1], broken)
+        await coordinator.settle()
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N2, N3, N4])
+
+
 async def test_a_broken_link_between_the_only_nodes_is_tried_again(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
