@@ -246,6 +246,19 @@ class SessionRun:
 
     async def _recover(self) -> None:
         session = self.session
+        for fault in session.faults[-1:]:
+            log.warning(
+                "seats_lost",
+                extra={
+                    "task_id": session.task.task_id,
+                    "epoch": session.epoch,
+                    "kind": fault.kind,
+                    "reason": fault.reason,
+                    "suspect": fault.suspect,
+                    "neighbour": fault.neighbour,
+                    "lanes": [[seat.node_id for seat in lane] for lane in session.lanes],
+                },
+            )
         given_up = verdict(session.faults)
         if given_up is not None:
             raise Failed(given_up.code, given_up.message)

@@ -102,13 +102,17 @@ class Verifying:
     def laggard(self) -> tuple[NodeId | None, NodeId | None]:
         """Whose receipt all others wait for, as far as one can tell, and who comes before it on the ring:
         it may wait for that one. No accusation, the next plan may do without."""
-        for index, lane in enumerate(self._session.lanes):
-            reached = [self._posted.get((index, seat.stage), -1) for seat in lane]
-            others = max(self._posted.values(), default=-1) if index > 0 else max(reached)
-            if min(reached) < others:
-                stage = reached.index(min(reached))
-                return lane[stage].node_id, lane[stage - 1].node_id if len(lane) > 1 else None
-        return None, None
+        lanes = self._session.lanes
+        posted = [[self._posted.get((index, seat.stage), -1) for seat in lane] for index, lane in enumerate(lanes)]
+        seen = [self._session.rows_seen(seat.node_id) for seat in lanes[0]]
+        if min(posted[0]) < max(posted[0]):
+            return _with_predecessor(lanes[0], posted[0])
+        if min(seen) < max(seen):  # an epoch that goes on signs nothing before its first window ends
+            return _with_predecessor(lanes[0], seen)
+        for lane, reached in zip(lanes[1:], posted[1:], strict=True):
+            if min(reached) < posted[0][0]:
+                return _with_predecessor(lane, reached)
+        return _with_predecessor(lanes[0], seen)  # all are equally far: stage 0 waits for a token
 
     # --- what is to be done
 
@@ -344,6 +348,12 @@ class Verifying:
 
     def _keys(self) -> Mapping[NodeId, bytes]:
         return {order.seated.assignment.node_id: order.seated.public_key for lane in self._orders for order in lane}
+
+
+def _with_predecessor(lane: Sequence[Partition], reached: Sequence[int]) -> tuple[NodeId, NodeId | None]:
+    """The seat that is least far, and the one before it on the ring."""
+    stage = reached.index(min(reached))
+    return lane[stage].node_id, lane[stage - 1].node_id if len(lane) > 1 else None
 
 
 def _by_lane(receipts: Iterable[SignedReceipt]) -> list[list[SignedReceipt]]:

@@ -200,6 +200,19 @@ async def test_positions_in_heartbeats_are_progress(coordinator: Coordinator) ->
     assert session.epoch == 2
 
 
+async def test_a_node_behind_which_all_others_wait_is_done_without(coordinator: Coordinator) -> None:
+    await coordinator.join(N4)
+    task = make_task(prompt_ids=tuple(range(40)))
+    await coordinator.open(task)
+    for epoch, waiting in ((1, N3), (2, N4)):
+        rows = {N1: 40, N2: 40, waiting: 0}
+        for node_id, seen in rows.items():
+            coordinator.positions[node_id] = (SessionPosition(task_id=task.task_id, epoch=Epoch(epoch), rows=seen),)
+        assert waiting in seats(coordinator, task)
+        await coordinator.advance(8)
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N1, N3, N4])
+
+
 async def test_a_session_behind_others_on_busy_nodes_is_not_stalled(coordinator: Coordinator) -> None:
     waiting, busy = make_task(), make_task(max_tokens=40)
     session = await coordinator.open(waiting)
