@@ -20,6 +20,7 @@ from tests.byzantine.engine_faults import (
 )
 from tests.byzantine.link_faults import LinkFault
 from tests.byzantine.other_models import F16_CACHE, OtherModel
+from tests.byzantine.roles import Cell
 from tests.byzantine.seat_watch import Place
 from tests.byzantine.signer_faults import BrokenChain, FalseInput, FalseOutput, NoSignature, OldReceipt
 
@@ -37,6 +38,8 @@ class Attack:
     """None: it signs what it has computed."""
     is_convicted: bool = True
     """False: nothing proves it, the session goes on without the node."""
+    is_convicted_at_source: bool = False
+    """Stage 0 is convicted all the same: the coordinator knows what it was given (rule 3)."""
     other_model: OtherModel | None = None
     """What it computes with."""
     link_fault: LinkFault | None = None
@@ -45,6 +48,9 @@ class Attack:
     """What it tells the coordinator."""
     sleeps_tasks: int = 0
     """So many tasks of the seat are served honestly first."""
+
+    def is_convicted_at(self, cell: Cell) -> bool:
+        return self.is_convicted or (self.is_convicted_at_source and cell.stage == 0)
 
 
 ATTACKS: Mapping[str, Attack] = {
@@ -61,7 +67,12 @@ ATTACKS: Mapping[str, Attack] = {
     "other-cache": Attack("keeps its cache in f16 for q8_0", other_model=OtherModel(settings=F16_CACHE)),
     "lazy": Attack("guesses when it is to replay", Lazy()),
     "false-output": Attack("signs another result than it computed", make_signer=FalseOutput),
-    "false-input": Attack("claims to have been given other rows", make_signer=FalseInput, is_convicted=False),
+    "false-input": Attack(
+        "claims to have been given other rows",
+        make_signer=FalseInput,
+        is_convicted=False,
+        is_convicted_at_source=True,
+    ),
     "old-receipt": Attack("gives an old receipt again", make_signer=OldReceipt, is_convicted=False),
     "other-epoch": Attack("signs for another epoch", wrap_coordinator=report_faults.OtherEpoch, is_convicted=False),
     "broken-chain": Attack("signs what does not continue its last receipt", make_signer=BrokenChain),

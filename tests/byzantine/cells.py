@@ -39,6 +39,7 @@ class Outcome:
     def faults(self) -> tuple[str, ...]:
         """What should not have been."""
         found = []
+        is_provable = ATTACKS[self.attack].is_convicted_at(self.cell)
         if self.wrong:
             found.append(f"{self.wrong} WRONG ANSWERS")
         if self.failures:
@@ -47,9 +48,9 @@ class Outcome:
             found.append(f"{self.honest_evicted} HONEST EVICTED")
         if not self.lies:
             found.append("NO LIE WAS TOLD")
-        if ATTACKS[self.attack].is_convicted and self.liar_state != "evicted":
+        if is_provable and self.liar_state != "evicted":
             found.append("NOT CONVICTED")
-        if not ATTACKS[self.attack].is_convicted and self.liar_state == "evicted":
+        if not is_provable and self.liar_state == "evicted":
             found.append("CONVICTED WITHOUT PROOF")
         return tuple(found)
 
@@ -62,11 +63,12 @@ def play(cluster: Cluster, attack: str, cell: Cell, *, right: Sequence[list[int]
     honest = [node_id for node_id, state in states(cluster).items() if state != "evicted"]
     liar = key_for(cell, honest, data_dir)
     command = ["tests.byzantine.lying_worker", attack, "--stage", str(cell.stage), "--role", cell.role]
+    is_provable = ATTACKS[attack].is_convicted_at(cell)
     wrong, rounds = 0, 0
     failures: list[str] = []
     with joined_worker(cluster, command, data_dir, number=number) as process:
         wait_ready(cluster, liar, process, data_dir)
-        while rounds < MAX_ROUNDS and not _is_done(cluster, attack, liar, data_dir):
+        while rounds < MAX_ROUNDS and not _is_done(cluster, liar, data_dir, is_provable=is_provable):
             rounds += 1
             for answer, expected in zip(ask_all(cluster), right, strict=True):
                 if isinstance(answer, str):
@@ -98,10 +100,10 @@ def told(data_dir: Path) -> list[dict[str, str | int]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _is_done(cluster: Cluster, attack: str, liar: str, data_dir: Path) -> bool:
+def _is_done(cluster: Cluster, liar: str, data_dir: Path, *, is_provable: bool) -> bool:
     if not told(data_dir):
         return False
-    if not ATTACKS[attack].is_convicted:
+    if not is_provable:
         return True
     end_s = time.monotonic() + EVICTED_WITHIN_S
     while time.monotonic() < end_s:  # an answer may be complete before the liar's last word is judged

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _totals(outcomes: Sequence[Outcome]) -> str:
     evicted = sum(outcome.liar_state == "evicted" for outcome in outcomes)
-    provable = sum(ATTACKS[outcome.attack].is_convicted for outcome in outcomes)
+    provable = sum(ATTACKS[outcome.attack].is_convicted_at(outcome.cell) for outcome in outcomes)
     return (
         f"{sum(outcome.lies for outcome in outcomes)} lies, {sum(outcome.wrong for outcome in outcomes)} wrong answers,"
         f" {evicted} of {provable} provable liars evicted,"
