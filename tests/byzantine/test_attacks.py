@@ -37,7 +37,6 @@ def honest(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ("lazy", Cell(0, "auditor")),
         ("skipped-rows", Cell(1, "auditor")),
         ("false-output", Cell(2, "auditor")),
-        ("no-signature", Cell(1, "executor")),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ class TwinsOutcome:
     wrong: int
     failures: tuple[str, ...]
     most_at_once: int
-    """Nodes listed beside the honest ones."""
+    """Nodes listed beside those that were there before."""
     state: str
     honest_evicted: int
 
@@ -39,7 +39,8 @@ class TwinsOutcome:
 def play_twins(cluster: Cluster, *, right: Sequence[list[int]], number: int) -> TwinsOutcome:
     """Both do honest work, and both say that they are the node. `number`: of the first of them in the cluster."""
     folders = [cluster.data_dir / "liars" / f"twin-{name}" for name in ("a", "b")]
-    honest = [node_id for node_id, state in states(cluster).items() if state != "evicted"]
+    before = states(cluster)
+    honest = [node_id for node_id, state in before.items() if state != "evicted"]
     twin = key_for(SEAT, honest, folders[0])
     shutil.copytree(folders[0], folders[1])
     wrong, most_at_once = 0, 0
@@ -55,7 +56,7 @@ def play_twins(cluster: Cluster, *, right: Sequence[list[int]], number: int) -> 
                 else:
                     wrong += answer != expected
             seen = nodes(cluster)
-            most_at_once = max(most_at_once, sum(node not in honest for node in seen))
+            most_at_once = max(most_at_once, sum(node not in before for node in seen))
         seen = nodes(cluster)
         evicted = sum(seen.get(node_id, {}).get("state") == "evicted" for node_id in honest)
         return TwinsOutcome(wrong, tuple(failures), most_at_once, str(seen.get(twin, {}).get("state", "gone")), evicted)
