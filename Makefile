@@ -44,12 +44,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# Real workers that lie, each kind in a cluster of its own.
+# Real workers that lie, each kind at every seat: `make byzantine KINDS="lazy twins"` plays some kinds only.
 byzantine: setup model
-	$(BIN)/python -m tests.byzantine.play --model $(MODEL)
+	$(BIN)/python -m tests.byzantine.play --model $(MODEL) $(KINDS)
 
 demo-byzantine: setup model
-	$(BIN)/python -m tests.byzantine.play --model $(MODEL) $(or $(ATTACK),wrong-hidden)
+	$(BIN)/python -m tests.byzantine.demo --model $(MODEL) $(ATTACK)
 
 bench: setup model
 	$(BIN)/python -m bench.throughput

@@ -1,27 +1,33 @@
 """Engines that compute something else than the model says. Plugged in by constructor, in place of the honest loader."""
 
-from abc import ABC, abstractmethod
+import time
 from dataclasses import replace
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from services.worker.ports import EngineLoader, Ints, LoadedEngine, Mask, Rows, StageEngine, StageFile
 from shared.contracts.messages import StageRef
+from tests.byzantine.seat_watch import Place
 
 SLIGHTLY = np.float32(1e-3)
+PAUSE_S = 6.0  # longer than the phase timeout of the kit's clusters
 
 
-class Fault(ABC):
-    """Alters what an engine returns. `calls`: how many the stage has had, this one included."""
+class Fault:
+    """What an engine does wrong: to the rows it is given, or to those it gives back."""
 
-    def for_stage(self, ref: StageRef) -> "Fault":
-        """What goes wrong at this stage."""
-        return self
+    is_omission: ClassVar[bool] = False
+    """It gives nothing false, only nothing in time."""
 
-    @abstractmethod
+    def feed(self, given: Ints | Rows, positions: Ints) -> Ints | Rows:
+        """What is computed in place of `given`: int32 [rows] or float32 [rows, n_embd]."""
+        return given
+
     def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
-        """`result`: hidden states float32 [rows, n_embd], or logits float32 [rows, n_vocab]."""
+        """`result`: hidden states float32 [rows, n_embd], or logits float32 [rows, n_vocab]. `calls`: how many the seat
+        has had, this one included."""
+        return result
 
 
 class WrongHidden(Fault):
@@ -70,42 +76,49 @@ class Lazy(Fault):
         return result if len(given) == 1 else np.zeros_like(result)
 
 
-class Colluding(Fault):
-    """A small error in every row of the stage that a file names by its first layer; none without the file. Nodes that
-    share the file are a coalition that knows where it sits."""
+class SkippedRows(Fault):
+    """Runs every 5th row as if it were the one at its side: its cache is stale from there on."""
 
-    def __init__(self, agreement: Path) -> None:
-        self._agreement = agreement
-
-    def for_stage(self, ref: StageRef) -> Fault:
-        return _AtStage(self._agreement, ref.layers.start)
-
-    def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
-        return result
+    def feed(self, given: Ints | Rows, positions: Ints) -> Ints | Rows:
+        altered = given.copy()
+        for index in np.flatnonzero(positions % 5 == 2):
+            altered[index] = given[index - 1] if index else np.roll(given[index], 1)
+        return altered
 
 
-class _AtStage(Fault):
-    def __init__(self, agreement: Path, layer_start: int) -> None:
-        self._agreement, self._layer_start = agreement, layer_start
+class Silent(Fault):
+    """Answers heartbeats and takes seats, and then computes nothing for a long time."""
 
-    def alter(self, given: Ints | Rows, result: Rows, calls: int, *, is_last: bool) -> Rows:
-        is_agreed = self._agreement.exists() and int(self._agreement.read_text()) == self._layer_start
-        return WrongHidden().alter(given, result, calls, is_last=is_last) if is_agreed else result
+    is_omission = True
+
+    def feed(self, given: Ints | Rows, positions: Ints) -> Ints | Rows:
+        time.sleep(PAUSE_S)
+        return given
 
 
 class FaultyEngine:
-    """An honest engine, and what a fault makes of its answers."""
+    """An honest engine, and what a fault makes of it while the worker holds the seat to lie at."""
 
-    def __init__(self, honest: StageEngine, fault: Fault, *, is_last: bool) -> None:
+    def __init__(self, honest: StageEngine, fault: Fault, place: Place, ref: StageRef) -> None:
         self._honest = honest
         self._fault = fault
-        self._is_last = is_last
+        self._place = place
+        self._ref = ref
+        self._is_last = ref.layers.end == ref.num_layers
         self._calls = 0
 
     def forward(self, x: Ints | Rows, slots: Ints, positions: Ints, want: Mask | None = None) -> Rows:
+        if not self._place.lies_in(self._ref):
+            return self._honest.forward(x, slots, positions, want)
         self._calls += 1
-        result = self._honest.forward(x, slots, positions, want)
-        return self._fault.alter(x, result, self._calls, is_last=self._is_last) if len(result) else result
+        if self._fault.is_omission:
+            self._place.tell("", self._calls, "computes nothing")
+        fed = self._fault.feed(x, positions)
+        result = self._honest.forward(fed, slots, positions, want)
+        altered = self._fault.alter(x, result, self._calls, is_last=self._is_last) if len(result) else result
+        if not np.array_equal(fed, x) or not np.array_equal(altered, result):
+            self._place.computed_falsely()
+        return altered
 
     def copy(self, src: int, dst: int) -> None:
         self._honest.copy(src, dst)
@@ -123,11 +136,11 @@ class FaultyEngine:
 class FaultyLoader(EngineLoader):
     """Loads honest engines, passes their self-test, and then plugs the fault in."""
 
-    def __init__(self, honest: EngineLoader, fault: Fault) -> None:
+    def __init__(self, honest: EngineLoader, fault: Fault, place: Place) -> None:
         self._honest = honest
         self._fault = fault
+        self._place = place
 
     def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
         loaded = self._honest.load(ref, file, n_slots=n_slots, ctx_per_slot=ctx_per_slot)
-        is_last = ref.layers.end == ref.num_layers
-        return replace(loaded, engine=FaultyEngine(loaded.engine, self._fault.for_stage(ref), is_last=is_last))
+        return replace(loaded, engine=FaultyEngine(loaded.engine, self._fault, self._place, ref))

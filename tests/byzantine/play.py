@@ -1,163 +1,121 @@
-"""`python -m tests.byzantine.play [ATTACK …]`: honest workers and one liar run real tasks; prints what became of it.
+"""`python -m tests.byzantine.play [KIND …]`: honest workers and one liar run real tasks; prints what became of it.
 
-Each attack gets a cluster of its own: three honest workers, three stages, and a fourth worker that lies. The tokens of
-every verified task are compared with those an honest cluster gives. Exit code 1 if a wrong token was committed, an
-honest worker was evicted, or a liar that can be proven guilty was not.
+Each kind of lie gets a cluster of its own: three honest workers, three stages, and a fourth worker that lies at one
+seat, at every seat in turn; a liar that was found out comes back with a new key. Several tasks run at once, and their
+tokens are compared with those of the whole model in one process. Exit code 1 if a wrong token was committed, a task
+failed, an honest worker was evicted, a liar that can be proven guilty was not, or no lie was told.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from services.cli.domain.environment import join_environment
-from services.cli.stores.data_dir import DataDir
 from tests.byzantine.attacks import ATTACKS
-from tests.e2e.running import HOST, Cluster, end_cluster, start_cluster, until
-from tests.fakes.free_ports import free_base_port
+from tests.byzantine.cells import Outcome, play
+from tests.byzantine.clusters import HONEST_WORKERS, honest_cluster, oracle, states
+from tests.byzantine.hostile import play_hostile
+from tests.byzantine.roles import CELLS
+from tests.byzantine.twins import play_twins
 
-HONEST_WORKERS = 3
-STAGES = 3
-NUM_TOKENS = 24
-PROMPTS = ("The capital of France is", "Water boils at", "Once upon a time")
-ANSWER_LIMIT_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    attack: str
-    liar: str
-    answers: tuple[str, ...]
-    states: dict[str, str]
-    """Of every node that is still listed, by id."""
-    reason: str
-    """Why the liar is where it is."""
-
-    @property
-    def liar_state(self) -> str:
-        return self.states.get(self.liar, "gone")
-
-    @property
-    def honest_evicted(self) -> int:
-        return sum(state == "evicted" for node_id, state in self.states.items() if node_id != self.liar)
+SCENARIOS: Mapping[str, str] = {
+    "twins": "two processes with one key work at once",
+    "hostile-bodies": "strangers and an insider send what no honest worker sends",
+}
+"""Kinds that are bound to no seat."""
 
 
-@contextmanager
-def honest_cluster(model: Path, folder: Path) -> Iterator[Cluster]:
-    cluster = start_cluster(
-        model, folder, base_port=free_base_port(HONEST_WORKERS + 2), workers=HONEST_WORKERS, stages=STAGES
+def play_kind(model: Path, attack: str, folder: Path, right: Sequence[list[int]]) -> Iterator[Outcome]:
+    """All seats in turn. A new cluster when an honest worker is out of it for a while: its neighbours at odds with
+    several liars are kept away, as they should be, and the next seat needs them all."""
+    left, number = list(ATTACKS[attack].cells), 0
+    while left:
+        number += 1
+        with honest_cluster(model, folder / f"{attack}-{number}") as cluster:
+            while left:
+                yield play(cluster, attack, left.pop(0), right=right, number=len(left))
+                if list(states(cluster).values()).count("ready") != HONEST_WORKERS:
+                    break
+
+
+def play_scenario(name: str, model: Path, folder: Path, right: Sequence[list[int]]) -> tuple[str, tuple[str, ...]]:
+    """What became of it, and what should not have been."""
+    with honest_cluster(model, folder / name) as cluster:
+        if name == "twins":
+            twins = play_twins(cluster, right=right, number=0)
+            return f"never more than {twins.most_at_once} node of the key, which is {twins.state}", twins.faults
+        hostile = play_hostile(cluster, right=right)
+        most = max(hostile.growth_bytes.values()) >> 20
+        return f"{len(hostile.refusals)} bodies refused, no process grew by more than {most} MiB", hostile.faults
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Kinds by seats: what became of the liar, and after how many windows that it lied about."""
+    width = max(len(outcome.attack) for outcome in outcomes)
+    found = {(outcome.attack, outcome.cell): outcome for outcome in outcomes}
+    lines = [" ".join([" " * width, *(f"{f'{cell.role} {cell.stage}':>13}" for cell in CELLS)])]
+    for attack in dict.fromkeys(outcome.attack for outcome in outcomes):
+        shown = [_shown(found.get((attack, cell))) for cell in CELLS]
+        lines.append(" ".join([attack.ljust(width), *(f"{each:>13}" for each in shown)]))
+    return "\n".join(lines)
+
+
+def _shown(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "-"
+    if outcome.faults:
+        return "FAILED"
+    return f"evicted, {outcome.windows}w" if outcome.liar_state == "evicted" else outcome.liar_state
+
+
+def told_of(outcome: Outcome) -> str:
+    because = f": {outcome.reason}" if outcome.reason else ""
+    return (
+        f"  {outcome.cell!s:19} {outcome.lies:3} lies about {outcome.windows} windows, liar {outcome.liar_state}"
+        f"{because} ({outcome.took_s:.0f} s): {', '.join(outcome.faults) or 'as it should be'}"
     )
-    try:
-        yield cluster
-    finally:
-        end_cluster(cluster)
-
-
-@contextmanager
-def lying_worker(cluster: Cluster, *attack: str, number: int = 0) -> Iterator[str]:
-    """Joins the cluster; gives the liar's node id. `attack`: arguments of the worker; `number`: tells liars apart."""
-    honest = set(nodes(cluster))
-    name = f"liar{number or ''}"
-    base_port = int(cluster.api_url.rpartition(":")[2])
-    data_dir = cluster.data_dir / name
-    environment = join_environment(
-        coordinator_url=f"http://{HOST}:{base_port + 3}",
-        join_token=DataDir(cluster.data_dir).secrets().join_token,
-        listen=f"{HOST}:{base_port + 10 + HONEST_WORKERS + number}",
-        advertise=None,
-        data_dir=str(data_dir),
-        memory_mb=None,
-        inherited=os.environ,
-    )
-    command = [sys.executable, "-m", "tests.byzantine.lying_worker", *attack]
-    log_file = cluster.data_dir / f"{name}.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        until(lambda: set(nodes(cluster)) > honest or process.poll() is not None)
-        assert process.poll() is None, log_file.read_text()
-        (liar,) = set(nodes(cluster)) - honest
-        yield liar
-    finally:
-        process.kill()
-        process.wait()
-
-
-def nodes(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    listed = httpx.get(f"{cluster.api_url}/v1/nodes", trust_env=False).json()["data"]
-    return {node["node_id"]: node for node in listed}
-
-
-def answer(cluster: Cluster, prompt: str) -> str:
-    """Of a verified task; greedy."""
-    body = {
-        "model": cluster.model,
-        "prompt": prompt,
-        "max_tokens": NUM_TOKENS,
-        "temperature": 0,
-        "butterfly": {"verification": "audit"},
-    }
-    reply = httpx.post(f"{cluster.api_url}/v1/completions", json=body, timeout=ANSWER_LIMIT_S, trust_env=False)
-    assert reply.status_code == 200, reply.text
-    text: str = reply.json()["choices"][0]["text"]
-    return text
-
-
-def play(model: Path, attack: str, folder: Path) -> Outcome:
-    with honest_cluster(model, folder) as cluster, lying_worker(cluster, attack) as liar:
-        answers = tuple(answer(cluster, prompt) for prompt in PROMPTS)
-        seen = nodes(cluster)
-        states = {node_id: str(node["state"]) for node_id, node in seen.items()}
-        return Outcome(attack, liar, answers, states, str(seen.get(liar, {}).get("reason", "")))
-
-
-def honest_answers(model: Path, folder: Path) -> tuple[str, ...]:
-    with honest_cluster(model, folder) as cluster:
-        return tuple(answer(cluster, prompt) for prompt in PROMPTS)
-
-
-def faults_of(outcome: Outcome, expected: tuple[str, ...]) -> list[str]:
-    """What should not have been."""
-    faults = []
-    if outcome.answers != expected:
-        faults.append("WRONG TOKENS")
-    if outcome.honest_evicted:
-        faults.append(f"{outcome.honest_evicted} HONEST EVICTED")
-    if ATTACKS[outcome.attack].is_convicted and outcome.liar_state != "evicted":
-        faults.append("NOT CONVICTED")
-    return faults
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.byzantine.play", description=__doc__)
-    parser.add_argument("attacks", nargs="*", default=list(ATTACKS), help="default: all", metavar="ATTACK")
+    parser.add_argument("kinds", nargs="*", default=[*ATTACKS, *SCENARIOS], help="default: all", metavar="KIND")
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     asked = parser.parse_args(arguments)
-    unknown = [name for name in asked.attacks if name not in ATTACKS]
+    unknown = [name for name in asked.kinds if name not in ATTACKS and name not in SCENARIOS]
     if unknown:
-        parser.error(f"unknown attack {unknown[0]}; there are {', '.join(ATTACKS)}")
+        parser.error(f"unknown kind {unknown[0]}; there are {', '.join([*ATTACKS, *SCENARIOS])}")
+    began_s = time.monotonic()
+    model, right = asked.model.resolve(), oracle(asked.model)
+    outcomes: list[Outcome] = []
+    num_bad = 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        expected = honest_answers(asked.model, folder / "honest")
-        print(f"{HONEST_WORKERS} honest workers: {expected[0]!r}")
-        num_bad = 0
-        for name in asked.attacks:
-            outcome = play(asked.model, name, folder / name)
-            faults = faults_of(outcome, expected)
-            num_bad += bool(faults)
-            print(f"\n{name}: a fourth worker {ATTACKS[name].says}")
-            print(f"  answers  {'as without it' if outcome.answers == expected else outcome.answers}")
-            print(f"  liar     {outcome.liar} is {outcome.liar_state}{': ' * bool(outcome.reason)}{outcome.reason}")
-            print(f"  verdict  {', '.join(faults) or 'as it should be'}", flush=True)
+        for name in asked.kinds:
+            print(f"\n{name}: {ATTACKS[name].says if name in ATTACKS else SCENARIOS[name]}", flush=True)
+            if name in SCENARIOS:
+                told, faults = play_scenario(name, model, Path(scratch), right)
+                print(f"  {told}: {', '.join(faults) or 'as it should be'}", flush=True)
+                num_bad += bool(faults)
+                continue
+            for outcome in play_kind(model, name, Path(scratch), right):
+                outcomes.append(outcome)
+                num_bad += bool(outcome.faults)
+                print(told_of(outcome), flush=True)
+    if outcomes:
+        print(f"\n{table(outcomes)}")
+    print(f"\n{_totals(outcomes)}; {num_bad} violations in {time.monotonic() - began_s:.0f} s")
     return 1 if num_bad else 0
+
+
+def _totals(outcomes: Sequence[Outcome]) -> str:
+    evicted = sum(outcome.liar_state == "evicted" for outcome in outcomes)
+    provable = sum(ATTACKS[outcome.attack].is_convicted for outcome in outcomes)
+    return (
+        f"{sum(outcome.lies for outcome in outcomes)} lies, {sum(outcome.wrong for outcome in outcomes)} wrong answers,"
+        f" {evicted} of {provable} provable liars evicted,"
+        f" {sum(outcome.honest_evicted for outcome in outcomes)} honest workers evicted"
+    )
 
 
 if __name__ == "__main__":

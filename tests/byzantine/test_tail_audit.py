@@ -1,19 +1,33 @@
 """More than f colluders, in a real cluster: two of three nodes sit in both lanes of a stage and lie alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import Bundle, check_bundle
 from shared.domain.receipt import kept_receipt
+from shared.domain.signing import SigningKey
 from shared.domain.tail_audit import TailState
-from tests.byzantine.play import NUM_TOKENS, PROMPTS, honest_cluster, lying_worker, nodes
+from tests.byzantine.clusters import NUM_TOKENS, honest_cluster, joined_worker, nodes, put_key, wait_ready
 from tests.e2e.running import Cluster, until
 
 ENDED = {"passed", "failed", "skipped"}
+
+
+@contextmanager
+def colluder(cluster: Cluster, agreement: Path, *, number: int) -> Iterator[str]:
+    """Joins the cluster; gives the node's id."""
+    key = SigningKey.generate()
+    data_dir = cluster.data_dir / f"colluder-{number}"
+    put_key(key, data_dir)
+    command = ["tests.byzantine.colluding_worker", str(agreement)]
+    with joined_worker(cluster, command, data_dir, number=number) as process:
+        wait_ready(cluster, key.node_id, process, data_dir)
+        yield key.node_id
 
 
 def get(cluster: Cluster, path: str) -> dict[str, Any]:
@@ -54,21 +68,19 @@ def stage_of_both(bundle: Bundle, liars: set[str]) -> int:
 
 
 def test_colluders_in_both_lanes_are_found_by_the_tail_audit_and_their_answer_is_revoked(
-    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("BUTTERFLY_COORDINATION__TAIL_AUDIT_FRACTION", "1.0")
     agreement = tmp_path / "agreement"
-    attack = ("colluding", str(agreement))
     with (
-        honest_cluster(demo_model, tmp_path / "cluster") as cluster,
-        lying_worker(cluster, *attack) as one,
-        lying_worker(cluster, *attack, number=1) as other,
+        honest_cluster(demo_model, tmp_path / "cluster", tail_audit_fraction=1.0) as cluster,
+        colluder(cluster, agreement, number=0) as one,
+        colluder(cluster, agreement, number=1) as other,
     ):
         honest = sorted(set(nodes(cluster)) - {one, other})
         for node_id in honest[1:]:  # three nodes are left
             assert cluster.butterfly("nodes", "quarantine", node_id).returncode == 0
 
-        task = audited_answer(cluster, PROMPTS[0])
+        task = audited_answer(cluster, "The capital of France is")
         assert task["verification"]["tail_audit"] == "passed"
         assert task["verification"]["verified"]
         bundle = bundle_of(cluster, task)
@@ -77,7 +89,7 @@ def test_colluders_in_both_lanes_are_found_by_the_tail_audit_and_their_answer_is
         assert set(guarantee.tail_nodes) == {one, other, honest[0]}
 
         agreement.write_text(str(stage_of_both(bundle, {one, other})))
-        task = audited_answer(cluster, PROMPTS[1])
+        task = audited_answer(cluster, "Water boils at")
         assert task["status"] == "completed"
         assert task["verification"]["tail_audit"] == "failed"
         assert task["verification"]["revoked"]

@@ -60,8 +60,16 @@ def butterfly(*arguments: str, environ: Mapping[str, str] | None = None) -> "sub
     )
 
 
-def start_cluster(model: Path, data_dir: Path, *, base_port: int, workers: int, stages: int) -> Cluster:
-    """Returns once the cluster says that it is ready."""
+def start_cluster(
+    model: Path,
+    data_dir: Path,
+    *,
+    base_port: int,
+    workers: int,
+    stages: int,
+    environ: Mapping[str, str] | None = None,
+) -> Cluster:
+    """Returns once the cluster says that it is ready. `environ`: beside the environment of this process."""
     models = data_dir / "models"
     models.mkdir(parents=True)
     (models / model.name).symlink_to(model)
@@ -69,7 +77,13 @@ def start_cluster(model: Path, data_dir: Path, *, base_port: int, workers: int, 
     command = [sys.executable, "-m", "services.cli", "up", "--workers", str(workers), "--stages", str(stages)]
     command += ["--base-port", str(base_port), "--data-dir", str(data_dir), "--model", model.stem]
     with output.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environ or {})},
+        )
     cluster = Cluster(f"http://{HOST}:{base_port}", model.stem, data_dir, process.pid, process, output)
     try:
         until(lambda: "Butterfly is ready" in output.read_text() or process.poll() is not None, limit_s=START_LIMIT_S)

@@ -1,20 +1,17 @@
 """Real clusters of real processes give the tokens of the whole model in one process, one by one."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
-from shared.domain.task import SamplerParams, TokenRecord
-from shared.domain.token_rule import choose_token
+from shared.domain.task import SamplerParams
 from tests.e2e.running import Cluster, end_cluster, start_cluster
+from tests.e2e.tokens import expected_tokens, generated_tokens
 from tests.fakes.free_ports import free_base_port
 from tests.integration.engine.stages import Chain
 
-NUM_TOKENS = 40
 LONG_PROMPT = [(11 * i) % 5000 + 300 for i in range(150)]  # three chunks of prefill
 SHORT_PROMPT = [504, 3575, 282, 4649, 314]  # "The capital of France is"
 GREEDY = {"temperature": 0}
@@ -26,40 +23,6 @@ def whole_model(demo_model: Path) -> Iterator[Chain]:
     chain = Chain.open([demo_model])
     yield chain
     chain.close()
-
-
-def expected_tokens(whole: Chain, prompt: Sequence[int], sampler: SamplerParams) -> list[int]:
-    """The token rule on the logits of the whole model."""
-    found: list[TokenRecord] = []
-    logits = whole.prefill(prompt, 0)
-    while True:
-        position = len(prompt) + len(found) - 1
-        ids = [record.token_id for record in found]
-        found.append(choose_token(logits[0], position=position, params=sampler, prompt_ids=prompt, generated_ids=ids))
-        if len(found) == NUM_TOKENS:
-            whole.drop(0)
-            return [record.token_id for record in found]
-        logits = whole.step([found[-1].token_id], [0])
-
-
-def generated_tokens(cluster: Cluster, prompt: Sequence[int], sampling: Mapping[str, float]) -> list[int]:
-    """What the cluster commits for a task, read from the task's event stream."""
-    options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, **sampling}
-    body = {"kind": "completion", "model": cluster.model, "input": {"prompt": list(prompt), **options}}
-    with httpx.Client(base_url=cluster.api_url, trust_env=False, timeout=120) as client:
-        accepted = client.post("/v1/tasks", json=body)
-        assert accepted.status_code == 202, accepted.text
-        with client.stream("GET", accepted.json()["links"]["events"]) as events:
-            name, ids = "", []
-            for line in events.iter_lines():
-                field, _, value = line.partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data" and name == "commit":
-                    ids += json.loads(value)["token_ids"]
-                elif field == "data" and name == "end":
-                    assert json.loads(value)["status"] == "completed", value
-    return ids
 
 
 def test_greedy_tokens_are_those_of_the_whole_model(cluster: Cluster, whole_model: Chain) -> None:

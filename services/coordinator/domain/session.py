@@ -150,6 +150,10 @@ class Session:
             (index, seat.stage) for index, lane in enumerate(self.lanes) for seat in lane if seat.node_id == node_id
         )
 
+    def rows_seen(self, node_id: NodeId) -> int:
+        """How far a node says that it is, in whichever of its seats is furthest."""
+        return self._rows_seen.get(node_id, 0)
+
     def excludes(self, node_id: NodeId, boot_id: str, *, now_s: float) -> bool:
         return now_s < self._excluded_until_s.get((node_id, boot_id), now_s)
 

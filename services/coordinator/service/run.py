@@ -19,5 +19,5 @@ class Run(ABC):
         """Of a seat that the sender holds. Raises `StaleEpoch`, `ProtocolViolation`."""
 
     @abstractmethod
-    def laggard(self) -> NodeId | None:
-        """Who keeps the others waiting, as far as one can tell: no accusation."""
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        """Who keeps the others waiting, as far as one can tell, and whom it may wait for itself: no accusation."""

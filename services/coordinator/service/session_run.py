@@ -170,8 +170,8 @@ class SessionRun(Run):
             raise StaleEpoch(f"epoch {message.epoch} of task {message.task_id} is over")
         self._verifying.receipt(sender, message)
 
-    def laggard(self) -> NodeId | None:
-        return self._verifying.laggard() if self._verifying else None
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        return self._verifying.laggard() if self._verifying else (None, None)
 
     # --- the way of a session
 
@@ -276,6 +276,19 @@ class SessionRun(Run):
 
     async def _recover(self) -> None:
         session = self.session
+        for fault in session.faults[-1:]:
+            log.warning(
+                "seats_lost",
+                extra={
+                    "task_id": session.task.task_id,
+                    "epoch": session.epoch,
+                    "kind": fault.kind,
+                    "reason": fault.reason,
+                    "suspect": fault.suspect,
+                    "between": fault.between,
+                    "lanes": [[seat.node_id for seat in lane] for lane in session.lanes],
+                },
+            )
         given_up = verdict(session.faults)
         if given_up is not None:
             raise Failed(given_up.code, given_up.message)

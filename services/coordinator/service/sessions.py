@@ -250,7 +250,9 @@ class Sessions(SessionsInterface):
             silent_s=now_s - session.progress_at_s, nodes_silent_s=now_s - nodes_progress_s, timeout_s=timeout_s
         ):
             reason = f"no progress for {timeout_s:g} s while {session.phase}"
-            session.lose(FaultKind.STALL, reason, suspect=run.laggard(), now_s=now_s)
+            last, before = run.laggard()
+            between = (before, last) if last is not None and before is not None else None
+            session.lose(FaultKind.STALL, reason, suspect=last, between=between, now_s=now_s)
 
     async def _open_again(self, known: Run, wanted: OpenSession) -> None:
         """A second delivery promises no more than the first one achieves, which may be still at it."""

@@ -137,8 +137,8 @@ class TailRun(Run):
         session.progressed(now_s=self._parts.clock.now_s())
         session.poke()
 
-    def laggard(self) -> NodeId | None:
-        return self._lane.laggard if self._lane else None
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        return (self._lane.laggard, None) if self._lane else (None, None)
 
     # ---
 

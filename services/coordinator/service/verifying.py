@@ -22,6 +22,7 @@ from shared.contracts.messages import ReceiptPosted, WindowCommitted
 from shared.domain.errors import ButterflyError, ProtocolViolation
 from shared.domain.ids import NodeId
 from shared.domain.passage import Passage
+from shared.domain.plan import Partition
 from shared.domain.receipt import SignedReceipt
 from shared.domain.session import SessionPhase
 from shared.domain.signing import Signed
@@ -107,21 +108,27 @@ class Verifying:
             session.progressed(now_s=now_s)
         session.poke()
 
-    def laggard(self) -> NodeId | None:
-        """Whose receipt all others wait for, as far as one can tell: no accusation, the next plan may do without."""
-        for index, lane in enumerate(self._session.lanes):
-            reached = [self._posted.get((index, seat.stage), -1) for seat in lane]
-            others = max(self._posted.values(), default=-1) if index > 0 else max(reached)
-            if min(reached) < others:
-                laggard = lane[reached.index(min(reached))].node_id
-                return self._withheld.get(laggard, laggard)
-        return next(iter(self._withheld.values()), None)
-
-    @property
-    def _withheld(self) -> Mapping[NodeId, NodeId]:
-        """Whom the coordinator has not seen sent its rows -> who should send them."""
+    def laggard(self) -> tuple[NodeId | None, NodeId | None]:
+        """Whose receipt all others wait for, as far as one can tell, and who comes before it on the ring:
+        it may wait for that one. No accusation, the next plan may do without."""
+        last, before = self._last_of_all()
         witness = self._witness
-        return {} if witness is None or witness.is_complete else {witness.hop.receiver: witness.hop.sender}
+        if witness is not None and not witness.is_complete and last == witness.hop.receiver:
+            return witness.hop.sender, None  # the coordinator has not seen its rows pass
+        return last, before
+
+    def _last_of_all(self) -> tuple[NodeId, NodeId | None]:
+        lanes = self._session.lanes
+        posted = [[self._posted.get((index, seat.stage), -1) for seat in lane] for index, lane in enumerate(lanes)]
+        seen = [self._session.rows_seen(seat.node_id) for seat in lanes[0]]
+        if min(posted[0]) < max(posted[0]):
+            return _with_predecessor(lanes[0], posted[0])
+        if min(seen) < max(seen):  # an epoch that goes on signs nothing before its first window ends
+            return _with_predecessor(lanes[0], seen)
+        for lane, reached in zip(lanes[1:], posted[1:], strict=True):
+            if min(reached) < posted[0][0]:
+                return _with_predecessor(lane, reached)
+        return _with_predecessor(lanes[0], seen)  # all are equally far: stage 0 waits for a token
 
     # --- what is to be done
 
@@ -338,6 +345,12 @@ class Verifying:
 
     def _keys(self) -> Mapping[NodeId, bytes]:
         return {order.seated.assignment.node_id: order.seated.public_key for lane in self._orders for order in lane}
+
+
+def _with_predecessor(lane: Sequence[Partition], reached: Sequence[int]) -> tuple[NodeId, NodeId | None]:
+    """The seat that is least far, and the one before it on the ring."""
+    stage = reached.index(min(reached))
+    return lane[stage].node_id, lane[stage - 1].node_id if len(lane) > 1 else None
 
 
 def _by_lane(receipts: Iterable[SignedReceipt]) -> list[list[SignedReceipt]]:

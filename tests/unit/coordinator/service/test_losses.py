@@ -73,6 +73,17 @@ async def test_a_broken_link_moves_the_session_away_from_the_peer_when_there_is_
     assert (coordinator.session(task).epoch, seats(coordinator, task)) == (2, [N1, N3, N4])
 
 
+async def test_who_calls_one_link_after_the_other_broken_is_done_without(coordinator: Coordinator) -> None:
+    await coordinator.join(N4)
+    task = make_task()
+    await coordinator.open(task)
+    for peer in (N2, N3):
+        broken = LinkFault(peer=NodeId(peer), outgoing=True, reason="I say so")
+        await coordinator.messages.handle(coordinator.tokens[N1], broken)
+        await coordinator.settle()
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N2, N3, N4])
+
+
 async def test_a_broken_link_between_the_only_nodes_is_tried_again(coordinator: Coordinator) -> None:
     task = make_task()
     await coordinator.open(task)
@@ -187,6 +198,19 @@ async def test_positions_in_heartbeats_are_progress(coordinator: Coordinator) ->
     assert session.epoch == 1
     await coordinator.advance(6)  # the same position again is none
     assert session.epoch == 2
+
+
+async def test_a_node_behind_which_all_others_wait_is_done_without(coordinator: Coordinator) -> None:
+    await coordinator.join(N4)
+    task = make_task(prompt_ids=tuple(range(40)))
+    await coordinator.open(task)
+    for epoch, waiting in ((1, N3), (2, N4)):
+        rows = {N1: 40, N2: 40, waiting: 0}
+        for node_id, seen in rows.items():
+            coordinator.positions[node_id] = (SessionPosition(task_id=task.task_id, epoch=Epoch(epoch), rows=seen),)
+        assert waiting in seats(coordinator, task)
+        await coordinator.advance(8)
+    assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N1, N3, N4])
 
 
 async def test_a_session_behind_others_on_busy_nodes_is_not_stalled(coordinator: Coordinator) -> None:
