@@ -27,10 +27,8 @@ CONTROL_SETTINGS = {
     # As small as windows get, so that there are many.
     "BUTTERFLY_COORDINATION__CHECKPOINT_INTERVAL": "1",
     "BUTTERFLY_COORDINATION__WINDOW_CHECKPOINTS": "2",
-    # A seat that signs nothing holds its session up for so long. Long enough for a busy machine.
-    "BUTTERFLY_COORDINATION__PHASE_TIMEOUT_MS": "1500",
     "BUTTERFLY_COORDINATION__HEARTBEAT_MS": "250",
-    "BUTTERFLY_COORDINATION__LEASE_MS": "4000",
+    "BUTTERFLY_COORDINATION__LEASE_MS": "5000",
     "BUTTERFLY_LOGGING__LEVEL": "WARNING",
 }
 WORKER_SETTINGS = {

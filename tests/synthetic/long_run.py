@@ -30,7 +30,7 @@ from tests.synthetic.load import Clients, Tally
 
 HONEST_WORKERS = 3
 STAGES = 3
-TASKS_AT_ONCE = 12
+TASKS_AT_ONCE = 8
 CHANCE = 0.02
 LOOK_EVERY_S = 0.25
 JOIN_LIMIT_S = 60.0
