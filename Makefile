@@ -9,7 +9,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification e2e byzantine demo-byzantine clean
+.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ types: setup
 # Real workers that lie, each kind at every seat: `make byzantine KINDS="lazy twins"` plays some kinds only.
 byzantine: setup model
 	$(BIN)/python -m tests.byzantine.play --model $(MODEL) $(KINDS)
+
+# Many windows under each kind of lie, on workers that compute a cheap function in place of a model.
+byzantine-long: setup
+	$(BIN)/python -m tests.synthetic.long_run --windows $(or $(WINDOWS),10000) --seed $(or $(SEED),1) $(KINDS)
 
 demo-byzantine: setup model
 	$(BIN)/python -m tests.byzantine.demo --model $(MODEL) $(ATTACK)

@@ -1,5 +1,5 @@
-"""`python -m tests.byzantine.colluding_worker FILE`: a real worker that lies wherever the stage is that FILE names, once
-it is there. Workers that share the file are a coalition that knows where it sits."""
+"""`python -m tests.byzantine.colluding_worker FILE`: a real worker that lies wherever the stage is that FILE names, as
+soon as it is there. Workers that share the file are a coalition that knows where it sits."""
 
 import os
 import sys

@@ -1,10 +1,11 @@
 """The workers of one epoch: honest ones as the worker service keeps its chains, and faulty ones."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
+from typing import Protocol
 
 from services.coordinator.domain.ledger import Release, Seal
 from services.coordinator.domain.witness import Witness
@@ -73,6 +74,45 @@ class Post:
     old_receipts: list[SignedReceipt] = field(default_factory=list)
 
 
+class Inbox(Protocol):
+    """Where the seat before puts its rows."""
+
+    def append(self, row: bytes, /) -> None: ...
+
+    def extend(self, rows: Iterable[bytes], /) -> None: ...
+
+
+class Receiver(Protocol):
+    @property
+    def inbox(self) -> Inbox: ...
+
+
+class Place(Receiver, Protocol):
+    """A seat as the rest of its lane and the coordinator see it, whoever is behind it."""
+
+    next: Receiver | None
+    first: Receiver | None
+    witness: Witness | None
+    """Of what it sends on, if its link goes through the coordinator."""
+
+    @property
+    def order(self) -> Assignment: ...
+
+    @property
+    def decodes(self) -> bool: ...
+
+    @property
+    def can_step(self) -> bool: ...
+
+    def step(self) -> None: ...
+
+    def release(self, step: Release) -> None: ...
+
+    def committed(self, window: int) -> None: ...
+
+    def seal(self, step: Seal) -> None: ...
+
+
 class Seat:
     def __init__(
         self,
@@ -92,8 +132,8 @@ class Seat:
         self.order, self.decodes = order, decodes
         self._drafts_tokens = drafts_tokens
         self.is_last = order.stage == num_stages - 1
-        self.next: Seat | None = None
-        self.first: Seat | None = None
+        self.next: Receiver | None = None
+        self.first: Receiver | None = None
         self.witness: Witness | None = None
         """Of what it sends on, if its link goes through the coordinator."""
         self.inbox: deque[bytes] = deque()
@@ -228,7 +268,8 @@ class Seat:
         if self._fires(Kind.REPLAYS, window) or self._fires(Kind.REPLAYS_ONLY, window):
             old = self._rng.choice(self._post.old_receipts) if self._post.old_receipts else signed
             sender = own.sender if old.receipt.epoch == self.order.epoch else old.receipt.node_id  # a late delivery
-            self._post.messages.append(replace(own, sender=sender, signed=old.signed, is_honest=False))
+            late = Posted(old.receipt.epoch, sender, old.signed, records, is_honest=False)
+            self._post.messages.append(late)
             if self._fires(Kind.REPLAYS_ONLY, window):
                 return
         if self._fires(Kind.FORGES, window) and self._post.old_receipts:
@@ -290,7 +331,7 @@ class Seat:
         return True
 
 
-def connect(lane: Sequence[Seat]) -> None:
+def connect(lane: Sequence[Place]) -> None:
     for seat, following in pairwise(lane):
         seat.next = following
     lane[-1].first = lane[0]

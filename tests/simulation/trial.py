@@ -24,7 +24,7 @@ from shared.domain.task import TokenRecord
 from shared.domain.window_check import Finding
 from shared.domain.windows import WindowSchedule
 from tests.simulation.attacks import Attack, Fate, Kind
-from tests.simulation.seats import Committed, Drafted, Message, Post, Posted, Seat, ToSeats, connect
+from tests.simulation.seats import Committed, Drafted, Message, Place, Post, Posted, Seat, ToSeats, connect
 from tests.simulation.toy_model import END_ID, MODEL_ROOT, NUM_IDS, NUMERICS_HASH, SAMPLER_HASH, Truth
 
 MAX_EPOCHS = 60
@@ -168,7 +168,7 @@ class Trial:
             sink_start=truth_sink.hex() if self._rng.random() < 0.5 else "",
             replay=self._first_try.ids if self._first_try else (),
         )
-        self._lanes = [[self._worker(seated) for seated in lane] for lane in orders]
+        self._lanes: list[list[Place]] = [[self._place(seated) for seated in lane] for lane in orders]
         self._records = list(self._committed)
         self._ring_end: int | None = None
         self._posted: set[tuple[int, int, int]] = set()
@@ -453,9 +453,13 @@ class Trial:
         )
         return Seated(assignment, sign_assignment(_COORDINATOR, assignment), self._keys[node].public_key)
 
-    def _worker(self, seated: Seated) -> Seat:
+    def _place(self, seated: Seated) -> Place:
+        node = seated.assignment.node_id
+        attack = next((each for each in self.case.attacks if each.node == node), self.case.attacks[0])
+        return self._worker(seated, attack, self._post)
+
+    def _worker(self, seated: Seated, attack: Attack, post: Post) -> Seat:
         order = seated.assignment
-        attack = next((each for each in self.case.attacks if each.node == order.node_id), self.case.attacks[0])
         return Seat(
             order,
             order_digest=digest_of(seated.order),
@@ -466,7 +470,7 @@ class Trial:
             decodes=self._decodes or (order.lane == 0 and self._first_try is None),
             drafts_tokens=order.lane == 0 and self._first_try is None,
             attack=attack,
-            post=self._post,
+            post=post,
             rng=self._rng,
         )
 

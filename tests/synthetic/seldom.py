@@ -1,0 +1,121 @@
+"""Faults that strike at random, so that no window is the first bad one by design; and how often they did."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import numpy as np
+
+from services.worker.domain.identity import Identity
+from services.worker.ports import (
+    EngineLoader,
+    Ints,
+    LoadedEngine,
+    Mask,
+    ReceiptSigner,
+    Rows,
+    StageEngine,
+    StageFile,
+)
+from services.worker.service.receipts import KeySigner
+from shared.contracts.messages import StageRef
+from shared.domain.receipt import Receipt
+from shared.domain.signing import Signed
+from tests.byzantine.engine_faults import Fault
+
+SeatPlace = tuple[int, int]
+"""(lane, stage)"""
+
+
+@dataclass
+class Told:
+    """By one lying node."""
+
+    is_stubborn: bool
+    """It sticks to its lies: from the first one on it tells nothing else. Else it is honest when it is asked again."""
+    lies: int = 0
+    """Results or receipts that were not as an honest node's."""
+    receipts: Counter[SeatPlace] = field(default_factory=Counter)
+    """Signed, true ones included."""
+
+    def is_due(self, chance: float, rng: Random) -> bool:
+        """Whether it is to lie now."""
+        return rng.random() < chance or (self.is_stubborn and self.lies > 0)
+
+
+class SeldomEngine:
+    """An honest engine, and what a fault makes of some of its answers."""
+
+    def __init__(
+        self, honest: StageEngine, fault: Fault, *, is_last: bool, chance: float, rng: Random, told: Told
+    ) -> None:
+        """`chance`: of each call."""
+        self._honest, self._fault, self._is_last = honest, fault, is_last
+        self._chance, self._rng, self._told = chance, rng, told
+        self._calls = 0
+
+    def forward(self, x: Ints | Rows, slots: Ints, positions: Ints, want: Mask | None = None) -> Rows:
+        self._calls += 1
+        result = self._honest.forward(x, slots, positions, want)
+        if not len(result) or not self._told.is_due(self._chance, self._rng):
+            return result
+        altered = self._fault.alter(x, result, self._calls, is_last=self._is_last)
+        self._told.lies += not np.array_equal(altered, result)
+        return altered
+
+    def copy(self, src: int, dst: int) -> None:
+        self._honest.copy(src, dst)
+
+    def drop(self, slot: int) -> None:
+        self._honest.drop(slot)
+
+    def set_threads(self, n_threads: int) -> None:
+        self._honest.set_threads(n_threads)
+
+    def close(self) -> None:
+        self._honest.close()
+
+
+class SeldomLoader(EngineLoader):
+    """Loads honest engines, passes their self-test, and then plugs the fault in."""
+
+    def __init__(self, honest: EngineLoader, fault: Fault, *, chance: float, rng: Random, told: Told) -> None:
+        self._honest, self._fault = honest, fault
+        self._chance, self._rng, self._told = chance, rng, told
+
+    def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
+        loaded = self._honest.load(ref, file, n_slots=n_slots, ctx_per_slot=ctx_per_slot)
+        engine = SeldomEngine(
+            loaded.engine,
+            self._fault,
+            is_last=ref.layers.end == ref.num_layers,
+            chance=self._chance,
+            rng=self._rng,
+            told=self._told,
+        )
+        return replace(loaded, engine=engine)
+
+
+class SeldomSigner(ReceiptSigner):
+    def __init__(
+        self,
+        identity: Identity,
+        make_signer: Callable[[Identity], ReceiptSigner],
+        *,
+        chance: float,
+        rng: Random,
+        told: Told,
+    ) -> None:
+        """`chance`: of each receipt."""
+        self._honest, self._false = KeySigner(identity), make_signer(identity)
+        self._chance, self._rng, self._told = chance, rng, told
+
+    def sign(self, receipt: Receipt) -> Signed:
+        self._told.receipts[receipt.lane, receipt.stage] += 1
+        honest = self._honest.sign(receipt)
+        if not self._told.is_due(self._chance, self._rng):
+            return honest
+        signed = self._false.sign(receipt)
+        self._told.lies += signed != honest
+        return signed
