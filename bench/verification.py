@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 MODES = ("none", "audit", "quorum")
 SEQUENCES = (1, 4, 16)
 PROMPT = 32
-NUM_TOKENS = 241  # after the small windows at the start five of full size
+NUM_TOKENS = 121  # after the small windows at the start two of full size
 WAIT = "butterfly_draft_to_commit_seconds"
 
 
