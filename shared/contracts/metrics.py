@@ -12,7 +12,8 @@ ShortText = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
 WholeNumber = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
 Names = Annotated[tuple[ShortText, ...], Field(max_length=MAX_NAMES)]
-EventValue = Annotated[bool, Field(strict=True)] | WholeNumber | Number | ShortText | Names | None
+WholeNumbers = Annotated[tuple[WholeNumber, ...], Field(max_length=MAX_NAMES)]
+EventValue = Annotated[bool, Field(strict=True)] | WholeNumber | Number | ShortText | Names | WholeNumbers | None
 
 
 class EventEnvelope(BaseModel):

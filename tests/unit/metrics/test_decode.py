@@ -1,11 +1,15 @@
 import dataclasses
+from enum import Enum
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
 from services.metrics.decode import decode_event
 from shared.contracts.metrics import EventBatch, EventEnvelope
-from shared.events.catalogue import BytesTransferred, StepTimed, TaskCompleted
+from shared.events.catalogue import EVENT_TYPES, BytesTransferred, StepTimed, TaskCompleted
+from shared.events.publisher import envelope_of
 
 
 def envelope(kind: str, data: dict[str, object]) -> EventEnvelope:
@@ -21,6 +25,26 @@ def test_an_event_comes_back_as_it_was_sent() -> None:
     event = TaskCompleted("t1", 12.5, ("n1", "n2"))
     data = dataclasses.asdict(event)
     assert decode_event(envelope("TaskCompleted", data), is_trusted=True) == event
+
+
+def sample(hint: Any) -> object:  # any annotation of a field of the catalogue
+    """Some value of the type."""
+    arguments = get_args(hint)
+    if get_origin(hint) in {Union, UnionType, Literal}:
+        return arguments[0] if get_origin(hint) is Literal else sample(arguments[0])
+    if get_origin(hint) is tuple:
+        return (sample(arguments[0]),) * 2
+    if issubclass(hint, Enum):
+        return next(iter(hint))
+    return {str: "x", int: 1, float: 1.5, bool: True}[hint]
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES.values(), ids=lambda kind: kind.__name__)
+def test_every_event_of_the_catalogue_travels(kind: type[Any]) -> None:
+    event = kind(**{name: sample(hint) for name, hint in get_type_hints(kind).items()})
+    sent = envelope_of(event, event_id="b-1", at_s=1.0, source="n1")
+    arrived = EventEnvelope.model_validate_json(sent.model_dump_json())
+    assert decode_event(arrived, is_trusted=True) == event
 
 
 def test_a_worker_may_tell_of_its_steps_but_not_that_a_task_is_done() -> None:
