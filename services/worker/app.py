@@ -162,7 +162,6 @@ def assemble(
         events=events,
         now=clock.now_s,
     )
-    incoming = IncomingLinks(take=ring.take, seating=seating, report=outbox.report, clock=clock)
     thread = EngineThread()
     memory_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
     stages = StagePool(
@@ -177,6 +176,13 @@ def assemble(
         tasks=tasks,
         clock=clock,
         events=events,
+    )
+    incoming = IncomingLinks(
+        take=ring.take,
+        max_payload_bytes=lambda: stages.max_payload_bytes,
+        seating=seating,
+        report=outbox.report,
+        clock=clock,
     )
     sessions = SessionService(
         seating=seating,

@@ -151,7 +151,8 @@ class FrameReader:
 
     def __init__(self, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         self._buffer = bytearray()
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes
+        """May change between calls: it holds for frames that are not complete."""
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """Frames completed by `chunk`, in order. Raises `ProtocolViolation`; the link must be closed then."""
@@ -162,7 +163,7 @@ class FrameReader:
             magic, head_bytes, payload_bytes = _PREFIX.unpack_from(self._buffer, offset)
             if magic != MAGIC:
                 raise ProtocolViolation("bytes on the link are not a frame")
-            if head_bytes > MAX_HEADER_BYTES or payload_bytes > self._max_payload_bytes:
+            if head_bytes > MAX_HEADER_BYTES or payload_bytes > self.max_payload_bytes:
                 raise ProtocolViolation(f"frame of {head_bytes}+{payload_bytes} bytes exceeds the limit")
             start = offset + _PREFIX.size
             end = start + head_bytes + payload_bytes

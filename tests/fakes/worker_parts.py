@@ -209,7 +209,6 @@ class MemoryWorker:
             events=self.events,
             now=clock.now_s,
         )
-        self.incoming = IncomingLinks(take=self.ring.take, seating=self.seating, report=self.outbox.report, clock=clock)
         self.thread = EngineThread()
         self.stages = StagePool(
             node_id=node_id,
@@ -223,6 +222,13 @@ class MemoryWorker:
             tasks=self.tasks,
             clock=clock,
             events=self.events,
+        )
+        self.incoming = IncomingLinks(
+            take=self.ring.take,
+            max_payload_bytes=lambda: self.stages.max_payload_bytes,
+            seating=self.seating,
+            report=self.outbox.report,
+            clock=clock,
         )
         self.sessions = SessionService(
             seating=self.seating,

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from services.coordinator.domain.witness import Witness
 from services.coordinator.ports import Links
 from services.coordinator.service.interfaces import RelaysInterface
-from shared.contracts.frame import MAX_ROWS, Frame, FrameKind, FrameReader, encode_frame
+from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
 from shared.contracts.messages import Peer
 from shared.domain.chain import hidden_bytes
 from shared.domain.errors import ButterflyError, InvalidCredentials, PeerUnavailable, ProtocolViolation
 from shared.domain.ids import NodeId, TaskId
+from shared.domain.numerics import TILE_ROWS
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
-MAX_RELAYS = 32  # each holds a frame of `MAX_ROWS` rows at most; beyond, a dispute is decided without a witness
+MAX_RELAYS = (
+    32  # each is taken once, and holds two frames of a chunk at most; beyond, a dispute is decided without a witness
+)
 SILENCE_S = 15.0  # three keep-alive frames lost, or so long nothing taken by the receiver
 
 _END = encode_frame(Frame(FrameKind.END))
@@ -86,7 +89,7 @@ class Relay:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def _take(self, chunks: AsyncIterator[bytes]) -> None:
-        reader = FrameReader(max_payload_bytes=MAX_ROWS * self._width * 4)
+        reader = FrameReader(max_payload_bytes=TILE_ROWS * self._width * 4)
         loop = asyncio.get_running_loop()
         async for chunk in chunks:
             for frame in reader.feed(chunk):

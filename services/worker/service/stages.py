@@ -11,6 +11,7 @@ from services.worker.service.runner import Deliver, StageRunner
 from shared.contracts.messages import StageRef
 from shared.domain.errors import OutOfMemory
 from shared.domain.ids import NodeId
+from shared.domain.numerics import TILE_ROWS
 from shared.events.catalogue import StageLoaded
 from shared.events.publisher import Publisher
 from shared.runtime.clock import Clock
@@ -56,10 +57,18 @@ class StagePool:
         self._loaded: dict[StageKey, StageRunner] = {}
         self._loading: dict[StageKey, asyncio.Task[StageRunner]] = {}
         self._load_lock = asyncio.Lock()
+        self._widest_row = 0
+        """Values in a row of the widest stage so far: rows for one that was dropped may still be under way."""
 
     @property
     def runners(self) -> Iterable[StageRunner]:
         return self._loaded.values()
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Of a frame for any stage here: a chunk, or a row for every slot. Twice: as many more may come
+        of sessions that ended here and not yet at the sender."""
+        return max(TILE_ROWS, 2 * self._n_slots) * self._widest_row * 4
 
     def get(self, ref: StageRef) -> StageRunner | None:
         """The stage, if it is loaded."""
@@ -99,6 +108,7 @@ class StagePool:
             except OutOfMemory:
                 loaded.engine.close()
                 raise
+            self._widest_row = max(self._widest_row, loaded.n_embd)
             took_ms = (self._clock.now_s() - began_s) * 1000
             runner = self._loaded[_key(ref)] = StageRunner(
                 ref,

@@ -1,4 +1,5 @@
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -9,7 +10,7 @@ from services.worker.service.outgoing_links import OutgoingLink
 from services.worker.service.seating import Seating
 from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
 from shared.contracts.messages import LinkFault, Peer
-from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation
+from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation, Unavailable
 from shared.domain.ids import NodeId
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.clock import FakeClock
@@ -22,7 +23,14 @@ class Bench:
     def __init__(self) -> None:
         self.taken: list[tuple[NodeId, FrameKind]] = []
         self.clock = FakeClock()
-        self.links = IncomingLinks(take=self._take, seating=Seating(), report=lambda _: None, clock=self.clock)
+        self.max_payload_bytes = 0
+        self.links = IncomingLinks(
+            take=self._take,
+            max_payload_bytes=lambda: self.max_payload_bytes,
+            seating=Seating(),
+            report=lambda _: None,
+            clock=self.clock,
+        )
 
     def _take(self, peer: NodeId, frames: Sequence[Frame]) -> None:
         self.taken += [(peer, frame.kind) for frame in frames]
@@ -147,3 +155,61 @@ async def test_what_no_honest_node_sends_is_reported_as_refused_and_not_as_a_bro
         await wait_until(lambda: any(isinstance(said, LinkFault) for said in cluster.coordinator.told))
         faults = [said for said in cluster.coordinator.told if isinstance(said, LinkFault)]
         assert [(fault.peer, fault.kind) for fault in faults] == [("a", "refused")]
+
+
+async def spoken(words: "asyncio.Queue[bytes]") -> AsyncIterator[bytes]:
+    while True:
+        yield await words.get()
+
+
+async def test_a_peer_that_opens_links_again_and_again_has_one() -> None:
+    bench, tasks = Bench(), BackgroundTasks()
+    bench.links.expect(PEER)
+    words = [asyncio.Queue[bytes]() for _ in range(20)]
+    links = [tasks.start(bench.links.receive("secret", spoken(queue)), name="link") for queue in words]
+    await wait_until(lambda: all(link.done() for link in links[:-1]))
+    words[-1].put_nowait(KEEP_ALIVE)
+    await wait_until(lambda: bench.taken != [])
+    assert not links[-1].done()
+    assert bench.links.peers == (PEER.node_id,)
+    await tasks.stop(1.0)
+
+
+async def test_a_frame_larger_than_any_stage_takes_is_refused_before_it_is_there() -> None:
+    bench = Bench()
+    bench.links.expect(PEER)
+    bench.max_payload_bytes = 64 * 16
+    with pytest.raises(ProtocolViolation, match="exceeds the limit"):
+        await bench.links.receive("secret", chunks_of(struct.pack("<4sII", b"BFL1", 10, 64 * 16 + 1)))
+
+
+async def test_of_too_many_links_the_oldest_that_feeds_no_seat_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_links, "MAX_LINKS", 2)
+    bench, tasks = Bench(), BackgroundTasks()
+    for name in "abc":
+        bench.links.expect(Peer(node_id=NodeId(name), address="http://a", link_token=name))
+        _ = tasks.start(bench.links.receive(name, spoken(asyncio.Queue())), name="link")
+        await wait_until(lambda name=name: name in bench.links.peers)  # type: ignore[misc]
+    assert bench.links.peers == ("b", "c")
+    await tasks.stop(1.0)
+
+
+async def test_links_that_feed_seats_give_way_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_links, "MAX_LINKS", 1)
+    async with MemoryCluster("a", "b").running() as cluster:
+        await cluster.assign(Order("task", (1, 2, 3), 300, ["a", "b"]))
+        links = cluster["b"].incoming
+        await wait_until(lambda: links.peers == ("a",))
+        links.expect(Peer(node_id=NodeId("c"), address="http://c", link_token="other"))
+        with pytest.raises(Unavailable):
+            await links.receive("other", chunks_of(KEEP_ALIVE))
+        assert links.peers == ("a",)
+
+
+async def test_a_token_that_was_replaced_opens_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_links, "ASSIGNMENT_PATIENCE_S", 0.01)
+    bench = Bench()
+    bench.links.expect(PEER)
+    bench.links.expect(Peer(node_id=PEER.node_id, address="http://a", link_token="fresh"))
+    with pytest.raises(InvalidCredentials):
+        await bench.links.receive("secret", chunks_of(KEEP_ALIVE))
