@@ -63,7 +63,9 @@ def pair_of(fault: Finding) -> tuple[NodeId, NodeId]:
 
 
 class PairMarks:
-    """Neighbours that disagreed, which convicts neither: the one who does so with many partners is the likely cause."""
+    """Neighbours that disagreed, which convicts neither: the one who does so with many partners is the likely cause.
+
+    Only partners that are here count: else one liar that comes again and again under new keys would be many."""
 
     def __init__(self) -> None:
         self._partners: dict[NodeId, set[NodeId]] = defaultdict(set)
@@ -77,6 +79,12 @@ class PairMarks:
         for node in blamed:
             del self._partners[node]
         return blamed
+
+    def forget(self, node_id: NodeId) -> None:
+        """It is gone: its marks say nothing any more, about it or about others."""
+        self._partners.pop(node_id, None)
+        for partners in self._partners.values():
+            partners.discard(node_id)
 
 
 def same_window_again(schedule: WindowSchedule, window: Window) -> WindowSchedule:

@@ -190,6 +190,7 @@ class Sessions(SessionsInterface):
 
     def node_gone(self, node_id: NodeId, kind: FaultKind, reason: str) -> None:
         self._node_progress_s.pop(node_id, None)
+        self._parts.pair_marks.forget(node_id)
         for run in list(self._runs.values()):
             session = run.session
             if session.seats_of(node_id):

@@ -86,6 +86,13 @@ def test_marks_with_three_different_partners_put_a_node_in_quarantine() -> None:
     assert [marks.add(*pair_of(fault)) for fault in faults] == [(), (), (), (KEYS[0].node_id,)]
 
 
+def test_partners_that_are_gone_do_not_count() -> None:
+    marks = PairMarks()
+    for partner in (1, 2, 3, 4):
+        assert marks.add(KEYS[0].node_id, KEYS[partner].node_id) == ()
+        marks.forget(KEYS[partner].node_id)
+
+
 def test_only_a_link_fault_is_about_a_pair() -> None:
     with pytest.raises(ValueError, match="one node"):
         pair_of(finding(SOURCE, said(0, B), detail=""))
