@@ -1,7 +1,7 @@
 """The one lane of a tail audit: what it is given, and what follows from what its seats sign. No I/O, no clock."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.coordinator.domain.lane_book import LaneBook, Seated
 from services.coordinator.domain.ledger import Accuse, Release, Seal, is_other, read_from
@@ -10,7 +10,7 @@ from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import NodeId
 from shared.domain.numerics import Profile, smallest, weakest
 from shared.domain.plan import LayerRange, NodeCapability, Partition
-from shared.domain.receipt import SignedReceipt, kept_receipt, read_assignment
+from shared.domain.receipt import Receipt, SignedReceipt, kept_receipt, read_assignment
 from shared.domain.signing import Signed
 from shared.domain.tail_audit import ChainValues, SeatedNode
 from shared.domain.task import TokenRecord
@@ -50,6 +50,10 @@ class Answer:
     @property
     def signers(self) -> frozenset[NodeId]:
         return frozenset(each.receipt.node_id for each in self.receipts)
+
+    def without(self, said: Receipt) -> "Answer":
+        """The same; who signed `said` is not fresh for its layers any more."""
+        return replace(self, seated=self.seated | {SeatedNode(said.node_id, said.layer_start, said.layer_end)})
 
 
 def read_answer(prompt_ids: Sequence[int], entries: Sequence[WindowEntry]) -> Answer:
@@ -126,6 +130,11 @@ class Differs:
     said: SignedReceipt
     signers: tuple[SignedReceipt, ...]
     """For the answer, at that stage and window."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Window and stage: audits of one answer look at them in this order."""
+        return self.said.receipt.window, self.said.receipt.stage
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from services.coordinator.domain.session import Subject
-from services.coordinator.domain.tail_lane import Answer, Differs, fresh_seats, read_answer
-from services.coordinator.domain.tail_line import Finished, Waiting
+from services.coordinator.domain.tail_lane import Answer, fresh_seats, read_answer
+from services.coordinator.domain.tail_line import WAIT_S, Finished
+from services.coordinator.domain.tail_opinions import Opinions, heard, unheard
 from services.coordinator.service.member import Member
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.sessions import Sessions
@@ -16,13 +17,14 @@ from shared.domain.errors import ButterflyError, NoCapacity, RegistryUnavailable
 from shared.domain.ids import Epoch, NodeId, PlanId, TaskId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.plan import LayerRange, NodeCapability, Partition, failure_domain
+from shared.domain.receipt import Receipt
 from shared.domain.tail_audit import TailAudit, TailState
 from shared.events.catalogue import AnswerRevoked
 
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
-"""Lanes that may be lost or end in a quarrel before an audit is given up."""
+"""Lanes that may be lost or end in a quarrel, one after another, before an audit is given up."""
 RETRY_S = 1.0
 LIMIT_S = 300.0
 """One audit, waiting for slots not counted."""
@@ -37,30 +39,47 @@ class TailAudits:
     async def run_once(self) -> None:
         """Wait for an answer and audit it; to be called in a loop."""
         waiting = await self._parts.tail.next()
-        finished, epoch = waiting.finished, waiting.finished.epoch
-        suspects: set[NodeId] = set()
-        reason = NO_FRESH_NODES
+        case = _Case(waiting.finished, waiting.finished.epoch)
         try:
-            answer = await self._answer(finished)
-            for _ in range(MAX_TRIES):
-                run, reason = await self._open(waiting, answer, epoch, suspects)
-                if run is None:
-                    break
-                epoch = run.session.epoch
-                with self._sessions.hosting(run):
-                    outcome = await run.run()
-                if not isinstance(outcome, Inconclusive):
-                    await self._settle(finished, epoch, outcome)
-                    return
-                reason = outcome.reason
-                if outcome.suspect is not None:
-                    suspects.add(outcome.suspect)
-                if self._parts.clock.now_s() >= waiting.until_s:
-                    break
+            await self._hear(case, await self._answer(case.finished), until_s=waiting.until_s)
         except ButterflyError as error:  # nobody waits for it
-            log.info("tail_audit_given_up", extra={"task_id": finished.task_id, "code": error.code})
-            reason = error.code
-        await self._parts.tail.note(finished.task_id, epoch, TailState.SKIPPED, reason)
+            log.info("tail_audit_given_up", extra={"task_id": case.task_id, "code": error.code})
+            case.reason = error.code
+        await self._settle(case)
+
+    async def _hear(self, case: "_Case", answer: Answer, *, until_s: float) -> None:
+        """Have lanes compute it until its fate is known, or there are no more to be asked."""
+        num_tries = 0
+        while num_tries < MAX_TRIES and not case.opinions.is_settled:
+            num_tries += 1
+            run = await self._open(case, answer, until_s)
+            if run is None:
+                return
+            with self._sessions.hosting(run):
+                outcome = await run.run()
+            match outcome:
+                case Inconclusive(reason=reason, suspect=suspect):
+                    case.reason = reason
+                    if suspect is not None:
+                        case.suspects.add(suspect)
+                    if self._parts.clock.now_s() >= until_s:
+                        return
+                case Passed() | Refuted():
+                    await self._weigh(case, outcome)
+                    num_tries, until_s = 0, self._parts.clock.now_s() + WAIT_S  # each time somebody else is asked
+
+    async def _weigh(self, case: "_Case", outcome: Passed | Refuted) -> None:
+        """What follows from one more audit; who is alone with what it signed does not serve for now."""
+        before = case.opinions
+        case.opinions = heard(before, outcome.differs if isinstance(outcome, Refuted) else None)
+        case.proof = outcome.proof
+        for node_id in case.opinions.alone - before.alone:
+            case.suspects.add(node_id)
+            case.reason = f"node {node_id} came to another result, and a second audit to the committed one"
+            log.error("auditor_contradicted", extra={"task_id": case.task_id, "node_id": node_id})
+            await self._parts.members.set_aside(
+                node_id, f"f + 1 nodes and a fresh one contradict what it signed in an audit of task {case.task_id}"
+            )
 
     async def _answer(self, finished: Finished) -> Answer:
         task = finished.subject.task
@@ -69,33 +88,42 @@ class TailAudits:
         committed = committed_entries(entries, num_tokens=record.num_committed, has_completed=True)
         return read_answer(task.prompt_ids, committed)
 
-    async def _open(
-        self, waiting: Waiting, answer: Answer, epoch: Epoch, suspects: set[NodeId]
-    ) -> tuple[TailRun | None, str]:
-        """A lane with slots and an epoch, or None and why there is none: then not in time either."""
-        parts, subject = self._parts, waiting.finished.subject
+    async def _open(self, case: "_Case", answer: Answer, until_s: float) -> TailRun | None:
+        """A lane with slots and an epoch. None: there is none, nor in time."""
+        parts, subject, doubt = self._parts, case.finished.subject, case.opinions.doubt
+        doubted = None if doubt is None else doubt.said.receipt
         while True:
-            members = [member for member in parts.members.ready() if member.node_id not in suspects]
-            seats = self._fresh_seats(subject.model, answer, members)
+            members = [member for member in parts.members.ready() if member.node_id not in case.suspects]
+            seats = self._fresh_seats(
+                subject.model,
+                answer if doubted is None else answer.without(doubted),
+                members,
+                last=None if doubted is None else doubted.node_id,
+            )
             if seats is None:
-                return None, NO_FRESH_NODES
+                case.reason = NO_FRESH_NODES
+                return None
             run = TailRun(parts, self._limited(subject), answer)
             nodes = {member.node_id: member.capability for member in members}
             plan_id = PlanId(f"{parts.tail.secret.getrandbits(128):032x}")
             try:
-                await run.open(seats, nodes, after=epoch, plan_id=plan_id)
-            except NoCapacity as error:
-                if parts.clock.now_s() + RETRY_S > waiting.until_s:
-                    return None, error.message
+                await run.open(seats, nodes, after=case.epoch, plan_id=plan_id)
+            except (NoCapacity, RegistryUnavailable) as error:
+                if parts.clock.now_s() + RETRY_S > until_s:
+                    case.reason = error.message
+                    return None
                 await parts.clock.sleep(RETRY_S)
             else:
-                return run, ""
+                case.epoch = run.session.epoch
+                return run
 
     def _limited(self, subject: Subject) -> Subject:
         return replace(subject, deadline_at_s=self._parts.clock.now_s() + LIMIT_S)
 
-    def _fresh_seats(self, model: ModelInfo, answer: Answer, members: Sequence[Member]) -> tuple[Partition, ...] | None:
-        """Drawn at random: nobody is to know beforehand who audits."""
+    def _fresh_seats(
+        self, model: ModelInfo, answer: Answer, members: Sequence[Member], *, last: NodeId | None
+    ) -> tuple[Partition, ...] | None:
+        """Drawn at random: nobody is to know beforehand who audits. `last`: whom to take only where nobody else is."""
         loaded = {member.node_id: list(member.loaded.values()) for member in members}
         domains = {layers: self._domains(answer, layers) for layers in answer.cut}
 
@@ -111,6 +139,7 @@ class TailAudits:
 
         nodes = [member.capability for member in members]
         self._parts.tail.secret.shuffle(nodes)
+        nodes.sort(key=lambda node: node.node_id == last)
         return fresh_seats(answer, nodes, can_hold)
 
     def _domains(self, answer: Answer, layers: LayerRange) -> set[tuple[str, str]]:
@@ -122,42 +151,63 @@ class TailAudits:
 
     # --- what it came to
 
-    async def _settle(self, finished: Finished, epoch: Epoch, outcome: Passed | Refuted) -> None:
-        tail, task_id = self._parts.tail, finished.task_id
-        match outcome:
-            case Passed(proof=proof):
-                await self._keep(task_id, proof)
-                await tail.note(task_id, epoch, TailState.PASSED, "")
-            case Refuted(proof=proof, differs=differs):
-                await self._alarm(task_id, differs)
-                await self._keep(task_id, proof)
-                said = differs.said.receipt
-                reason = f"another result at stage {said.stage}, window {said.window}"
-                await tail.note(task_id, epoch, TailState.FAILED, reason)
+    async def _settle(self, case: "_Case") -> None:
+        tail, opinions = self._parts.tail, unheard(case.opinions)
+        if opinions.guilty is not None and opinions.doubt is not None:
+            said = opinions.doubt.said.receipt
+            await self._alarm(case.task_id, said, opinions.guilty)
+            await self._keep(case)
+            reason = f"another result at stage {said.stage}, window {said.window}"
+            await tail.note(case.task_id, case.epoch, TailState.FAILED, reason)
+        elif opinions.has_passed and await self._keep(case):
+            await tail.note(case.task_id, case.epoch, TailState.PASSED, case.reason if opinions.alone else "")
+        else:
+            await tail.note(case.task_id, case.epoch, TailState.SKIPPED, case.reason)
 
-    async def _keep(self, task_id: TaskId, proof: TailAudit) -> None:
-        """While the registry is away it waits. Raises what the store raises else."""
-        while True:
+    async def _keep(self, case: "_Case") -> bool:
+        """Whether the proof is kept: not of an audit after which others took an epoch. While the registry is away it
+        waits."""
+        while case.proof is not None:
             try:
-                return await self._parts.receipts.keep_tail_audit(task_id, proof)
+                await self._parts.receipts.keep_tail_audit(case.task_id, case.proof)
             except RegistryUnavailable:
                 await self._parts.clock.sleep(RETRY_S)
+            except ButterflyError as error:
+                log.info("tail_audit_not_kept", extra={"task_id": case.task_id, "code": error.code})
+                case.reason = error.code
+                return False
+            else:
+                return True
+        return False
 
-    async def _alarm(self, task_id: TaskId, differs: Differs) -> None:
-        """f + 1 say one thing and one says another: nobody is convicted, but none of them serves for now."""
-        said = differs.said.receipt
+    async def _alarm(self, task_id: TaskId, said: Receipt, guilty: Sequence[NodeId]) -> None:
+        """Results stand against each other: nobody is convicted, but none of those who may be guilty serves for now."""
         log.error(
-            "answer_revoked",
-            extra={"task_id": task_id, "stage": said.stage, "window": said.window, "nodes": differs.nodes},
+            "answer_revoked", extra={"task_id": task_id, "stage": said.stage, "window": said.window, "nodes": guilty}
         )
         self._parts.events.publish(AnswerRevoked(task_id, said.stage, said.window))
-        for node_id in differs.nodes:
-            try:
-                await self._parts.members.quarantine(
-                    node_id, f"a tail audit contradicts what was signed for task {task_id}"
-                )
-            except ButterflyError as error:  # it has left, or the quarantine outlives this process only
-                log.warning("not_quarantined", extra={"node_id": node_id, "code": error.code})
+        for node_id in guilty:
+            await self._parts.members.set_aside(node_id, f"a tail audit contradicts what was signed for task {task_id}")
+
+
+@dataclass(slots=True)
+class _Case:
+    """One answer while it is audited."""
+
+    finished: Finished
+    epoch: Epoch
+    """The task's present one."""
+    suspects: set[NodeId] = field(default_factory=set)
+    """Whom the next audit does without."""
+    opinions: Opinions = field(default_factory=Opinions)
+    proof: TailAudit | None = None
+    """Of the last audit that came to its end."""
+    reason: str = NO_FRESH_NODES
+    """Why there is no more to tell."""
+
+    @property
+    def task_id(self) -> TaskId:
+        return self.finished.task_id
 
 
 def _stage_bytes(model: ModelInfo, node: NodeCapability, layers: LayerRange) -> int:

@@ -143,16 +143,73 @@ async def test_colluders_in_both_lanes_of_a_stage_are_found_and_the_answer_is_re
         assert sentence.endswith("tail audit: failed, fresh nodes came to another result")
 
 
-async def test_nodes_that_had_no_part_in_the_disputed_stage_are_not_quarantined() -> None:
+SIX = (N1, N2, N3, N4, N5, N6)
+
+
+def quarantined(coordinator: Coordinator) -> set[str]:
+    return {node for node, state in states(coordinator).items() if state is NodeState.QUARANTINED}
+
+
+async def test_two_auditors_that_say_the_same_against_the_answer_are_not_quarantined() -> None:
     colluders = wrong_at(lambda seat: seat.stage == 2 and seat.epoch == 1)
-    async with clustered(colluders, nodes=(N1, N2, N3, N4, N5, N6)) as (coordinator, cluster):
+    async with clustered(colluders, nodes=SIX) as (coordinator, cluster):
         task = audited()
         await coordinator.open(task)
         await cluster.run()
         assert await tail_state(coordinator, task) is TailState.FAILED
-        quarantined = {node for node, state in states(coordinator).items() if state is NodeState.QUARANTINED}
-        assert {N2, N3} < quarantined
-        assert len(quarantined) == 3
+        assert len(coordinator.events.of(AnswerRevoked)) == 1
+        assert (await coordinator.record(task)).epoch == 3
+        assert quarantined(coordinator) == {N2, N3}  # who signed stage 2
+        assert coordinator.events.of(NodeFailure) == []
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+async def test_one_dishonest_auditor_can_have_no_right_answer_revoked(stage: int) -> None:
+    liar: set[str] = set()
+
+    def is_lying(seat: Assignment) -> bool:
+        if seat.epoch == 2 and seat.stage == stage:
+            liar.add(seat.node_id)
+        return seat.epoch > 1 and seat.node_id in liar  # at whatever stage it sits
+
+    async with clustered(wrong_at(is_lying, from_row=5), nodes=SIX) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.PASSED
+        assert coordinator.events.of(AnswerRevoked) == []
+        assert quarantined(coordinator) == liar
+        assert coordinator.events.of(TailAuditChanged)[-1].reason != ""
+        assert check_bundle(await bundle_of(coordinator, task), trusted=TRUSTED).tail_nodes
+
+
+async def test_where_three_results_stand_against_each_other_all_who_signed_them_are_quarantined() -> None:
+    def distort(seat: Assignment, row: int, data: bytes) -> bytes:
+        return bytes([data[0] ^ seat.epoch]) + data[1:] if seat.epoch > 1 and seat.stage == 2 else data
+
+    async with clustered(Conduct(make=distort), nodes=SIX) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.FAILED
+        assert {N2, N3} < quarantined(coordinator)
+        assert len(quarantined(coordinator)) == 4
+
+
+async def test_a_second_audit_that_comes_to_no_end_leaves_the_first_ones_word() -> None:
+    liars = wrong_at(lambda seat: seat.stage == 2 and seat.epoch == 2)
+    async with clustered(liars, nodes=SIX) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        cluster.is_stopped = lambda key: key[1] > 2
+        await cluster.run()
+        assert coordinator.events.of(AnswerRevoked) == []  # nothing is said before it
+        for _ in range(4):
+            await coordinator.advance(6)
+            await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.FAILED
+        assert {N2, N3} < quarantined(coordinator)
+        assert len(quarantined(coordinator)) == 3
 
 
 async def test_an_auditor_looks_like_any_audit_lane() -> None:
