@@ -96,11 +96,30 @@ class Silent(Fault):
         return given
 
 
-class FaultyEngine:
+class LyingEngine:
+    """Leaves to an honest engine all that a lie does not touch. Its `forward` is what tells the lie."""
+
+    def __init__(self, honest: StageEngine) -> None:
+        self._honest = honest
+
+    def copy(self, src: int, dst: int) -> None:
+        self._honest.copy(src, dst)
+
+    def drop(self, slot: int) -> None:
+        self._honest.drop(slot)
+
+    def set_threads(self, n_threads: int) -> None:
+        self._honest.set_threads(n_threads)
+
+    def close(self) -> None:
+        self._honest.close()
+
+
+class FaultyEngine(LyingEngine):
     """An honest engine, and what a fault makes of it while the worker holds the seat to lie at."""
 
     def __init__(self, honest: StageEngine, fault: Fault, place: Place, ref: StageRef) -> None:
-        self._honest = honest
+        super().__init__(honest)
         self._fault = fault
         self._place = place
         self._ref = ref
@@ -119,18 +138,6 @@ class FaultyEngine:
         if not np.array_equal(fed, x) or not np.array_equal(altered, result):
             self._place.computed_falsely()
         return altered
-
-    def copy(self, src: int, dst: int) -> None:
-        self._honest.copy(src, dst)
-
-    def drop(self, slot: int) -> None:
-        self._honest.drop(slot)
-
-    def set_threads(self, n_threads: int) -> None:
-        self._honest.set_threads(n_threads)
-
-    def close(self) -> None:
-        self._honest.close()
 
 
 class FaultyLoader(EngineLoader):

@@ -22,7 +22,7 @@ from services.worker.service.receipts import KeySigner
 from shared.contracts.messages import StageRef
 from shared.domain.receipt import Receipt
 from shared.domain.signing import Signed
-from tests.byzantine.engine_faults import Fault
+from tests.byzantine.engine_faults import Fault, LyingEngine
 
 SeatPlace = tuple[int, int]
 """(lane, stage)"""
@@ -44,14 +44,15 @@ class Told:
         return rng.random() < chance or (self.is_stubborn and self.lies > 0)
 
 
-class SeldomEngine:
+class SeldomEngine(LyingEngine):
     """An honest engine, and what a fault makes of some of its answers."""
 
     def __init__(
         self, honest: StageEngine, fault: Fault, *, is_last: bool, chance: float, rng: Random, told: Told
     ) -> None:
         """`chance`: of each call."""
-        self._honest, self._fault, self._is_last = honest, fault, is_last
+        super().__init__(honest)
+        self._fault, self._is_last = fault, is_last
         self._chance, self._rng, self._told = chance, rng, told
         self._calls = 0
 
@@ -63,18 +64,6 @@ class SeldomEngine:
         altered = self._fault.alter(x, result, self._calls, is_last=self._is_last)
         self._told.lies += not np.array_equal(altered, result)
         return altered
-
-    def copy(self, src: int, dst: int) -> None:
-        self._honest.copy(src, dst)
-
-    def drop(self, slot: int) -> None:
-        self._honest.drop(slot)
-
-    def set_threads(self, n_threads: int) -> None:
-        self._honest.set_threads(n_threads)
-
-    def close(self) -> None:
-        self._honest.close()
 
 
 class SeldomLoader(EngineLoader):
