@@ -252,7 +252,8 @@ class Heartbeat(Contract):
     """Stages loaded now."""
     slots_used: int = 0
     sessions: Annotated[tuple[SessionPosition, ...], Field(max_length=4_096)] = ()
-    timer_lag_ms: float = 0.0
+    timer_lag_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """By how much the wait for this beat took longer than it should."""
     draining: bool = False
 
 

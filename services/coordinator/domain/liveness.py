@@ -1,20 +1,34 @@
 """What silence means: of a node, and of a session. Silence is never evidence of lying, only a reason to replace."""
 
+from services.coordinator.domain.suspicion import SUSPECT_AT
 from shared.domain.session import NodeState
 
-SUSPECT_AFTER = 0.5  # of a lease without a heartbeat
+LATE_AFTER = 0.5  # of a lease: a node whose own timers come that late may lose its lease soon
 BUSY_FACTOR = 12  # phase timeouts that a session may wait behind others on nodes that do make progress
 
 
-def node_state(*, silent_s: float, lease_s: float, quarantined: bool, draining: bool, unreachable: bool) -> NodeState:
-    """The state of a registered node. `unreachable`: it did not answer a call since its last heartbeat."""
+def node_state(
+    *,
+    silent_s: float,
+    lease_s: float,
+    phi: float,
+    timer_lag_s: float,
+    quarantined: bool,
+    draining: bool,
+    unreachable: bool,
+) -> NodeState:
+    """The state of a registered node.
+
+    `phi`: how suspicious its silence is (`suspicion.Rhythm.phi`). `timer_lag_s`: how late it says its own timers come.
+    `unreachable`: it did not answer a call since its last heartbeat.
+    """
     if silent_s > lease_s:
         return NodeState.LOST
     if quarantined:
         return NodeState.QUARANTINED
     if draining:
         return NodeState.DRAINING
-    if unreachable or silent_s > lease_s * SUSPECT_AFTER:
+    if unreachable or phi >= SUSPECT_AT or timer_lag_s > lease_s * LATE_AFTER:
         return NodeState.SUSPECT
     return NodeState.READY
 

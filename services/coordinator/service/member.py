@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from services.coordinator.domain.kinship import StageKey
 from services.coordinator.domain.standing import Standing
+from services.coordinator.domain.suspicion import Rhythm
 from services.coordinator.ports import Worker
 from shared.contracts.coordinator import NodeView, SeatView
 from shared.contracts.messages import StageRef
@@ -33,12 +34,15 @@ class Member:
     token_hash: bytes
     worker: Worker
     heard_at_s: float
+    rhythm: Rhythm
     state: NodeState = NodeState.READY
     is_drained: bool = False
     """By the operator."""
     is_stopping: bool = False
     """By itself."""
     is_unreachable: bool = False
+    timer_lag_s: float = 0.0
+    """As it said with its last heartbeat."""
     loaded: Mapping[StageKey, StageRef] = field(default_factory=dict)
     loading: dict[StageKey, StageRef] = field(default_factory=dict)
     facts: dict[StageKey, StageFacts] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.kinship import kin_of
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.suspicion import Rhythm
 from services.coordinator.ports import Workers
 from services.coordinator.service.interfaces import MembershipInterface
 from services.coordinator.service.member import (
@@ -142,6 +143,7 @@ class Membership(MembershipInterface):
             token_hash=token_hash(node_token),
             worker=self._workers.connect(node_id, node.address, boot_id=node.boot_id, token=coordinator_token),
             heard_at_s=self._clock.now_s(),
+            rhythm=Rhythm(self._terms.heartbeat_ms / 1000),
         )
         if before is not None:
             self._by_token.pop(before.token_hash, None)
@@ -225,7 +227,10 @@ class Membership(MembershipInterface):
         """Renew the lease. Raises `NodeNotFound` for another run than the one registered."""
         if beat.boot_id != member.boot_id:
             raise NodeNotFound("this run of the node is not registered: register again")
-        member.heard_at_s = self._clock.now_s()
+        now_s = self._clock.now_s()
+        member.rhythm = member.rhythm.after(now_s - member.heard_at_s)
+        member.heard_at_s = now_s
+        member.timer_lag_s = beat.timer_lag_ms / 1000
         member.is_stopping = beat.draining
         member.is_unreachable = False
         member.loaded = {stage_key(ref): ref for ref in beat.stages}
@@ -363,9 +368,12 @@ class Membership(MembershipInterface):
             self._tell_changed()
 
     def _state(self, member: Member) -> NodeState:
+        silent_s = self._clock.now_s() - member.heard_at_s
         return node_state(
-            silent_s=self._clock.now_s() - member.heard_at_s,
+            silent_s=silent_s,
             lease_s=self._terms.lease_ms / 1000,
+            phi=member.rhythm.phi(silent_s),
+            timer_lag_s=member.timer_lag_s,
             quarantined=self._standings.of(member.node_id) is not None,
             draining=member.is_drained or member.is_stopping,
             unreachable=member.is_unreachable,

@@ -55,23 +55,37 @@ class TestPacing:
 
 class TestLiveness:
     @pytest.mark.parametrize(
-        ("silent_s", "quarantined", "draining", "unreachable", "expected"),
+        ("silent_s", "phi", "timer_lag_s", "quarantined", "draining", "unreachable", "expected"),
         [
-            (0.0, False, False, False, NodeState.READY),
-            (1.0, False, False, False, NodeState.READY),
-            (1.1, False, False, False, NodeState.SUSPECT),
-            (0.0, False, False, True, NodeState.SUSPECT),
-            (1.1, False, True, False, NodeState.DRAINING),
-            (1.1, True, True, True, NodeState.QUARANTINED),
-            (2.1, True, True, False, NodeState.LOST),
-            (2.1, False, False, False, NodeState.LOST),
+            (0.0, 0.0, 0.0, False, False, False, NodeState.READY),
+            (1.0, 7.9, 1.0, False, False, False, NodeState.READY),
+            (1.1, 8.0, 0.0, False, False, False, NodeState.SUSPECT),
+            (0.0, 0.0, 1.1, False, False, False, NodeState.SUSPECT),
+            (0.0, 0.0, 0.0, False, False, True, NodeState.SUSPECT),
+            (1.1, 9.0, 0.0, False, True, False, NodeState.DRAINING),
+            (1.1, 9.0, 0.0, True, True, True, NodeState.QUARANTINED),
+            (2.1, 9.0, 0.0, True, True, False, NodeState.LOST),
+            (2.1, 0.0, 0.0, False, False, False, NodeState.LOST),
         ],
     )
     def test_state_by_silence(
-        self, silent_s: float, quarantined: bool, draining: bool, unreachable: bool, expected: NodeState
+        self,
+        silent_s: float,
+        phi: float,
+        timer_lag_s: float,
+        quarantined: bool,
+        draining: bool,
+        unreachable: bool,
+        expected: NodeState,
     ) -> None:
         state = node_state(
-            silent_s=silent_s, lease_s=2.0, quarantined=quarantined, draining=draining, unreachable=unreachable
+            silent_s=silent_s,
+            lease_s=2.0,
+            phi=phi,
+            timer_lag_s=timer_lag_s,
+            quarantined=quarantined,
+            draining=draining,
+            unreachable=unreachable,
         )
         assert state is expected
 
