@@ -1,5 +1,6 @@
 """`butterfly up` and the commands around it, as an operator meets them."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from services.cli.clients.control_plane import Coordinator
+from shared.contracts.coordinator import NodeView
+from shared.domain.session import NodeState
 from tests.e2e.running import HOST, Cluster, butterfly, is_alive, until
 from tests.fakes.free_ports import free_base_port
 
@@ -85,23 +89,52 @@ def test_a_killed_worker_is_started_again_and_seen_again(cluster: Cluster) -> No
     until(lambda: [node["state"] for node in cluster.status()["nodes"]].count("ready") == 4)
 
 
-def test_a_worker_with_the_join_token_joins_and_leaves(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_worker_with_the_join_token_joins_is_drained_survives_its_engine_and_leaves(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     coordinator = f"http://{HOST}:{int(cluster.api_url.rpartition(':')[2]) + 3}"
-    token = json.loads((cluster.data_dir / "secrets.json").read_text())["join_token"]
+    secrets = json.loads((cluster.data_dir / "secrets.json").read_text())
     listen = f"{HOST}:{free_base_port(0)}"
-    command = [sys.executable, "-m", "services.cli", "worker", "--join", coordinator, "--token", token]
+    command = [sys.executable, "-m", "services.cli", "worker", "--join", coordinator]
+    command += ["--token", secrets["join_token"]]
     command += ["--listen", listen, "--data-dir", str(tmp_path), "--memory-mb", "600"]
     joined = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def states() -> list[str]:
-        return [node["state"] for node in cluster.status()["nodes"] if node["address"] == f"http://{listen}"]
+    async def nodes() -> tuple[NodeView, ...]:
+        client = Coordinator(coordinator, service_token=secrets["service_token"], now=time.monotonic)
+        try:
+            return await client.nodes()
+        finally:
+            await client.aclose()
+
+    def seen() -> NodeView | None:
+        return next((node for node in asyncio.run(nodes()) if node.address == f"http://{listen}"), None)
+
+    def is_seen(state: NodeState) -> bool:
+        node = seen()
+        return node is not None and node.state is state
 
     try:
-        until(lambda: states() == ["ready"])
+        until(lambda: is_seen(NodeState.READY))
+        first = seen()
+        assert first is not None
+
+        assert cluster.butterfly("nodes", "drain", first.node_id).returncode == 0
+        assert is_seen(NodeState.DRAINING)
+        assert cluster.butterfly("nodes", "resume", first.node_id).returncode == 0
+        until(lambda: is_seen(NodeState.READY))
+
+        children = Path(f"/proc/{joined.pid}/task/{joined.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGABRT)  # as the engine's library does
+        until(lambda: first.boot_id not in {node.boot_id for node in asyncio.run(nodes())}, limit_s=3)  # no ghost
+        until(lambda: is_seen(NodeState.READY))
+        again = seen()
+        assert again is not None
+        assert again.node_id == first.node_id
     finally:
         joined.terminate()
         joined.wait(60)
-    until(lambda: states() != ["ready"])
+    until(lambda: seen() is None, limit_s=3)
 
 
 def test_the_secrets_are_readable_to_their_owner_only(cluster: Cluster) -> None:

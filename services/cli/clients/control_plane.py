@@ -35,6 +35,14 @@ class Coordinator:
         """Raises `NodeNotFound` when nothing keeps the node away, `RegistryUnavailable`."""
         await self._peer.post(_of(node_id, "reinstate"), None, Empty)
 
+    async def drain(self, node_id: str) -> None:
+        """Raises `NodeNotFound`."""
+        await self._peer.post(_of(node_id, "drain"), None, Empty, idempotent=True)
+
+    async def resume(self, node_id: str) -> None:
+        """Raises `NodeNotFound`."""
+        await self._peer.post(_of(node_id, "resume"), None, Empty, idempotent=True)
+
     async def evidence(self) -> tuple[EvidenceSummary, ...]:
         """Raises `RegistryUnavailable`."""
         return (await self._peer.get("/evidence", EvidenceList)).evidence

@@ -1,15 +1,19 @@
 """`butterfly nodes`: the workers of a cluster, which layers they hold, and which of them may serve."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING
 
 from services.cli.clients.gateway import Gateway, Node
 from services.cli.commands.arguments import Invocation, Subcommands, add_api, add_coordinator, api_url, coordinator_of
 from services.cli.domain.table import table
 
+if TYPE_CHECKING:
+    from services.cli.clients.control_plane import Coordinator
+
 
 def add_to(commands: Subcommands) -> None:
-    parser = commands.add_parser("nodes", help="list, quarantine and reinstate workers")
+    parser = commands.add_parser("nodes", help="list, drain, quarantine and reinstate workers")
     add_api(parser)
     parser.set_defaults(run=_list)
     actions = parser.add_subparsers(metavar="ACTION", title="actions (default: list)")
@@ -25,7 +29,13 @@ def add_to(commands: Subcommands) -> None:
     reinstate = actions.add_parser("reinstate", help="let a quarantined or evicted worker serve again")
     reinstate.set_defaults(run=_reinstate)
 
-    for action in (quarantine, reinstate):
+    drain = actions.add_parser("drain", help="give a worker no new work; what runs there goes on")
+    drain.set_defaults(run=_drain)
+
+    resume = actions.add_parser("resume", help="give a drained worker work again")
+    resume.set_defaults(run=_resume)
+
+    for action in (quarantine, reinstate, drain, resume):
         action.add_argument("node", metavar="NODE")
         add_coordinator(action)
 
@@ -37,32 +47,47 @@ def _list(invocation: Invocation) -> int:
 
 def _quarantine(invocation: Invocation) -> int:
     node = invocation.arguments.node
-    asyncio.run(_change(invocation, quarantine_for=invocation.arguments.reason))
+    _ask(invocation, lambda coordinator: coordinator.quarantine(node, invocation.arguments.reason))
     print(f"{node} is quarantined: `butterfly nodes reinstate {node}` ends it")
     return 0
 
 
 def _reinstate(invocation: Invocation) -> int:
-    asyncio.run(_change(invocation, quarantine_for=None))
-    print(f"{invocation.arguments.node} may serve again")
+    node = invocation.arguments.node
+    _ask(invocation, lambda coordinator: coordinator.reinstate(node))
+    print(f"{node} may serve again")
     return 0
 
 
-async def _change(invocation: Invocation, *, quarantine_for: str | None) -> None:
-    """None: reinstate."""
+def _drain(invocation: Invocation) -> int:
+    node = invocation.arguments.node
+    _ask(invocation, lambda coordinator: coordinator.drain(node))
+    print(f"{node} gets no new work: `butterfly nodes resume {node}` ends it")
+    return 0
+
+
+def _resume(invocation: Invocation) -> int:
+    node = invocation.arguments.node
+    _ask(invocation, lambda coordinator: coordinator.resume(node))
+    print(f"{node} gets work again")
+    return 0
+
+
+def _ask(invocation: Invocation, change: Callable[["Coordinator"], Coroutine[None, None, None]]) -> None:
     # Imported here: they bring the HTTP client along, which the other commands need not wait for.
     from services.cli.clients.control_plane import Coordinator
     from shared.runtime.clock import SystemClock
 
     url, service_token = coordinator_of(invocation)
-    coordinator = Coordinator(url, service_token=service_token, now=SystemClock().now_s)
-    try:
-        if quarantine_for is None:
-            await coordinator.reinstate(invocation.arguments.node)
-        else:
-            await coordinator.quarantine(invocation.arguments.node, quarantine_for)
-    finally:
-        await coordinator.aclose()
+
+    async def ask() -> None:
+        coordinator = Coordinator(url, service_token=service_token, now=SystemClock().now_s)
+        try:
+            await change(coordinator)
+        finally:
+            await coordinator.aclose()
+
+    asyncio.run(ask())
 
 
 def node_table(nodes: Sequence[Node]) -> str:

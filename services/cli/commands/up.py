@@ -1,18 +1,16 @@
 """`butterfly up`: a whole cluster on this machine."""
 
 import asyncio
-import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from services.cli.commands.arguments import DEMO, Invocation, Subcommands, add_data_dir, not_negative, positive
 from services.cli.domain.cluster import Kind
 from services.cli.domain.model_names import SUFFIX, checked, name_from
+from services.cli.foreground import STOP_SIGNALS, show
 from services.cli.local_cluster import LOOPBACK, LocalCluster, Wishes, plan_cluster
 from services.cli.model_adding import add_model
 from services.cli.stores.data_dir import ClusterStatus, DataDir, ProcessStatus
@@ -28,7 +26,6 @@ _VERIFIED = {
     "audit": "are verified: every token is computed by nodes that check each other (audit)",
     "quorum": "are verified: every token is computed by a quorum of nodes (quorum)",
 }
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_to(commands: Subcommands) -> None:
@@ -70,7 +67,7 @@ def run(invocation: Invocation) -> int:
         try:
             return asyncio.run(_Up(cluster, wishes, data, SystemClock()).run())
         except StartFailed as error:
-            _show(f"butterfly: {error.message}")
+            show(f"butterfly: {error.message}")
             return error.exit_code
         finally:
             data.clear_status()
@@ -85,17 +82,17 @@ class _Up:
 
     async def run(self) -> int:
         supervisor = Supervisor(
-            self._cluster.specs, clock=self._clock, logs=self._data.logs, show=_show, publish=self._publish
+            self._cluster.specs, clock=self._clock, logs=self._data.logs, show=show, publish=self._publish
         )
         loop = asyncio.get_running_loop()
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop, supervisor)
-        _show(f"butterfly: starting {len(self._cluster.specs)} processes, logs in {self._data.logs}")
+        show(f"butterfly: starting {len(self._cluster.specs)} processes, logs in {self._data.logs}")
         return await supervisor.run(self._announce)
 
     def _stop(self, supervisor: Supervisor) -> None:
         if not supervisor.is_stopping:
-            _show("butterfly: stopping; once more to stop at once")
+            show("butterfly: stopping; once more to stop at once")
         supervisor.ask_to_stop()
 
     def _publish(self, processes: tuple[ProcessStatus, ...]) -> None:
@@ -121,10 +118,10 @@ class _Up:
         else:
             not_placed = await why_not_placed(self._wishes.model, self._cluster.layout, self._clock)
         if not_placed:
-            _show(f"butterfly: {self._wishes.model} is not placed: {not_placed}; its tasks wait until it is")
+            show(f"butterfly: {self._wishes.model} is not placed: {not_placed}; its tasks wait until it is")
         else:
-            _show(f"Butterfly is ready: {self._wishes.model} at {self._cluster.url(Kind.API)}/v1", sys.stdout)
-        _show(_instructions(self._cluster, self._wishes.model, self._data.path), sys.stdout)
+            show(f"Butterfly is ready: {self._wishes.model} at {self._cluster.url(Kind.API)}/v1", sys.stdout)
+        show(_instructions(self._cluster, self._wishes.model, self._data.path), sys.stdout)
 
 
 def _is_file(model: str) -> bool:
@@ -134,13 +131,13 @@ def _is_file(model: str) -> bool:
 def _ensure_model(wanted: str, folder: ModelFolder) -> None:
     """The model is in the folder when this returns. Raises what fetching or adding it raises."""
     if _is_file(wanted):
-        _show(f"butterfly: checking {wanted}")
+        show(f"butterfly: checking {wanted}")
         added = add_model(wanted, folder, progress=lambda _there, _total: None)
         if added.notice:
-            _show(f"butterfly: {added.name}: {added.notice}")
+            show(f"butterfly: {added.name}: {added.notice}")
     elif wanted == DEMO_MODEL.name:
         if not folder.path_of(wanted).exists():
-            _show(f"butterfly: fetching {wanted} ({DEMO_MODEL.file_bytes >> 20} MiB)")
+            show(f"butterfly: fetching {wanted} ({DEMO_MODEL.file_bytes >> 20} MiB)")
         pull(wanted, folder)
     else:
         folder.existing(wanted)
@@ -164,9 +161,3 @@ Add a worker of another machine (the token is in {data_dir / "secrets.json"}):
   butterfly worker --join {cluster.url(Kind.COORDINATOR)} --token JOIN_TOKEN
 Ctrl-C stops everything.
 """
-
-
-def _show(line: str, stream: TextIO | None = None) -> None:
-    """For the operator, on standard error; a terminal that is gone must not take the cluster with it."""
-    with contextlib.suppress(OSError):
-        print(line, file=stream or sys.stderr, flush=True)

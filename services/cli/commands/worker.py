@@ -1,20 +1,27 @@
-"""`butterfly worker`: this machine joins a running cluster as a worker."""
+"""`butterfly worker`: this machine joins a running cluster as a worker, and stays in it when the worker crashes."""
 
+import asyncio
+import math
 import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from services.cli.commands.arguments import Invocation, Subcommands, positive
+from services.cli.domain.cluster import Kind, Seat
 from services.cli.domain.environment import EVERYWHERE, bracketed, join_environment
 from services.cli.domain.memory import worker_memory_mb
+from services.cli.foreground import STOP_SIGNALS, show
 from services.cli.machine import available_memory_bytes
-from services.cli.probe import outward_address, port_is_free
+from services.cli.probe import answers_ready, outward_address, port_is_free
+from services.cli.supervisor import ProcessSpec, StartFailed, Supervisor
 from shared.domain.errors import InvalidInput
 from shared.llama.library import find_library_file, open_library_file
-from shared.runtime.config import load_config, split_address
+from shared.runtime.clock import SystemClock
+from shared.runtime.config import PARENT_PID_VARIABLE, load_config, split_address
 
 _PORT = 8090
+_LOOPBACK = "127.0.0.1"
 
 
 def add_to(commands: Subcommands) -> None:
@@ -31,7 +38,8 @@ def add_to(commands: Subcommands) -> None:
 
 
 def run(invocation: Invocation) -> int:
-    """Becomes the worker: signals and exit code are its own. Returns only by raising."""
+    """Until it is asked to stop. The worker is a process of its own: a native abort of the engine ends that alone, and
+    it starts again as the same node."""
     arguments = invocation.arguments
     coordinator_url = arguments.join.rstrip("/")
     listen = arguments.listen or f"{bracketed(_facing(coordinator_url))}:{_PORT}"
@@ -51,10 +59,36 @@ def run(invocation: Invocation) -> int:
         memory_mb=arguments.memory_mb or worker_memory_mb(available_memory_bytes(), 1),
         inherited=invocation.environ,
     )
-    environment = {**invocation.environ, **variables}
+    environment = {**invocation.environ, **variables, PARENT_PID_VARIABLE: str(os.getpid())}
     load_config(None, environment)  # complains in terms of the settings before the worker does
     open_library_file(find_library_file())
-    os.execve(sys.executable, [sys.executable, "-m", "services.worker"], environment)  # noqa: S606  no shell is wanted
+    ready_host = _LOOPBACK if host in EVERYWHERE else host
+    spec = ProcessSpec(
+        Seat(Kind.WORKER, "worker", port),
+        (sys.executable, "-m", "services.worker"),
+        environment,
+        ready_within_s=math.inf,  # the coordinator may come later
+        is_ready=lambda: answers_ready(ready_host, port),
+    )
+    logs: Path = arguments.data_dir.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        return asyncio.run(_keep(spec, logs, coordinator_url))
+    except StartFailed as error:
+        show(f"butterfly: {error.message}")
+        return error.exit_code
+
+
+async def _keep(spec: ProcessSpec, logs: Path, coordinator_url: str) -> int:
+    supervisor = Supervisor((spec,), clock=SystemClock(), logs=logs, show=show, publish=lambda _states: None)
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, supervisor.ask_to_stop)
+
+    async def joined() -> None:
+        show(f"butterfly: the worker has joined {coordinator_url}; its log is in {logs}")
+
+    return await supervisor.run(joined)
 
 
 def _facing(coordinator_url: str) -> str:

@@ -86,6 +86,18 @@ def test_nodes_are_quarantined_and_reinstated_at_the_coordinator(ask: Ask, gatew
     ]
 
 
+def test_nodes_are_drained_and_resumed_at_the_coordinator(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers |= {"POST /nodes/node-a/drain": (200, {}), "POST /nodes/node-a/resume": (200, {})}
+    at = ("--coordinator", gateway.url)
+    code, out, _ = ask("nodes", "drain", "node-a", *at, api=False)
+    assert (code, out.split(":")[0]) == (0, "node-a gets no new work")
+    assert ask("nodes", "resume", "node-a", *at, api=False)[:2] == (0, "node-a gets work again\n")
+    assert [asked for asked, _ in gateway.asked if asked.startswith("POST")] == [
+        "POST /nodes/node-a/drain",
+        "POST /nodes/node-a/resume",
+    ]
+
+
 def test_what_the_coordinator_refuses_is_told(ask: Ask, gateway: FakeGateway) -> None:
     refusal = {
         "type": "about:blank",
