@@ -9,6 +9,19 @@ import httpx
 KEEPALIVE_S = 30.0  # below the server's 75 s: a connection must not be closed while a call is put on it
 
 
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own, without one fault of a library below it."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except AttributeError as error:
+            # Over uvloop, anyio 4 asks a connection for its socket that was reset at once after it was made: None.
+            if error.obj is not None:
+                raise
+            raise httpx.ConnectError("the connection was reset while it was made", request=request) from error
+
+
 class ConnectionPool:
     def __init__(self, base_url: str, *, max_connections: int) -> None:
         self._base_url = base_url
@@ -17,11 +30,14 @@ class ConnectionPool:
         self._retired = False
         self._client = httpx.AsyncClient(
             base_url=base_url,
+            transport=_Transport(
+                trust_env=False,
+                http2=False,
+                verify=base_url.startswith("https:"),  # loading the trust store takes time that plain HTTP can spare
+                limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
+            ),
             trust_env=False,
             follow_redirects=False,
-            http2=False,
-            verify=base_url.startswith("https:"),  # loading the trust store takes time that plain HTTP can spare
-            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow as the peer likes
             headers={"Accept-Encoding": "identity", "User-Agent": "butterfly"},
         )

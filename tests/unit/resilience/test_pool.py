@@ -1,0 +1,58 @@
+"""What a pool makes of peers that break connections."""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvloop
+
+from shared.resilience.pool import ConnectionPool
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+
+
+@pytest.fixture
+def resetting_url() -> Iterator[str]:
+    """A peer that takes connections and resets them at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # closed
+                    return
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_connection_that_is_reset_while_it_is_made_is_a_transport_error(resetting_url: str) -> None:
+    async def connect(pool: ConnectionPool) -> BaseException | None:
+        async with pool.lease() as client:
+            try:
+                await client.get("/")
+            except Exception as error:  # noqa: BLE001  which kinds there are is what is tested
+                return error
+        return None
+
+    async def connect_often() -> list[BaseException | None]:
+        pool = ConnectionPool(resetting_url, max_connections=50)
+        # Many at once keep the loop busy, so that for some the reset is there before it looks at the connection.
+        found = [error for _ in range(10) for error in await asyncio.gather(*(connect(pool) for _ in range(50)))]
+        await pool.aclose()
+        return found
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what the services run on
+        found = runner.run(connect_often())
+    assert len(found) == 500
+    assert {type(error) for error in found if not isinstance(error, httpx.TransportError)} == set()
