@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from services.api.service.tasks import TasksService
 from services.api.stores.stream_hub import StreamHub
 from services.api.stores.task_reader import RegistryTaskReader
 from services.api.stores.vocabularies import VocabularyStore
+from shared.contracts.peer_state import PeerState
 from shared.domain.errors import ButterflyError, ServerDraining
 from shared.domain.ids import ModelId
 from shared.domain.task import Verification
@@ -45,7 +46,7 @@ from shared.resilience.http_client import PeerClient
 from shared.resilience.retry import RetryPolicy
 from shared.runtime.app import MEBIBYTE, make_app
 from shared.runtime.clock import Clock, SystemClock
-from shared.runtime.config import Config, ConfigError
+from shared.runtime.config import Config, ConfigError, is_loopback
 from shared.runtime.readiness import Check
 from shared.runtime.tasks import BackgroundTasks
 from shared.runtime.telemetry import Telemetry
@@ -73,6 +74,8 @@ class Surroundings:
     running: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
     """Held open while the gateway runs."""
     series: CollectorRegistry = field(default_factory=CollectorRegistry)
+    peers: Callable[[], Sequence[PeerState]] = tuple
+    """The services it calls, for /state/peers."""
 
 
 def create_app(config: Config) -> FastAPI:
@@ -132,6 +135,7 @@ def create_app(config: Config) -> FastAPI:
         },
         running=running,
         series=telemetry.registry,
+        peers=telemetry.peers.states,
     )
     return join(config, surroundings)
 
@@ -150,6 +154,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
         entropy=secrets.token_bytes,
     )
     attachments = Attachments(outside.scheduler, clock)
+    service_token = config.security.service_token.get_secret_value()
     gateway = GatewayService(
         preparation=preparation,
         scheduler=outside.scheduler,
@@ -203,8 +208,11 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
         stream_paths=(*openai.STREAM_PATHS, *tasks.STREAM_PATHS),
         render_error=render_error,
         clock=clock,
+        service_token=service_token,
+        public_paths=("/",),
         registry=outside.series,
         draining=draining,
+        peers=outside.peers if service_token or is_loopback(config.api.bind_address) else None,
     )
     if config.api.cors_origins:
         app.add_middleware(

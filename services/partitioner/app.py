@@ -63,4 +63,5 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         public_paths=PUBLIC_PATHS,
         clock=clock,
         registry=telemetry.registry,
+        peers=telemetry.peers.states,
     )

@@ -111,6 +111,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         clock=clock,
         registry=telemetry.registry,
         draining=draining,
+        peers=telemetry.peers.states,
     )
 
 

@@ -280,6 +280,7 @@ def assemble(
                     drafts=drafts,
                     outbox=outbox,
                     ring=ring,
+                    peers=lambda: (coordinator_peer.state(), *peers.states()),
                 ),
             )
         ],

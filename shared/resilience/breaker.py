@@ -1,8 +1,9 @@
 """A circuit breaker per operation of a peer: purgatory's states with what they lack.
 
-Added here: `success_threshold`, at most that many probes while half open, neutral outcomes (a cancelled call says
-nothing about the peer), results of an earlier generation ignored, a fresh exception per rejection, a monotonic
-clock by constructor, one guarded hook. Everything lives in this process: a peer's health is one caller's view.
+Added here: `success_threshold`, at most that many probes while half open, each with a deadline, neutral outcomes (a
+cancelled call says nothing about the peer), results of an earlier generation ignored, a fresh exception per
+rejection, a monotonic clock by constructor, one guarded hook. Everything lives in this process: a peer's health is
+one caller's view.
 """
 
 import random
@@ -18,10 +19,12 @@ from purgatory.domain.messages.commands import CreateCircuitBreaker
 from purgatory.service._async.message_handlers import register_circuit_breaker
 from purgatory.service._async.unit_of_work import AsyncAbstractUnitOfWork
 
+from shared.contracts.peer_state import BreakerState, BreakerView
 from shared.domain.errors import CircuitOpen
-from shared.resilience.hooks import BreakerChange, BreakerState, tell
+from shared.resilience.hooks import BreakerChange, tell
 
 PROBES_BUSY_RETRY_S = 0.05  # half open and all probes out: their answers are near
+PROBE_LIMIT_S = 15.0  # for calls that name no limit of their own
 
 
 class Outcome(StrEnum):
@@ -55,10 +58,10 @@ class _Open(model.OpenedState):
     def __init__(self, context: "_Context") -> None:
         super().__init__(context.name)
         spread = context.policy.open_spread
-        self._until_s = context.now() + context.policy.open_s * context.rng.uniform(1 - spread, 1 + spread)
+        self.until_s = context.now() + context.policy.open_s * context.rng.uniform(1 - spread, 1 + spread)
 
     def handle_new_request(self, context: model.Context) -> None:
-        left_s = self._until_s - _ours(context).now()
+        left_s = self.until_s - _ours(context).now()
         if left_s > 0:
             raise CircuitOpen(
                 f"{_ours(context).label} failed before and is not asked for {left_s:.1f} s", retry_after_s=left_s
@@ -69,24 +72,39 @@ class _Open(model.OpenedState):
 
 class _HalfOpen(model.HalfOpenedState):
     def __init__(self) -> None:
-        self.in_flight = 0
+        self.probes: set[Admission] = set()
         self._successes = 0
 
     def handle_new_request(self, context: model.Context) -> None:
-        if self.in_flight + self._successes >= _ours(context).policy.success_threshold:
-            raise CircuitOpen(f"{_ours(context).label} is being probed", retry_after_s=PROBES_BUSY_RETRY_S)
-        self.in_flight += 1
+        ours = _ours(context)
+        if any(probe.until_s <= ours.now() for probe in self.probes):
+            context.set_state(_Open(ours))  # a probe without result in its time is a failed one
+            context.handle_new_request()
+        if len(self.probes) + self._successes >= ours.policy.success_threshold:
+            raise CircuitOpen(f"{ours.label} is being probed", retry_after_s=PROBES_BUSY_RETRY_S)
 
     def handle_end_request(self, context: model.Context) -> None:
-        self.in_flight -= 1
         self._successes += 1
         if self._successes >= _ours(context).policy.success_threshold:
             context.recover_failure()
             context.set_state(_Closed())
 
     def handle_exception(self, context: model.Context, exc: BaseException) -> None:
-        self.in_flight -= 1
         context.set_state(_Open(_ours(context)))
+
+
+class Admission:
+    """One call that was let out."""
+
+    def __init__(self, context: "_Context", generation: model.State, until_s: float) -> None:
+        self.generation = generation
+        self.until_s = until_s
+        self.was_proven = False
+        self._context = context
+
+    def proven(self) -> None:
+        """A long exchange goes well so far: as a probe it has succeeded and need not end first."""
+        self._context.prove(self)
 
 
 class _Context(model.Context):
@@ -98,21 +116,46 @@ class _Context(model.Context):
         self.policy, self.now, self.rng = policy, now, rng
         self._state: model.State = _Closed()
 
-    def admit(self) -> model.State:
-        """Let a call out or raise `CircuitOpen`; returns the generation that let it out."""
+    def admit(self, limit_s: float) -> Admission:
+        """Let a call out or raise `CircuitOpen`. `limit_s`: by when a probe must have its result."""
         self.handle_new_request()
-        return self._state
+        admission = Admission(self, self._state, self.now() + limit_s)
+        if isinstance(self._state, _HalfOpen):
+            self._state.probes.add(admission)
+        return admission
 
-    def settle(self, admitted_by: model.State, outcome: Outcome, error: BaseException | None) -> None:
-        if outcome is Outcome.NEUTRAL:
-            if isinstance(admitted_by, _HalfOpen):
-                admitted_by.in_flight -= 1
-        elif admitted_by is not self._state:
-            return  # the result of an earlier generation
-        elif outcome is Outcome.SUCCESS:
+    def prove(self, admission: Admission) -> None:
+        if not isinstance(admission.generation, _HalfOpen) or admission.was_proven:
+            return
+        self.settle(admission, Outcome.SUCCESS, None)
+        admission.was_proven = True
+        if not isinstance(self._state, _Open):
+            admission.generation = self._state  # should it break after all, that counts against the peer
+
+    def settle(self, admission: Admission, outcome: Outcome, error: BaseException | None) -> None:
+        generation, is_failure = admission.generation, outcome is Outcome.FAILURE
+        if isinstance(generation, _HalfOpen):
+            generation.probes.discard(admission)
+        if outcome is Outcome.NEUTRAL or generation is not self._state:
+            return  # says nothing, or is the result of an earlier generation
+        if isinstance(generation, _HalfOpen) and not is_failure:
+            if admission.was_proven:
+                return  # counted already
+            is_failure = admission.until_s <= self.now()
+        if is_failure:
+            self._state.handle_exception(self, error or TimeoutError())
+        else:
             self.handle_end_request()
-        elif error is not None:
-            self._state.handle_exception(self, error)
+
+    def view(self) -> BreakerView:
+        state = self._state
+        return BreakerView(
+            operation=self.name,
+            state=self.state,
+            failures=state.failure_count if isinstance(state, _Closed) else 0,
+            probes=len(state.probes) if isinstance(state, _HalfOpen) else 0,
+            open_for_s=max(0.0, state.until_s - self.now()) if isinstance(state, _Open) else 0.0,
+        )
 
 
 def _ours(context: model.Context) -> _Context:
@@ -140,36 +183,48 @@ class CircuitBreakers:
         self._on_change = on_change
         self._now = now
         self._rng = rng
+        self._contexts: dict[str, _Context] = {}
         self._factory = self._new_factory()
 
     @asynccontextmanager
-    async def guard(self, operation: str) -> AsyncIterator[None]:
-        """Around one call. Raises `CircuitOpen`, with the seconds to wait, instead of letting it out."""
+    async def guard(self, operation: str, *, limit_s: float = PROBE_LIMIT_S) -> AsyncIterator[Admission]:
+        """Around one call. Raises `CircuitOpen`, with the seconds to wait, instead of letting it out.
+
+        `limit_s`: a probe without result by then is a failed one.
+        """
         factory = self._factory
         breaker = await factory.get_breaker(operation)
         context = _ours(breaker.context)
         try:
-            admitted_by = context.admit()
+            admission = context.admit(limit_s)
         finally:
             await self._tell_changes(factory, context)
         error: BaseException | None = None
         try:
-            yield
+            yield admission
         except BaseException as raised:
             error = raised
             raise
         finally:
             # Settled before anything is awaited: a second cancellation cannot keep a probe's place.
-            context.settle(admitted_by, self._outcome(error), error)
+            context.settle(admission, self._outcome(error), error)
             await self._tell_changes(factory, context)
 
     async def state(self, operation: str) -> BreakerState:
         breaker = await self._factory.get_breaker(operation)
         return breaker.context.state
 
+    def views(self) -> tuple[BreakerView, ...]:
+        """One per operation class that was used, in alphabetical order."""
+        return tuple(context.view() for _, context in sorted(self._contexts.items()))
+
     def reset(self) -> None:
         """The peer is a new one (another incarnation): forget what the old one did."""
+        forgotten, self._contexts = self._contexts, {}
         self._factory = self._new_factory()
+        for operation, context in forgotten.items():
+            if context.state != "closed":
+                tell(self._on_change, BreakerChange(self._peer, operation, "closed"))
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         if error is None:
@@ -186,6 +241,7 @@ class CircuitBreakers:
     async def _register(self, command: CreateCircuitBreaker, uow: AsyncAbstractUnitOfWork) -> model.Context:
         context = _Context(command.name, f"{self._peer} ({command.name})", self._policy, now=self._now, rng=self._rng)
         await uow.contexts.register(context)
+        self._contexts[command.name] = context
         return context
 
     async def _changed(self, event: ContextChanged, _: AsyncAbstractUnitOfWork) -> None:
@@ -193,4 +249,6 @@ class CircuitBreakers:
 
     async def _tell_changes(self, factory: AsyncCircuitBreakerFactory, context: _Context) -> None:
         while context.messages:
-            await factory.messagebus.handle(context.messages.pop(0), factory.uow)
+            message = context.messages.pop(0)
+            if factory is self._factory:  # else of an incarnation that is gone
+                await factory.messagebus.handle(message, factory.uow)

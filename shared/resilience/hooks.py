@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
+
+from shared.contracts.peer_state import BreakerState
 
 log = logging.getLogger(__name__)
 
 Details = TypeVar("Details")
-BreakerState = Literal["closed", "half-opened", "opened"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from shared.contracts.peer_state import BreakerState, PeerState, PoolView
 from shared.domain.deadline import Deadline
 from shared.domain.errors import (
     DeadlineExceeded,
@@ -28,9 +29,10 @@ from shared.resilience.context import (
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
     SERVICE_TOKEN_HEADER,
+    current_deadline,
     current_request_id,
 )
-from shared.resilience.hooks import BreakerState, BytesSent, PeerHooks, PoolRebuilt, Retried, tell
+from shared.resilience.hooks import BytesSent, PeerHooks, PoolRebuilt, Retried, tell
 from shared.resilience.outcomes import CallFailed, failed_transport, outcome_of, refusal
 from shared.resilience.pool import ConnectionPool
 from shared.resilience.retry import Retrier, RetryPolicy, Sleep
@@ -41,6 +43,7 @@ Operation = Literal["control", "link", "stage_file"]
 CONNECT_TIMEOUT_S = 1.0
 LINK_WRITE_TIMEOUT_S = 5.0
 OVERTIME_S = 1.0  # beyond a call's limit, which httpx keeps by itself unless the peer trickles
+LINK_PROVEN_S = LINK_WRITE_TIMEOUT_S  # nothing comes back on a link: one that takes chunks for so long goes well
 LINES_SILENCE_S = 30.0  # a server-sent stream says something at least every 10 s
 HOP_ALLOWANCE_MS = 5  # a callee is told a little less than what is left: its answer has to travel
 POOL_TIMEOUTS_TO_REBUILD = 3
@@ -59,9 +62,16 @@ class _Call:
     timeout_s: float = 2.0
     deadline: Deadline | None = None
 
+    def limit_s(self, now_s: float) -> float:
+        """How long its caller waits."""
+        return self.timeout_s if self.deadline is None else min(self.timeout_s, self.deadline.at_s - now_s)
+
 
 class PeerClient:
     """Typed calls to one peer.
+
+    Without a `deadline` of its own, a call has that of the HTTP request being answered, if there is one. The peer is
+    told how long it has: until then or until the call's `timeout_s`, whatever is sooner.
 
     Every call may raise: the domain error that the peer answered (by its code), `PeerUnavailable` (no answer),
     `CircuitOpen` (not asked: it failed before), `DeadlineExceeded` (own deadline), `ProtocolViolation` (an answer
@@ -100,6 +110,7 @@ class PeerClient:
         )
         self._pool = ConnectionPool(base_url, max_connections=max_connections)
         self._pool_timeouts = 0
+        self._rebuilds = 0
         self._durations_s: dict[str, deque[float]] = {}
         self._calls: set[asyncio.Task[bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -120,7 +131,7 @@ class PeerClient:
     ) -> T:
         """POST `body` as JSON. `idempotent`: the peer does the same on a second arrival, so it may be retried."""
         content = None if body is None else body.model_dump_json().encode()
-        call = _Call("POST", path, operation, content, {}, bearer, timeout_s, deadline)
+        call = _Call("POST", path, operation, content, {}, bearer, timeout_s, deadline or current_deadline.get())
         return self._parsed(call, reply, await self._run(call, idempotent=idempotent))
 
     async def get(
@@ -135,7 +146,7 @@ class PeerClient:
         bearer: str | None = None,
     ) -> T:
         """GET, retried when the peer does not answer."""
-        call = _Call("GET", path, operation, None, params or {}, bearer, timeout_s, deadline)
+        call = _Call("GET", path, operation, None, params or {}, bearer, timeout_s, deadline or current_deadline.get())
         return self._parsed(call, reply, await self._run(call, idempotent=True))
 
     async def delete(
@@ -149,7 +160,7 @@ class PeerClient:
         bearer: str | None = None,
     ) -> T:
         """DELETE, retried when the peer does not answer."""
-        call = _Call("DELETE", path, operation, None, {}, bearer, timeout_s, deadline)
+        call = _Call("DELETE", path, operation, None, {}, bearer, timeout_s, deadline or current_deadline.get())
         return self._parsed(call, reply, await self._run(call, idempotent=True))
 
     async def download(
@@ -181,8 +192,20 @@ class PeerClient:
         """
         timeout = httpx.Timeout(connect=CONNECT_TIMEOUT_S, write=LINK_WRITE_TIMEOUT_S, read=None, pool=1.0)
         all_headers = self._headers(bearer) | dict(headers or {})
-        async with self._opened("link", "POST", path, {200, 204}, headers=all_headers, timeout=timeout, content=chunks):
-            pass  # the answer comes after the last chunk
+        proven_from_s = self._now() + LINK_PROVEN_S
+        try:
+            async with self._breakers.guard("link") as admission:
+
+                async def told() -> AsyncIterator[bytes]:
+                    async for chunk in chunks:
+                        if self._now() >= proven_from_s:
+                            admission.proven()
+                        yield chunk
+
+                async with self._answer("POST", path, {200, 204}, headers=all_headers, timeout=timeout, content=told()):
+                    pass  # the answer comes after the last chunk
+        except CallFailed as failed:
+            raise failed.error from failed.__cause__
 
     async def stream_lines(
         self, path: str, *, params: Mapping[str, str] | None = None, bearer: str | None = None
@@ -224,6 +247,22 @@ class PeerClient:
     async def breaker_state(self, operation: Operation) -> BreakerState:
         return await self._breakers.state(operation)
 
+    def state(self) -> PeerState:
+        """For an operator's eyes."""
+        return PeerState(
+            peer=self.name,
+            address=httpx.URL(self.base_url).netloc.decode(),
+            incarnation=self._boot,
+            breakers=self._breakers.views(),
+            retry_budget=self._retrier.budget_left,
+            pool=PoolView(
+                calls=self._pool.calls,
+                max_connections=self._max_connections,
+                timeouts=self._pool_timeouts,
+                rebuilds=self._rebuilds,
+            ),
+        )
+
     async def aclose(self) -> None:
         """Close the connections; calls under way fail with `PeerUnavailable`."""
         self._closed = True
@@ -259,19 +298,17 @@ class PeerClient:
             task.exception()  # marks it as seen: the caller may be gone
 
     async def _guarded(self, call: _Call) -> bytes:
-        async with self._breakers.guard(call.operation):
+        ends_within_s = call.limit_s(self._now()) + 2 * OVERTIME_S
+        async with self._breakers.guard(call.operation, limit_s=ends_within_s):
             return await self._exchange(call)
 
     async def _exchange(self, call: _Call) -> bytes:
-        began_s = self._now()
-        limit_s, headers = call.timeout_s, self._headers(call.bearer)
-        if call.deadline is not None:
-            left_s = call.deadline.at_s - began_s
-            left_ms = int(left_s * 1000) - HOP_ALLOWANCE_MS
-            if left_ms <= 0:
-                raise CallFailed.neutral(DeadlineExceeded(f"no time left to ask {self.name}"))
-            headers[DEADLINE_HEADER] = str(left_ms)
-            limit_s = min(limit_s, left_s)
+        began_s, headers = self._now(), self._headers(call.bearer)
+        limit_s = call.limit_s(began_s)
+        left_ms = int(limit_s * 1000) - HOP_ALLOWANCE_MS
+        if left_ms <= 0:
+            raise CallFailed.neutral(DeadlineExceeded(f"no time left to ask {self.name}"))
+        headers[DEADLINE_HEADER] = str(left_ms)
         if call.content is not None:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s))
@@ -325,27 +362,44 @@ class PeerClient:
         *,
         headers: Mapping[str, str],
         timeout: httpx.Timeout,  # noqa: ASYNC109  httpx's own limits, not a time limit around the call
-        content: AsyncIterator[bytes] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
         """A long exchange, once its answer has begun with an expected status."""
         try:
-            async with self._breakers.guard(operation):
-                try:
-                    async with (
-                        self._lease() as client,
-                        client.stream(
-                            method, path, content=content, params=params, headers=headers, timeout=timeout
-                        ) as response,
-                    ):
-                        if response.status_code not in expected:
-                            body = await self._read(response, until_s=self._now() + CONNECT_TIMEOUT_S)
-                            raise refusal(self.name, path, response.status_code, body, had_deadline=False)
-                        yield response
-                except httpx.TransportError as error:
-                    raise self._transport_failure(error, own_deadline=False) from error
+            async with (
+                self._breakers.guard(operation) as admission,
+                self._answer(method, path, expected, headers=headers, timeout=timeout, params=params) as response,
+            ):
+                admission.proven()
+                yield response
         except CallFailed as failed:
             raise failed.error from failed.__cause__
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        expected: set[int],
+        *,
+        headers: Mapping[str, str],
+        timeout: httpx.Timeout,  # noqa: ASYNC109  as above
+        content: AsyncIterator[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        try:
+            async with (
+                self._lease() as client,
+                client.stream(
+                    method, path, content=content, params=params, headers=headers, timeout=timeout
+                ) as response,
+            ):
+                if response.status_code not in expected:
+                    body = await self._read(response, until_s=self._now() + CONNECT_TIMEOUT_S)
+                    raise refusal(self.name, path, response.status_code, body, had_deadline=False)
+                yield response
+        except httpx.TransportError as error:
+            raise self._transport_failure(error, own_deadline=False) from error
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -367,6 +421,7 @@ class PeerClient:
             if self._pool_timeouts >= POOL_TIMEOUTS_TO_REBUILD:
                 self._pool_timeouts = 0
                 self._pool = self._pool.replaced()
+                self._rebuilds += 1
                 tell(self._hooks.pool_rebuilt, PoolRebuilt(self.name))
         return failed_transport(self.name, error, own_deadline=own_deadline)
 
@@ -454,6 +509,10 @@ class PeerClients:
         """Close the clients of a peer that is gone."""
         for key in [key for key in self._clients if key[0] == name]:
             await self._clients.pop(key).aclose()
+
+    def states(self) -> tuple[PeerState, ...]:
+        """Of every peer that was called, by name."""
+        return tuple(client.state() for _, client in sorted(self._clients.items()))
 
     async def aclose(self) -> None:
         for client in list(self._clients.values()):

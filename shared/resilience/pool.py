@@ -42,6 +42,11 @@ class ConnectionPool:
             headers={"Accept-Encoding": "identity", "User-Agent": "butterfly"},
         )
 
+    @property
+    def calls(self) -> int:
+        """Calls on their way."""
+        return self._calls
+
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[httpx.AsyncClient]:
         self._calls += 1

@@ -42,6 +42,12 @@ class RetryBudget:
         self._fill()
         self._tokens = min(self._cap, self._tokens + self._policy.budget_ratio)
 
+    @property
+    def left(self) -> float:
+        """Retries that may be made at once."""
+        self._fill()
+        return self._tokens
+
     def take(self) -> bool:
         """True when one more retry is allowed; it is then paid for."""
         self._fill()
@@ -74,6 +80,10 @@ class Retrier:
         self._sleep = sleep
         self._budget = RetryBudget(policy, now)
 
+    @property
+    def budget_left(self) -> float:
+        return self._budget.left
+
     async def call(
         self,
         attempt: Callable[[], Awaitable[T]],
@@ -90,9 +100,12 @@ class Retrier:
         """
         self._budget.count_call()
 
-        def again(error: BaseException) -> bool:
-            if not worth_it(error):
+        def again(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome is not None else None
+            if error is None or not worth_it(error):
                 return False
+            if state.attempt_number >= self._policy.attempts:
+                return False  # asked before the budget: what is not made is not paid for
             if deadline is not None and deadline.at_s - self._now() <= typical_s:
                 return False
             return self._budget.take()
@@ -106,12 +119,12 @@ class Retrier:
         raise AssertionError("tenacity ends by a result or by raising")
 
     def _retrying(
-        self, again: Callable[[BaseException], bool], tell: Callable[[tenacity.RetryCallState], None]
+        self, again: Callable[[tenacity.RetryCallState], bool], tell: Callable[[tenacity.RetryCallState], None]
     ) -> tenacity.AsyncRetrying:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._policy.attempts),
             wait=self._wait_s,
-            retry=tenacity.retry_if_exception(again),
+            retry=again,
             before_sleep=tell,
             reraise=True,
         )

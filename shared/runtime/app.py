@@ -5,13 +5,17 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Info, ProcessCollector, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
+from shared.contracts.peer_state import PeerState, ProcessState
+from shared.domain.errors import WrongServiceToken
 from shared.runtime.clock import Clock, SystemClock
+from shared.runtime.early_refusal import EarlyRefusal
 from shared.runtime.error_handlers import install_error_handlers
 from shared.runtime.giving_up import GivingUp
 from shared.runtime.middleware import PROBE_PATHS, BodyLimit, DeadlineHeader, RequestContext, ServiceToken
@@ -43,6 +47,7 @@ def make_app(
     registry: CollectorRegistry | None = None,
     draining: asyncio.Event | None = None,
     giving_up: GivingUp | None = None,
+    peers: Callable[[], Sequence[PeerState]] | None = None,
     docs: bool = False,
 ) -> FastAPI:
     """The app of service `name`.
@@ -54,6 +59,7 @@ def make_app(
     of the `http_*` series. `registry`: the service's own series, shown at /metrics beside those of the process.
     `draining`: set when the process was told to stop;
     `app.state.draining` is this event. `giving_up`: where the service says that it cannot go on, for `serve`.
+    `peers`: what /state/peers shows to holders of the service token, also where all else is public; None: nothing.
     `docs`: serve /openapi.json and /docs.
     """
     clock = clock or SystemClock()
@@ -95,7 +101,10 @@ def make_app(
     install_error_handlers(app, render_error)
     app.include_router(_probes(app, name, boot, ready))
     _expose_metrics(app, name, registry, stream_paths)
+    if peers is not None:
+        app.include_router(_state(name, boot, peers))
     for router in routers:
+        _refuse_early(router, stream_paths, clock)
         app.include_router(router)
     return app
 
@@ -121,6 +130,26 @@ def _probes(app: FastAPI, name: str, boot: str, ready: Readiness) -> APIRouter:
         router.add_api_route(path, livez, methods=methods)
     for path in ("/readyz", "/health"):
         router.add_api_route(path, readyz, methods=methods)
+    return router
+
+
+def _refuse_early(router: APIRouter, stream_paths: Sequence[str], clock: Clock) -> None:
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.path not in stream_paths:
+            # FastAPI makes the app of an included route anew; what it calls on the route stays.
+            route.handle = EarlyRefusal(route.handle, now=clock.now_s)  # type: ignore[method-assign]
+
+
+def _state(name: str, boot: str, peers: Callable[[], Sequence[PeerState]]) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/state/peers")
+    async def state(request: Request) -> ProcessState:
+        """The breakers, retry budgets and connection pools of this process."""
+        if not request.state.is_trusted:
+            raise WrongServiceToken("/state/peers is for holders of the service token")
+        return ProcessState(service=name, boot=boot, peers=tuple(peers()))
+
     return router
 
 

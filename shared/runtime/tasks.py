@@ -1,11 +1,13 @@
 """Background work of a service: owned, named, logged when it fails, ended with the service."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
 from shared.domain.errors import Unavailable
+from shared.resilience.context import current_deadline
 from shared.runtime.clock import Clock, SystemClock
 
 log = logging.getLogger(__name__)
@@ -21,8 +23,13 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[object]] = set()
 
     def start(self, coro: Coroutine[object, object, T], *, name: str) -> "asyncio.Task[T]":
-        """Run `coro` beside the caller. A failure is logged; whoever awaits the task gets it as well."""
-        task = asyncio.create_task(coro, name=name)
+        """Run `coro` beside the caller. A failure is logged; whoever awaits the task gets it as well.
+
+        It is not bound by the deadline of the request that started it: it may outlive its answer.
+        """
+        context = contextvars.copy_context()
+        context.run(current_deadline.set, None)
+        task = asyncio.create_task(coro, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

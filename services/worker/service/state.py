@@ -1,5 +1,7 @@
 """What this worker is doing now, for people and tests."""
 
+from collections.abc import Callable, Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from services.worker.service.drafts import DraftSender
@@ -9,6 +11,7 @@ from services.worker.service.outgoing_links import OutgoingLinks
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.stages import StagePool
+from shared.contracts.peer_state import BreakerState, PeerState
 from shared.domain.ids import Epoch, NodeId, TaskId
 
 
@@ -47,6 +50,8 @@ class WorkerState(_View):
     drafts_waiting: int
     reports_waiting: int
     rows_dropped: dict[str, int]
+    breakers: dict[str, dict[str, BreakerState]]
+    """Per peer and operation class; addresses are left out, since anybody may read this."""
 
 
 class StateReader:
@@ -61,6 +66,7 @@ class StateReader:
         drafts: DraftSender,
         outbox: Outbox,
         ring: Ring,
+        peers: Callable[[], Sequence[PeerState]],
     ) -> None:
         self._node_id = node_id
         self._stages = stages
@@ -70,6 +76,7 @@ class StateReader:
         self._drafts = drafts
         self._outbox = outbox
         self._ring = ring
+        self._peers = peers
 
     def read(self) -> WorkerState:
         return WorkerState(
@@ -102,4 +109,7 @@ class StateReader:
             drafts_waiting=self._drafts.num_waiting,
             reports_waiting=self._outbox.num_waiting,
             rows_dropped=dict(self._ring.dropped),
+            breakers={
+                peer.peer: {breaker.operation: breaker.state for breaker in peer.breakers} for peer in self._peers()
+            },
         )

@@ -257,3 +257,83 @@ async def test_a_hook_that_raises_changes_nothing_for_the_caller() -> None:
     assert await peer.state() == "opened"
     with pytest.raises(CircuitOpen):
         await peer.call()
+
+
+async def test_a_probe_without_result_in_its_time_is_a_failed_one_and_its_late_success_is_ignored() -> None:
+    peer = await Peer().half_open()
+    answer = asyncio.Event()
+
+    async def hang() -> None:
+        async with peer.breakers.guard("control", limit_s=3.0):
+            await answer.wait()
+
+    probe = asyncio.create_task(hang())
+    await peer.clock.settle()
+    await peer.clock.advance(3)
+    with pytest.raises(CircuitOpen) as caught:
+        await peer.call()
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s >= 48
+    answer.set()
+    await probe
+    assert await peer.state() == "opened"
+
+
+async def test_long_exchanges_that_go_well_close_the_circuit_before_they_end() -> None:
+    peer = await Peer().half_open()
+    end = asyncio.Event()
+
+    async def exchange() -> None:
+        async with peer.breakers.guard("control", limit_s=3.0) as admission:
+            admission.proven()
+            await end.wait()
+
+    exchanges = [asyncio.create_task(exchange()) for _ in range(2)]
+    await peer.clock.advance(60)
+    assert await peer.state() == "closed"
+    end.set()
+    await asyncio.gather(*exchanges)
+
+
+async def test_a_proven_probe_that_breaks_later_counts_against_the_peer() -> None:
+    peer = await Peer().half_open()
+
+    async def exchange() -> None:
+        async with peer.breakers.guard("control") as admission:
+            admission.proven()
+            raise Failing
+
+    with pytest.raises(Failing):
+        await exchange()
+    assert await peer.state() == "opened"
+
+
+async def test_a_new_incarnation_is_told_as_closed_and_what_the_old_one_still_does_is_not() -> None:
+    peer = Peer()
+    answer = asyncio.Event()
+
+    async def old() -> None:
+        async with peer.breakers.guard("control"):
+            await answer.wait()
+            raise Failing
+
+    late = [asyncio.create_task(old()) for _ in range(5)]
+    await peer.clock.settle()
+    await peer.opened()
+    peer.breakers.reset()
+    answer.set()
+    await asyncio.gather(*late, return_exceptions=True)
+    assert [change.state for change in peer.changes] == ["opened", "closed"]
+    assert peer.breakers.views() == ()
+
+
+async def test_an_operator_sees_what_a_breaker_knows() -> None:
+    peer = Peer()
+    await peer.fail(2)
+    (closed,) = peer.breakers.views()
+    assert (closed.operation, closed.state, closed.failures) == ("control", "closed", 2)
+    await peer.fail(3)
+    await peer.clock.advance(10)
+    (opened,) = peer.breakers.views()
+    assert opened.state == "opened"
+    assert 38 <= opened.open_for_s <= 62

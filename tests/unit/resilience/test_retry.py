@@ -24,6 +24,10 @@ class Caller:
             policy or RetryPolicy(), now=self.clock.now_s, rng=random.Random(seed), sleep=self._sleep
         )
 
+    @property
+    def budget_left(self) -> float:
+        return self._retrier.budget_left
+
     async def call(self, errors: list[Exception], *, deadline: Deadline | None = None, typical_s: float = 0.0) -> str:
         """Raises each of `errors` in turn, then succeeds."""
         left = iter(errors)
@@ -111,3 +115,11 @@ async def test_without_budget_an_error_is_final() -> None:
     with pytest.raises(Passing):
         await caller.call([Passing()])
     assert caller.tries == 1
+
+
+async def test_only_retries_that_are_made_are_paid_for() -> None:
+    caller = Caller(RetryPolicy(attempts=2, budget_per_s=5.0))
+    before = caller.budget_left
+    with pytest.raises(Passing):
+        await caller.call([Passing(), Passing()])
+    assert caller.budget_left == pytest.approx(before - 1, abs=0.5)
