@@ -228,6 +228,7 @@ def _defaults(config: Config) -> TaskDefaults:
         deadline_s=config.api.default_deadline_s,
         verification=Verification(config.coordination.default_verification),
         max_byzantine=config.coordination.max_byzantine,
+        hold=config.coordination.tail_audit_fraction >= 1.0,
     )
 
 

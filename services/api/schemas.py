@@ -144,6 +144,7 @@ class ButterflyOptions(Strict):
 
     verification: Literal["none", "audit", "quorum"] | None = None
     max_byzantine: int | None = Field(default=None, ge=1, le=511)
+    hold: bool | None = None
     priority: int | None = Field(default=None, ge=0, le=100)
     deadline_s: float | None = Field(default=None, gt=0, le=604_800)
     timings: Annotated[object, only([False])] = None
@@ -153,6 +154,7 @@ class ButterflyOptions(Strict):
         return TaskTerms(
             verification=None if self.verification is None else Verification(self.verification),
             max_byzantine=self.max_byzantine,
+            hold=self.hold,
             priority=self.priority or 0,
             deadline_s=self.deadline_s,
         )

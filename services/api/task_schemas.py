@@ -26,6 +26,7 @@ class VerificationWish(Strict):
 
     mode: Mode | None = None
     max_byzantine: int | None = Field(default=None, ge=1, le=511)
+    hold: bool | None = None
 
 
 class TaskBody(Strict):
@@ -72,6 +73,7 @@ class TaskBody(Strict):
         return TaskTerms(
             verification=None if asked.mode is None else Verification(asked.mode),
             max_byzantine=asked.max_byzantine,
+            hold=asked.hold,
             priority=self.priority,
             deadline_s=self.deadline_s,
             result_ttl_s=self.result_ttl_s,

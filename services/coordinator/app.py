@@ -142,6 +142,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             tasks.loop("adopt", sessions.adopt_once)
             _ = tasks.start(close_links_when_told(), name="close links when told")
             tasks.loop("tail-audit", tail_audits.run_once)
+            tasks.loop("held-answers", tail_audits.run_held_once)
             try:
                 yield
             finally:

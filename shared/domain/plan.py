@@ -84,6 +84,8 @@ class Seating:
     plan keeps of them it says itself."""
     apart: tuple[tuple[NodeId, NodeId], ...] = ()
     """Pairs that must not sit next to each other in a lane, around the ring, in either order."""
+    hold: bool = False
+    """The answer is held back until fresh nodes have computed it once more: there must be some for every stage."""
     excluded: tuple[tuple[int, NodeId], ...] = ()
     """(stage, node): seats that a node must not have, in any lane."""
     keep: tuple[Lane, ...] = ()
@@ -93,6 +95,12 @@ class Seating:
     @property
     def num_lanes(self) -> int:
         return num_lanes(self.verification, self.max_byzantine) + self.with_referee
+
+    @property
+    def num_holders(self) -> int:
+        """Nodes that must be able to hold each stage, for a session to be admitted: C3, and for an answer that is held
+        back one beside all lanes."""
+        return max(2 * self.max_byzantine + 1, self.num_lanes + self.hold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,8 @@ class InferenceTask:
     stop: StopRules
     verification: Verification = Verification.NONE
     max_byzantine: int = 0
+    hold: bool = False
+    """Nothing of the answer is shown before its tail audit has passed."""
     priority: int = 0
     """0 to 100, higher first."""
     deadline_s: float = 600.0

@@ -46,7 +46,12 @@ class TaskRecord:
     @property
     def is_revoked(self) -> bool:
         """The answer was found wrong after it was released."""
-        return self.tail_audit is TailState.FAILED
+        return self.tail_audit is TailState.FAILED and self.state is TaskState.COMPLETED
+
+    @property
+    def is_withheld(self) -> bool:
+        """What is committed must not be shown: it waits for its tail audit, or did not come to pass it."""
+        return self.task.hold and self.state is not TaskState.COMPLETED
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,8 @@ class TaskRegistry(ABC):
 
     @abstractmethod
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
-        """Append drafted tokens of many tasks: for each the number committed now, or None when it is fenced.
+        """Append drafted tokens of many tasks: for each the number committed now, or None when it is fenced. Streams
+        tell them, but those of held tasks: these are told with the end.
 
         Fenced: its epoch is stale, its task unknown or not Computing. A gap (first_index beyond what is committed)
         changes nothing and gives the present number.
@@ -207,7 +213,8 @@ class TaskRegistry(ABC):
 
     @abstractmethod
     async def finish(self, task_id: TaskId, *, epoch: Epoch, finish: Finish, last: Commit | None) -> bool:
-        """Commit what is left and go Computing -> Aggregating -> Committing -> Completed in one step.
+        """Commit what is left and go Computing -> Aggregating -> Committing -> Completed in one step; a held task stays
+        Aggregating until its tail audit is over.
 
         False: fenced (stale epoch, or not Computing). Raises `InvalidTransition` when fewer than `finish.num_tokens`
         tokens would then be committed.
@@ -215,16 +222,21 @@ class TaskRegistry(ABC):
 
     @abstractmethod
     async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
-        """Take the next epoch of a completed task at `epoch`, to compute it once more: its tail audit is pending.
+        """Take the next epoch of a task at `epoch` that is completed, or held in Aggregating, to compute it once more:
+        its tail audit is pending.
 
         Raises `StaleEpoch`, `InvalidTransition`. Sent again it is stale.
         """
 
     @abstractmethod
-    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
-        """What became of the tail audit of a completed task. Pending is not noted where anything is noted already.
+    async def note_tail_audit(
+        self, task_id: TaskId, *, epoch: Epoch, state: TailState, error_code: str = "", error: str = ""
+    ) -> None:
+        """What became of the tail audit of a task that is completed or held. Pending is not noted where anything is
+        noted already. Any other outcome ends a held task: passed completes it, and its stream tells all tokens; else it
+        fails with `error_code` and `error`.
 
-        Raises `StaleEpoch`, `InvalidTransition`.
+        Raises `StaleEpoch`, `InvalidTransition`. Sent again it is a no-op.
         """
 
     @abstractmethod

@@ -108,6 +108,7 @@ class RedisTaskRegistry(TaskRegistry):
             encode_task(task),
             encode_prompt(task.prompt_ids),
             len(task.prompt_ids),
+            int(task.hold),
         )
         match code:
             case b"ok":
@@ -197,11 +198,15 @@ class RedisTaskRegistry(TaskRegistry):
     async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
         return await self._tail_audit(task_id, epoch, TailState.PENDING, next_epoch=True)
 
-    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
-        await self._tail_audit(task_id, epoch, state, next_epoch=False)
+    async def note_tail_audit(
+        self, task_id: TaskId, *, epoch: Epoch, state: TailState, error_code: str = "", error: str = ""
+    ) -> None:
+        await self._tail_audit(task_id, epoch, state, error_code, error, next_epoch=False)
 
-    async def _tail_audit(self, task_id: TaskId, epoch: Epoch, state: TailState, *, next_epoch: bool) -> Epoch:
-        code, *rest = await self._run("tail_audit", task_id, epoch, state, int(next_epoch))
+    async def _tail_audit(
+        self, task_id: TaskId, epoch: Epoch, state: TailState, *failure: str, next_epoch: bool
+    ) -> Epoch:
+        code, *rest = await self._run("tail_audit", task_id, epoch, state, int(next_epoch), *failure)
         if code != b"ok":
             raise _refusal(code, task_id, rest, what="a tail audit")
         return Epoch(int(rest[0]))

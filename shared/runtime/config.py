@@ -121,7 +121,8 @@ class CoordinationConfig(_Section):
     spread_by: str = ""
     """Label in which the nodes of a stage must differ, such as `operator`. Empty: nodes are enough."""
     tail_audit_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of the finished verified answers that fresh nodes compute once more."""
+    """Share of the finished verified answers that fresh nodes compute once more. 1: of all, and before they are
+    released, where a task does not say otherwise (`hold`)."""
     tail_keep_s: float = Field(600, ge=0, le=86_400)
     """For so long after its end an answer is audited, and first, when a node that signed for it is evicted."""
     data_dir: Path = Path(".butterfly/coordinator")

@@ -37,15 +37,19 @@ def get(cluster: Cluster, path: str) -> dict[str, Any]:
     return told
 
 
-def audited_answer(cluster: Cluster, prompt: str) -> dict[str, Any]:
-    """The task of a verified answer, once its tail audit has come to its end."""
+def submit(cluster: Cluster, prompt: str, **wish: object) -> httpx.Response:
     body = {
         "kind": "completion",
         "model": cluster.model,
         "input": {"prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0},
-        "verification": "audit",
+        "verification": {"mode": "audit", **wish},
     }
-    reply = httpx.post(f"{cluster.api_url}/v1/tasks", json=body, timeout=30.0, trust_env=False)
+    return httpx.post(f"{cluster.api_url}/v1/tasks", json=body, timeout=30.0, trust_env=False)
+
+
+def audited_answer(cluster: Cluster, prompt: str, *, hold: bool = False) -> dict[str, Any]:
+    """The task of a verified answer, once its tail audit has come to its end."""
+    reply = submit(cluster, prompt, hold=hold)
     assert reply.is_success, reply.text
     path = f"/v1/tasks/{reply.json()['task_id']}"
     until(lambda: get(cluster, path)["verification"]["tail_audit"] in ENDED, limit_s=120.0)
@@ -65,6 +69,43 @@ def stage_of_both(bundle: Bundle, liars: set[str]) -> int:
         if {each.node_id for each in signed if each.layer_start == one.layer_start} == liars
     }
     return start
+
+
+def told(cluster: Cluster, task: dict[str, Any]) -> str:
+    """All that the stream of an ended task tells."""
+    return httpx.get(f"{cluster.api_url}{task['links']['events']}", timeout=30.0, trust_env=False).text
+
+
+def test_of_an_answer_that_is_held_back_colluders_get_nothing_shown(demo_model: Path, tmp_path: Path) -> None:
+    agreement = tmp_path / "agreement"
+    with (
+        honest_cluster(demo_model, tmp_path / "cluster", tail_audit_fraction=1.0) as cluster,
+        colluder(cluster, agreement, number=0) as one,
+        colluder(cluster, agreement, number=1) as other,
+    ):
+        honest = sorted(set(nodes(cluster)) - {one, other})
+        for node_id in honest[1:]:  # three nodes are left
+            assert cluster.butterfly("nodes", "quarantine", node_id).returncode == 0
+
+        task = audited_answer(cluster, "The capital of France is", hold=True)
+        assert (task["status"], task["verification"]["tail_audit"]) == ("completed", "passed")
+        assert task["result"]["choices"][0]["text"]
+        assert "token_ids" in told(cluster, task)
+        bundle = bundle_of(cluster, task)
+        assert set(check_bundle(bundle).tail_nodes) == {one, other, honest[0]}
+
+        agreement.write_text(str(stage_of_both(bundle, {one, other})))
+        task = audited_answer(cluster, "Water boils at", hold=True)
+        assert (task["status"], task["error"]["code"]) == ("failed", "dispute_unresolved")
+        assert "another result" in task["error"]["message"]
+        assert not task["result"]["choices"][0]["text"]
+        assert "token_ids" not in told(cluster, task)
+        refused = httpx.get(f"{cluster.api_url}{task['links']['receipt']}", trust_env=False)
+        assert refused.status_code == 404
+
+        refused = submit(cluster, "Now nobody is left", hold=True)
+        assert (refused.status_code, refused.json()["code"]) == (503, "verification_unavailable")
+        assert "needs 3 nodes" in refused.json()["detail"]
 
 
 def test_colluders_in_both_lanes_are_found_by_the_tail_audit_and_their_answer_is_revoked(

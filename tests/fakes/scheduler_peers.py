@@ -56,8 +56,9 @@ class FakePartitioner(Partitioner):
             raise self.error
         if len(nodes) < self.min_nodes:
             raise NoCapacity(f"the model needs {self.min_nodes} nodes, {len(nodes)} are ready")
-        if seating.num_lanes > len(nodes):
-            raise VerificationUnavailable(f"{seating.num_lanes} lanes need as many nodes, {len(nodes)} are ready")
+        needed = seating.num_lanes + seating.hold
+        if needed > len(nodes):
+            raise VerificationUnavailable(f"{seating.num_lanes} lanes need {needed} nodes, {len(nodes)} are ready")
         return make_plan(model_id, *(node.node_id for node in nodes), num_lanes=seating.num_lanes)
 
     async def model_ids(self) -> frozenset[ModelId]:

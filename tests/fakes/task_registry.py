@@ -208,24 +208,43 @@ class MemoryTaskRegistry(TaskRegistry):
             self._append(entry, last, limit=finish.num_tokens)
         del entry.tokens[finish.num_tokens :]
         entry.record = replace(entry.record, num_committed=len(entry.tokens), finish_reason=finish.finish_reason)
-        self._end(entry, TaskState.COMPLETED)
+        if entry.record.task.hold:
+            self._move(entry, TaskEvent.COMPUTATION_COMPLETE)
+        else:
+            self._end(entry, TaskState.COMPLETED)
         entry.last = step
         await self._announce()
         return True
 
     async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
-        record = self._completed(task_id, epoch)
+        record = self._audited(task_id, epoch)
         self._entries[task_id].record = replace(record, epoch=Epoch(epoch + 1), tail_audit=TailState.PENDING)
         return Epoch(epoch + 1)
 
-    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
-        record = self._completed(task_id, epoch)
+    async def note_tail_audit(
+        self, task_id: TaskId, *, epoch: Epoch, state: TailState, error_code: str = "", error: str = ""
+    ) -> None:
+        entry, step = self._entry(task_id), ("tail", epoch, state)
+        if entry.last == step:
+            return
+        record = self._audited(task_id, epoch)
         if state is not TailState.PENDING or record.tail_audit is TailState.NONE:
-            self._entries[task_id].record = replace(record, tail_audit=state)
+            entry.record = replace(record, tail_audit=state)
+        if record.state is TaskState.COMPLETED or state is TailState.PENDING:
+            return
+        if state is TailState.PASSED:
+            self._tell_tokens(entry, 0)
+            self._end(entry, TaskState.COMPLETED)
+        else:
+            entry.record = replace(entry.record, finish_reason=None)
+            self._end(entry, TaskState.FAILED, error_code=error_code, error=error)
+        entry.last = step
+        await self._announce()
 
-    def _completed(self, task_id: TaskId, epoch: Epoch) -> TaskRecord:
+    def _audited(self, task_id: TaskId, epoch: Epoch) -> TaskRecord:
         record = self._entry(task_id).record
-        if record.state is not TaskState.COMPLETED:
+        is_held = record.task.hold and record.state is TaskState.AGGREGATING
+        if record.state is not TaskState.COMPLETED and not is_held:
             raise InvalidTransition(f"a {record.state} task cannot take a tail audit")
         if record.epoch != epoch:
             raise StaleEpoch(f"task {task_id} is at epoch {record.epoch} by now")
@@ -448,7 +467,11 @@ class MemoryTaskRegistry(TaskRegistry):
         if fresh:
             entry.tokens += fresh
             entry.record = replace(entry.record, num_committed=len(entry.tokens))
-            self._tell(entry, "commit", {"first_index": have, "records": fresh})
+            if not entry.record.task.hold:
+                self._tell_tokens(entry, have)
+
+    def _tell_tokens(self, entry: _Entry, first_index: int) -> None:
+        self._tell(entry, "commit", {"first_index": first_index, "records": tuple(entry.tokens[first_index:])})
 
     def _tell_state(self, entry: _Entry, before: TaskState) -> None:
         record = entry.record

@@ -42,6 +42,12 @@ def bundle_of(
     )
 
 
+def why_withheld(record: TaskRecord) -> str:
+    if record.state in TERMINAL:
+        return "the answer was held back and has not passed its tail audit, so nothing of it is shown"
+    return "the answer is held back until its tail audit has passed; ask again later"
+
+
 def _why_not(record: TaskRecord) -> str:
     if record.task.verification is Verification.NONE:
         return "the task asked for no verification, so its answer has no receipt"

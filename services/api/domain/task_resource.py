@@ -45,6 +45,7 @@ def task_resource(
         "verification": {
             "mode": task.verification,
             "max_byzantine": task.max_byzantine,
+            "hold": task.hold,
             "verified": _is_verified(record),
             "windows": windows,
             "disputes": 0,

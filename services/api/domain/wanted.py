@@ -31,6 +31,8 @@ class TaskTerms:
 
     verification: Verification | None = None
     max_byzantine: int | None = None
+    hold: bool | None = None
+    """Whether nothing is to be shown before the answer's tail audit has passed."""
     priority: int = 0
     deadline_s: float | None = None
     result_ttl_s: int = 86_400

@@ -27,6 +27,8 @@ class TaskDefaults:
     verification: Verification
     max_byzantine: int
     """Also the most that a task may ask for."""
+    hold: bool
+    """Of verified answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class TaskPreparation:
             stop=_stop_rules(wanted, vocabulary),
             verification=verification,
             max_byzantine=max_byzantine,
+            hold=self._hold(wanted.terms, verification),
             priority=wanted.terms.priority,
             deadline_s=self._defaults.deadline_s if wanted.terms.deadline_s is None else wanted.terms.deadline_s,
             result_ttl_s=wanted.terms.result_ttl_s,
@@ -105,6 +108,16 @@ class TaskPreparation:
                 f"max_byzantine may be at most {self._defaults.max_byzantine} here", param="butterfly.max_byzantine"
             )
         return mode, self._defaults.max_byzantine if terms.max_byzantine is None else terms.max_byzantine
+
+    def _hold(self, terms: TaskTerms, mode: Verification) -> bool:
+        if mode is not Verification.NONE:
+            return self._defaults.hold if terms.hold is None else terms.hold
+        if terms.hold:
+            raise InvalidInput(
+                "an answer is held back until its audit has passed; with verification 'none' there is no audit",
+                param="butterfly.hold",
+            )
+        return False
 
     def _context_tokens(self, model: ModelInfo) -> int:
         return min(model.context_tokens, self._defaults.context_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.api.domain.answer_text import AnswerPart, AnswerText
 from services.api.domain.openai_bodies import Json, Usage, whole_answer
-from services.api.domain.receipt_bundle import bundle_of
+from services.api.domain.receipt_bundle import bundle_of, why_withheld
 from services.api.domain.stream_entries import committed, end_of, entry_order
 from services.api.domain.task_ids import is_task_id
 from services.api.domain.task_resource import event_body, is_terminal, task_error, task_resource
@@ -17,7 +17,7 @@ from services.api.service.preparation import PreparedTask, TaskPreparation, head
 from services.api.task_schemas import ListQuery
 from shared.contracts.receipts import BundleBody
 from shared.contracts.scheduler import SubmitTask
-from shared.domain.errors import ResultExpired, ServerDraining, TaskNotFound
+from shared.domain.errors import ReceiptNotAvailable, ResultExpired, ServerDraining, TaskNotFound
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason, Verification
 from shared.domain.task_state import TaskState
@@ -63,7 +63,8 @@ class TasksInterface(ABC):
 
     @abstractmethod
     async def result(self, task_id: str, caller: Caller) -> Json | None:
-        """The answer; of a failed or cancelled task what was committed, with `error`; None while it runs.
+        """The answer; of a failed or cancelled task what was committed (nothing where it was held back), with `error`;
+        None while it runs.
 
         Raises `ResultExpired`.
         """
@@ -127,6 +128,8 @@ class TasksService(TasksInterface):
 
     async def receipt(self, task_id: str, caller: Caller) -> Json:
         record = await self._own(task_id, caller)
+        if record.is_withheld:
+            raise ReceiptNotAvailable(why_withheld(record))
         entries = await self._reader.receipts(record.task.task_id)
         tokens = await self._reader.tokens(record.task.task_id)
         tail = await self._reader.tail_audit(record.task.task_id)
@@ -203,6 +206,8 @@ class TasksService(TasksInterface):
 
     async def _result(self, record: TaskRecord) -> Json:
         tokens = await self._reader.tokens(record.task.task_id)
+        if record.is_withheld:
+            tokens = ()
         known = await self._preparation.known(record.task)
         text = _text_of(known, stops=record.task.stop.strings)
         part, rest = text.feed(tokens), text.finish()

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.session import Subject
+from shared.domain.errors import DisputeUnresolved, VerificationUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.tail_audit import TailState
 
 MAX_WAITING = 64
 MAX_REMEMBERED = 256
@@ -16,7 +18,7 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A verified answer that has been given."""
+    """A verified answer that has come to its end."""
 
     subject: Subject
     epoch: Epoch
@@ -24,6 +26,11 @@ class Finished:
     nodes: frozenset[NodeId]
     """That held its seats at the end."""
     at_s: float
+
+    @property
+    def is_held(self) -> bool:
+        """Its client sees nothing before the audit has passed."""
+        return self.subject.task.hold
 
     @property
     def task_id(self) -> TaskId:
@@ -34,6 +41,11 @@ class Finished:
 class Waiting:
     finished: Finished
     until_s: float
+
+
+def failure_code(state: TailState) -> str:
+    """Of a task whose answer was held back and is never shown, by what became of its audit."""
+    return DisputeUnresolved.code if state is TailState.FAILED else VerificationUnavailable.code
 
 
 class TailLine:

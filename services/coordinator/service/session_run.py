@@ -267,9 +267,10 @@ class SessionRun(Run):
         if rest:
             waited_ms = session.waited_ms(now_s=self._parts.clock.now_s())
             self._parts.events.publish(TokensCommitted(session.task.task_id, len(rest), waited_ms))
-        self._parts.events.publish(
-            TaskCompleted(session.task.task_id, self._latency_ms(), session.nodes, session.task.verification)
-        )
+        if not session.task.hold:
+            self._parts.events.publish(
+                TaskCompleted(session.task.task_id, self._latency_ms(), session.nodes, session.task.verification)
+            )
         self._parts.tail.finished(session)
 
     # --- losses

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
+from services.coordinator.domain.tail_line import Finished
 from services.coordinator.service.interfaces import SessionsInterface
 from services.coordinator.service.member import Member
 from services.coordinator.service.models import Models
@@ -40,7 +41,7 @@ WATCH_EVERY_S = 0.25
 RETRY_PLAN_EVERY_S = 1.0  # for what no event tells: the partitioner is back, a slow node has more room
 LOOK_EVERY_S = 2.0  # for orphans; the registry keeps an index of unfinished tasks, so a look is cheap
 PAGE = 100
-ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING})
+ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING, TaskState.AGGREGATING})
 LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
 OVERSLEPT_S = 0.25
 STOPS_AT_ONCE = 16  # to one node: a worker cannot make the coordinator post without bounds
@@ -276,9 +277,9 @@ class Sessions(SessionsInterface):
             )
             for record in page.records:
                 task_id, fences = record.task.task_id, (record.attempt, record.epoch)
-                if task_id in self._runs:
+                if task_id in self._runs or self._parts.tail.holds(task_id):
                     continue
-                if record.state is TaskState.COMPUTING or self._seen_orphans.get(task_id) == fences:
+                if record.state is not TaskState.COORDINATING or self._seen_orphans.get(task_id) == fences:
                     found.append(task_id)
                 elif record.epoch > 0:  # without an epoch it is still the scheduler's alone
                     waiting[task_id] = fences
@@ -295,9 +296,13 @@ class Sessions(SessionsInterface):
         except ButterflyError as error:
             log.warning("not_adopted", extra={"task_id": task_id, "code": error.code})
             return
-        if task_id in self._runs or record.state not in ADOPTABLE:
+        if task_id in self._runs or self._parts.tail.holds(task_id) or record.state not in ADOPTABLE:
             return  # opened by the scheduler, or ended, meanwhile
-        log.info("session_adopted", extra={"task_id": task_id, "epoch": record.epoch})
+        log.info("session_adopted", extra={"task_id": task_id, "epoch": record.epoch, "state": record.state})
+        if record.state is TaskState.AGGREGATING:  # held back: nothing is left to be done but its audit
+            now_s = self._parts.clock.now_s()
+            self._parts.tail.hold(Finished(subject, record.epoch, nodes=frozenset(), at_s=now_s))
+            return
         run = SessionRun(self._parts, subject, phase=SessionPhase.RECOVERING, epoch=record.epoch)
         self._runs[task_id] = run
         self._go(run)

@@ -1,12 +1,14 @@
-"""Audits finished answers, one at a time, beside the sessions and behind them (verification.md section 9)."""
+"""Audits finished answers (verification.md section 9): those that were given one at a time and behind the sessions,
+those that are held back at once and like a session, for their clients wait."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from services.coordinator.domain.session import Subject
 from services.coordinator.domain.tail_lane import Answer, fresh_seats, read_answer
-from services.coordinator.domain.tail_line import WAIT_S, Finished
+from services.coordinator.domain.tail_line import WAIT_S, Finished, failure_code
 from services.coordinator.domain.tail_opinions import Opinions, heard, unheard
 from services.coordinator.service.member import Member
 from services.coordinator.service.parts import Parts
@@ -19,9 +21,12 @@ from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_byt
 from shared.domain.plan import LayerRange, NodeCapability, Partition, failure_domain
 from shared.domain.receipt import Receipt
 from shared.domain.tail_audit import TailAudit, TailState
-from shared.events.catalogue import AnswerRevoked
+from shared.domain.task_state import TaskState
+from shared.events.catalogue import AnswerRevoked, TaskCompleted, TaskFailed
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_TRIES = 3
 """Lanes that may be lost or end in a quarrel, one after another, before an audit is given up."""
@@ -39,9 +44,24 @@ class TailAudits:
     async def run_once(self) -> None:
         """Wait for an answer and audit it; to be called in a loop."""
         waiting = await self._parts.tail.next()
-        case = _Case(waiting.finished, waiting.finished.epoch)
+        await self._audit(waiting.finished, until_s=waiting.until_s)
+
+    async def run_held_once(self) -> None:
+        """Wait for an answer that is held back and begin to audit it; to be called in a loop."""
+        finished = await self._parts.tail.next_held()
+        _ = self._parts.tasks.start(self._release(finished), name=f"held-{finished.task_id}")
+
+    async def _release(self, finished: Finished) -> None:
+        """Its outcome has to be known before its deadline."""
         try:
-            await self._hear(case, await self._answer(case.finished), until_s=waiting.until_s)
+            await self._audit(finished, until_s=finished.subject.deadline_at_s - RETRY_S)
+        finally:
+            self._parts.tail.settled(finished.task_id)
+
+    async def _audit(self, finished: Finished, *, until_s: float) -> None:
+        case = _Case(finished, finished.epoch)
+        try:
+            await self._hear(case, await self._answer(finished), until_s=until_s)
         except ButterflyError as error:  # nobody waits for it
             log.info("tail_audit_given_up", extra={"task_id": case.task_id, "code": error.code})
             case.reason = error.code
@@ -66,7 +86,9 @@ class TailAudits:
                         return
                 case Passed() | Refuted():
                     await self._weigh(case, outcome)
-                    num_tries, until_s = 0, self._parts.clock.now_s() + WAIT_S  # each time somebody else is asked
+                    num_tries = 0  # each time somebody else is asked
+                    if not case.finished.is_held:
+                        until_s = self._parts.clock.now_s() + WAIT_S
 
     async def _weigh(self, case: "_Case", outcome: Passed | Refuted) -> None:
         """What follows from one more audit; who is alone with what it signed does not serve for now."""
@@ -83,13 +105,14 @@ class TailAudits:
 
     async def _answer(self, finished: Finished) -> Answer:
         task = finished.subject.task
-        entries = await self._parts.receipts.entries(task.task_id)
-        record = await self._parts.registry.record(task.task_id)
+        entries = await self._patiently(lambda: self._parts.receipts.entries(task.task_id))
+        record = await self._patiently(lambda: self._parts.registry.record(task.task_id))
         committed = committed_entries(entries, num_tokens=record.num_committed, has_completed=True)
         return read_answer(task.prompt_ids, committed)
 
     async def _open(self, case: "_Case", answer: Answer, until_s: float) -> TailRun | None:
-        """A lane with slots and an epoch. None: there is none, nor in time."""
+        """A lane with slots and an epoch. None: there is none, nor in time. For an answer that is held back nodes may
+        come."""
         parts, subject, doubt = self._parts, case.finished.subject, case.opinions.doubt
         doubted = None if doubt is None else doubt.said.receipt
         while True:
@@ -99,37 +122,61 @@ class TailAudits:
                 answer if doubted is None else answer.without(doubted),
                 members,
                 last=None if doubted is None else doubted.node_id,
+                may_drop=case.finished.is_held,
             )
             if seats is None:
                 case.reason = NO_FRESH_NODES
-                return None
-            run = TailRun(parts, self._limited(subject), answer)
-            nodes = {member.node_id: member.capability for member in members}
-            plan_id = PlanId(f"{parts.tail.secret.getrandbits(128):032x}")
-            try:
-                await run.open(seats, nodes, after=case.epoch, plan_id=plan_id)
-            except (NoCapacity, RegistryUnavailable) as error:
-                if parts.clock.now_s() + RETRY_S > until_s:
-                    case.reason = error.message
+                if doubt is not None or not case.finished.is_held:
                     return None
-                await parts.clock.sleep(RETRY_S)
             else:
-                case.epoch = run.session.epoch
-                return run
+                run = TailRun(parts, self._limited(case.finished, until_s), answer)
+                nodes = {member.node_id: member.capability for member in members}
+                plan_id = PlanId(f"{parts.tail.secret.getrandbits(128):032x}")
+                try:
+                    await run.open(seats, nodes, after=case.epoch, plan_id=plan_id)
+                except (NoCapacity, RegistryUnavailable) as error:
+                    case.reason = error.message
+                else:
+                    case.epoch = run.session.epoch
+                    return run
+            if parts.clock.now_s() + RETRY_S > until_s or not await self._is_wanted(case):
+                return None
+            await parts.clock.sleep(RETRY_S)
 
-    def _limited(self, subject: Subject) -> Subject:
-        return replace(subject, deadline_at_s=self._parts.clock.now_s() + LIMIT_S)
+    async def _is_wanted(self, case: "_Case") -> bool:
+        """An answer that is held back may be cancelled while it waits for nodes."""
+        if not case.finished.is_held:
+            return True
+        record = await self._patiently(lambda: self._parts.registry.record(case.task_id))
+        return record.state is TaskState.AGGREGATING
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """While the registry is away it waits."""
+        while True:
+            try:
+                return await read()
+            except RegistryUnavailable:
+                await self._parts.clock.sleep(RETRY_S)
+
+    def _limited(self, finished: Finished, until_s: float) -> Subject:
+        limit_s = until_s if finished.is_held else self._parts.clock.now_s() + LIMIT_S
+        return replace(finished.subject, deadline_at_s=limit_s)
 
     def _fresh_seats(
-        self, model: ModelInfo, answer: Answer, members: Sequence[Member], *, last: NodeId | None
+        self, model: ModelInfo, answer: Answer, members: Sequence[Member], *, last: NodeId | None, may_drop: bool
     ) -> tuple[Partition, ...] | None:
-        """Drawn at random: nobody is to know beforehand who audits. `last`: whom to take only where nobody else is."""
+        """Drawn at random: nobody is to know beforehand who audits. `last`: whom to take only where nobody else is;
+        `may_drop`: rather than do without, have nodes drop stages that are not in use, as for a session."""
         loaded = {member.node_id: list(member.loaded.values()) for member in members}
         domains = {layers: self._domains(answer, layers) for layers in answer.cut}
 
+        def can_hold_alone(node: NodeCapability, layers: LayerRange) -> bool:
+            is_fresh = failure_domain(node, self._spread_by) not in domains[layers]
+            return is_fresh and _stage_bytes(model, node, layers) <= node.memory_bytes
+
         def can_hold(node: NodeCapability, layers: LayerRange) -> bool:
             """Beside what it holds: an audit must not make a node drop what sessions come back for."""
-            if failure_domain(node, self._spread_by) in domains[layers]:
+            if not can_hold_alone(node, layers):
                 return False
             refs = loaded[node.node_id]
             if any(ref.model_root != model.root for ref in refs):
@@ -140,7 +187,8 @@ class TailAudits:
         nodes = [member.capability for member in members]
         self._parts.tail.secret.shuffle(nodes)
         nodes.sort(key=lambda node: node.node_id == last)
-        return fresh_seats(answer, nodes, can_hold)
+        seats = fresh_seats(answer, nodes, can_hold)
+        return fresh_seats(answer, nodes, can_hold_alone) if seats is None and may_drop else seats
 
     def _domains(self, answer: Answer, layers: LayerRange) -> set[tuple[str, str]]:
         """Failure domains of those who signed for these layers, as far as they are still here."""
@@ -152,17 +200,31 @@ class TailAudits:
     # --- what it came to
 
     async def _settle(self, case: "_Case") -> None:
-        tail, opinions = self._parts.tail, unheard(case.opinions)
+        opinions = unheard(case.opinions)
         if opinions.guilty is not None and opinions.doubt is not None:
             said = opinions.doubt.said.receipt
-            await self._alarm(case.task_id, said, opinions.guilty)
+            await self._alarm(case, said, opinions.guilty)
             await self._keep(case)
-            reason = f"another result at stage {said.stage}, window {said.window}"
-            await tail.note(case.task_id, case.epoch, TailState.FAILED, reason)
+            await self._end(case, TailState.FAILED, f"another result at stage {said.stage}, window {said.window}")
         elif opinions.has_passed and await self._keep(case):
-            await tail.note(case.task_id, case.epoch, TailState.PASSED, case.reason if opinions.alone else "")
+            await self._end(case, TailState.PASSED, case.reason if opinions.alone else "")
         else:
-            await tail.note(case.task_id, case.epoch, TailState.SKIPPED, case.reason)
+            await self._end(case, TailState.SKIPPED, case.reason)
+
+    async def _end(self, case: "_Case", state: TailState, reason: str) -> None:
+        """Keep what became of it: that also ends a task whose answer was held back."""
+        parts, finished = self._parts, case.finished
+        is_noted = await parts.tail.note(case.task_id, case.epoch, state, reason)
+        if not finished.is_held or not is_noted:
+            return
+        task = finished.subject.task
+        latency_ms = (parts.clock.now_s() - finished.subject.created_at_s) * 1000
+        if state is TailState.PASSED:
+            parts.events.publish(
+                TaskCompleted(task.task_id, latency_ms, tuple(sorted(finished.nodes)), task.verification)
+            )
+        else:
+            parts.events.publish(TaskFailed(task.task_id, failure_code(state), latency_ms, task.verification))
 
     async def _keep(self, case: "_Case") -> bool:
         """Whether the proof is kept: not of an audit after which others took an epoch. While the registry is away it
@@ -180,12 +242,15 @@ class TailAudits:
                 return True
         return False
 
-    async def _alarm(self, task_id: TaskId, said: Receipt, guilty: Sequence[NodeId]) -> None:
+    async def _alarm(self, case: "_Case", said: Receipt, guilty: Sequence[NodeId]) -> None:
         """Results stand against each other: nobody is convicted, but none of those who may be guilty serves for now."""
+        task_id, is_held = case.task_id, case.finished.is_held
         log.error(
-            "answer_revoked", extra={"task_id": task_id, "stage": said.stage, "window": said.window, "nodes": guilty}
+            "held_answer_refuted" if is_held else "answer_revoked",
+            extra={"task_id": task_id, "stage": said.stage, "window": said.window, "nodes": guilty},
         )
-        self._parts.events.publish(AnswerRevoked(task_id, said.stage, said.window))
+        if not is_held:
+            self._parts.events.publish(AnswerRevoked(task_id, said.stage, said.window))
         for node_id in guilty:
             await self._parts.members.set_aside(node_id, f"a tail audit contradicts what was signed for task {task_id}")
 

@@ -90,7 +90,9 @@ class TailRun(Run):
         Raises `NoCapacity`, and what `TaskRegistry.begin_tail_audit` raises.
         """
         parts, session, model = self._parts, self.session, self.session.subject.model
-        parts.slots.reserve(session, model.root, seats, capabilities, yields=session.cancel)
+        # Somebody waits for an answer that is held back, as for any session's.
+        gives_way = None if session.task.hold else session.cancel
+        parts.slots.reserve(session, model.root, seats, capabilities, yields=gives_way)
         try:
             epoch = await parts.registry.begin_tail_audit(session.task.task_id, epoch=after)
         except BaseException:

@@ -212,12 +212,11 @@ def _degrees(wanted: PlanInput, rules: SeatRules) -> tuple[bool, ...]:
 
 
 def _has_spares(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> bool:
-    """C3, where it is asked for."""
+    """C3, and fresh nodes, where they are asked for."""
     seating = wanted.seating
     if seating.verification is Verification.NONE or seating.is_recovery:
         return True
-    needed = 2 * seating.max_byzantine + 1
-    return _least_holders(wanted, lanes, rules) >= needed
+    return _least_holders(wanted, lanes, rules) >= seating.num_holders
 
 
 def _least_holders(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> int:
@@ -271,10 +270,9 @@ def _check_enough(wanted: PlanInput, rules: SeatRules) -> None:
 
 
 def _num_needed(wanted: PlanInput) -> int:
-    """Nodes of one class that must be there: C3, or C1 for a recovery."""
+    """Nodes of one class that must be there: C3 and fresh ones, or C1 for a recovery."""
     seating = wanted.seating
-    most = 0 if seating.is_recovery else 2 * seating.max_byzantine + 1
-    return max(most, seating.num_lanes)
+    return seating.num_lanes if seating.is_recovery else seating.num_holders
 
 
 def _num_present(wanted: PlanInput, rules: SeatRules) -> int:
@@ -288,8 +286,9 @@ def _num_present(wanted: PlanInput, rules: SeatRules) -> int:
 def _cannot_verify(wanted: PlanInput, rules: SeatRules) -> VerificationUnavailable:
     seating, needed, present = wanted.seating, _num_needed(wanted), _num_present(wanted, rules)
     spread = f" with different {rules.spread_by}" if rules.spread_by else ""
-    what = f"{seating.verification} with max_byzantine {seating.max_byzantine} needs {needed} nodes of one numerics"
-    what = f"{what} class{spread}"
+    held = " and hold" if seating.hold else ""
+    what = f"{seating.verification} with max_byzantine {seating.max_byzantine}{held}"
+    what = f"{what} needs {needed} nodes of one numerics class{spread}"
     if present < needed:
         what = f"{what}; {present} of the {len(wanted.nodes)} that are present share one"
         if present < len(wanted.nodes):

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.scheduler.domain.dispatch import QueueRules
 from services.scheduler.ports import Coordinator, Partitioner
@@ -66,14 +67,15 @@ class SchedulingService(SchedulingInterface):
         self._rules = rules
         self._models: frozenset[ModelId] = frozenset()
         self._models_until_s = 0.0
-        self._verifiable_until_s: dict[TaskGroup, float] = {}
+        self._verifiable_until_s: dict[tuple[TaskGroup, bool], float] = {}
+        """By group, and whether answers are held back."""
         self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
 
     async def submit_task(self, wanted: SubmitTask) -> Submitted:
         task = wanted.task
         await self._check_model(task.model_id)
         if task.verification is not Verification.NONE:
-            await self._check_verifiable(task.group)
+            await self._check_verifiable(task.group, hold=task.hold)
         if wanted.require_capacity:
             await self._check_capacity(task.group)
         submission = await self._registry.submit(
@@ -118,15 +120,15 @@ class SchedulingService(SchedulingInterface):
         if model_id not in self._models:
             raise ModelNotFound(f"there is no model {model_id}")
 
-    async def _check_verifiable(self, group: TaskGroup) -> None:
+    async def _check_verifiable(self, group: TaskGroup, *, hold: bool) -> None:
         """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline."""
         now_s = self._clock.now_s()
-        if now_s < self._verifiable_until_s.get(group, 0.0):
+        if now_s < self._verifiable_until_s.get((group, hold), 0.0):
             return
         present = await self._present_nodes(now_s)
-        await self._partitioner.plan(group.model_id, present, _seating(group))
+        await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
         self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
-        self._verifiable_until_s[group] = now_s + VERIFIABLE_KEPT_S
+        self._verifiable_until_s[group, hold] = now_s + VERIFIABLE_KEPT_S
 
     async def _present_nodes(self, now_s: float) -> tuple[NodeCapability, ...]:
         """Ready nodes, and those that were ready a moment ago: they may only be registering anew."""

@@ -16,6 +16,11 @@ if tonumber(task.committed) > num_tokens then
   if num_tokens == 0 then redis.call('DEL', K.tokens .. task.id) end
   task.committed = int(num_tokens)
 end
-local to = NEXT[NEXT[NEXT[task.state].computation_complete].aggregation_complete].commit_complete
-end_task(task, to, last, now_ms(), {finish_reason = ARGV[3]})
+local to = NEXT[task.state].computation_complete
+if task.hold == '1' then  -- its tail audit ends it
+  save(task, to, last, 'finish_reason', ARGV[3], 'committed', task.committed)
+  tell_state(task, task.state, to)
+else
+  end_task(task, NEXT[NEXT[to].aggregation_complete].commit_complete, last, now_ms(), {finish_reason = ARGV[3]})
+end
 return {'ok'}

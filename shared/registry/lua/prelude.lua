@@ -12,7 +12,8 @@ local function int(number)
 end
 
 local FIELDS = {'state', 'attempt', 'epoch', 'lease_owner', 'group', 'rank', 'sequence', 'owner', 'created', 'started',
-                'deadline', 'committed', 'result_ttl', 'lapses', 'last'}
+                'deadline', 'committed', 'result_ttl', 'lapses', 'last',
+                'hold'}
 
 -- The record without what only readers want; nil when there is none.
 local function load_task(id)
@@ -81,6 +82,10 @@ local function end_task(task, to, last, now, outcome)
   nudge()
 end
 
+local function tell_tokens(task, first_index, encoded)
+  tell(task, 'commit', '{"first_index":' .. int(first_index) .. ',"records":[' .. table.concat(encoded, ',') .. ']}')
+end
+
 local function requeue(task, last)
   local from = task.state
   if task.epoch ~= '0' then raise(task, 'epoch') end  -- the session given up must not write any more
@@ -91,6 +96,7 @@ local function requeue(task, last)
 end
 
 -- Appends records (JSON, ARGV from index `first_arg` on) that stand at `first_index`, up to `limit` tokens in all.
+-- Those of a held task are told when it is released.
 local function append_tokens(task, first_index, first_arg, limit)
   local have = tonumber(task.committed)
   local fresh = {}
@@ -102,5 +108,5 @@ local function append_tokens(task, first_index, first_arg, limit)
   if #fresh == 0 then return end
   task.committed = int(have + #fresh)
   redis.call('HSET', K.task .. task.id, 'committed', task.committed)
-  tell(task, 'commit', '{"first_index":' .. int(have) .. ',"records":[' .. table.concat(fresh, ',') .. ']}')
+  if task.hold ~= '1' then tell_tokens(task, have, fresh) end
 end

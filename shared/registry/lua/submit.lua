@@ -1,5 +1,6 @@
 -- ARGV: id, owner, idempotency key or '', payload hash, attachment in ms or 0, max queued, max unfinished of the owner,
---       rank, group, deadline in ms from now, result ttl in s, task without prompt (JSON), prompt ids (binary), their number
+--       rank, group, deadline in ms from now, result ttl in s, task without prompt (JSON), prompt ids (binary), their number,
+--       1 to hold its answer back until its tail audit has passed, else 0
 -- Returns ok, id, state, whether created, queued tasks; or why not.
 local id, owner, idempotency, payload_hash, attach_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local group = ARGV[9]
@@ -26,7 +27,7 @@ local task = {id = id, attempt = '0', epoch = '0', rank = ARGV[8], group = group
 task.sequence = int(redis.call('INCR', K.sequence))
 save(task, 'queued', 'submit', 'group', group, 'rank', task.rank, 'sequence', task.sequence, 'owner', owner,
      'created', task.created, 'deadline', deadline, 'result_ttl', ARGV[11], 'committed', '0', 'lapses', '0',
-     'spec', ARGV[12], 'num_prompt', ARGV[14])
+     'spec', ARGV[12], 'num_prompt', ARGV[14], 'hold', ARGV[15])
 redis.call('SET', K.request .. id, ARGV[13])
 redis.call('ZADD', K.deadlines, deadline, id)
 redis.call('SADD', K.open .. owner, id)

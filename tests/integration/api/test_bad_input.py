@@ -138,6 +138,8 @@ async def test_what_is_no_json_object_is_400_everywhere(gateway: Refusing, conte
         ({"butterfly": {"deadline_s": 0}}, "butterfly.deadline_s"),
         ({"butterfly": {"verification": "some"}}, "butterfly.verification"),
         ({"butterfly": {"verification": "audit", "max_byzantine": 9}}, "butterfly.max_byzantine"),
+        ({"butterfly": {"hold": "yes"}}, "butterfly.hold"),
+        ({"butterfly": {"verification": "none", "hold": True}}, "butterfly.hold"),
     ],
 )
 async def test_a_bad_value_is_400_with_its_parameter(gateway: Refusing, change: dict[str, object], param: str) -> None:
@@ -269,6 +271,29 @@ async def test_the_configured_verification_is_never_weakened_silently(
     assert answer.status_code == 202
     submitted = refusing.scheduler.submissions[-1].task
     assert (submitted.verification, submitted.max_byzantine) == (mode, max_byzantine)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "asked", "hold"),
+    [
+        (0.1, {}, False),
+        (0.1, {"hold": True}, True),
+        (0.1, {"verification": "quorum", "hold": True}, True),
+        (1.0, {}, True),
+        (1.0, {"hold": False}, False),
+        (1.0, {"verification": "none"}, False),
+    ],
+)
+async def test_answers_are_held_back_where_that_is_asked_for_or_all_are_audited(
+    fraction: float, asked: dict[str, object], hold: bool
+) -> None:
+    refusing = Refusing(Config(coordination=CoordinationConfig(tail_audit_fraction=fraction)), ByteVocabulary())
+    task = {"kind": "chat", "model": "bytes", "input": {"messages": CHAT["messages"]}}
+    wish = {"mode" if key == "verification" else key: value for key, value in asked.items()}
+    answer = await refusing.client.post(TASK_PATH, json=task | {"verification": wish})
+    assert answer.status_code == 202
+    assert answer.json()["verification"]["hold"] is hold
+    assert refusing.scheduler.submissions[-1].task.hold is hold
 
 
 async def test_verification_against_no_liar_at_all_is_refused() -> None:

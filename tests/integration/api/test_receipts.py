@@ -22,7 +22,7 @@ from tests.integration.api.conftest import Gateway, read_events, running_gateway
 CHAT: dict[str, object] = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def started(gateway: Gateway, *, owner: str = "anonymous") -> HonestRun:
+async def started(gateway: Gateway, *, owner: str = "anonymous", hold: bool = False) -> HonestRun:
     """A verified task that computes; every window comes from the run's honest nodes."""
     task = make_task(
         model_id=ModelId("bytes"),
@@ -30,6 +30,7 @@ async def started(gateway: Gateway, *, owner: str = "anonymous") -> HonestRun:
         sampler=SamplerParams(seed=7),
         verification=Verification.AUDIT,
         max_byzantine=1,
+        hold=hold,
         owner=owner,
     )
     await gateway.registry.submit(
@@ -203,3 +204,43 @@ async def test_an_audited_stream_shows_committed_tokens_and_ends_with_its_receip
         assert (told["verification"], told["verified"]) == ("audit", True)
         assert told["receipt"] == f"/v1/tasks/{task_id}/receipt"
         assert "receipt" not in str(chunks)
+
+
+@pytest.mark.parametrize("outcome", [TailState.PASSED, TailState.FAILED])
+async def test_of_an_answer_that_is_held_back_nothing_is_shown_before_its_audit_has_passed(
+    gateway: Gateway, outcome: TailState
+) -> None:
+    run = await started(gateway, hold=True)
+    path = f"/v1/tasks/{run.task_id}"
+
+    async def hidden() -> bool:
+        receipt = await gateway.client.get(f"{path}/receipt")
+        result = await gateway.client.get(f"{path}/result")
+        shown = (result.json().get("choices") or [{"text": ""}])[0]["text"]
+        return (receipt.status_code, receipt.json().get("code"), shown) == (404, "receipt_not_available", "")
+
+    await commit(gateway, run, 0, 1)
+    assert await hidden()
+    await commit(gateway, run, 2, 3)
+    await gateway.conductor.finish(run.task_id)
+    assert await hidden()
+    task = (await gateway.client.get(path)).json()
+    assert (task["status"], task["result"], task["verification"]["verified"]) == ("aggregating", None, False)
+    epoch = await gateway.registry.begin_tail_audit(run.task_id, epoch=Epoch(1))
+    await gateway.receipts.keep_tail_audit(run.task_id, run.tail())
+    await gateway.registry.note_tail_audit(
+        run.task_id, epoch=epoch, state=outcome, error_code="dispute_unresolved", error="another result"
+    )
+    task = (await gateway.client.get(path)).json()
+    has_passed = outcome is TailState.PASSED
+    assert task["verification"]["verified"] is has_passed
+    assert await hidden() is not has_passed
+    if has_passed:
+        assert task["result"]["choices"][0]["text"] == "Hello, dear"
+        assert check_bundle((await receipt_of(gateway, run.task_id)).bundle()).tail_nodes
+    else:
+        assert (task["status"], task["error"]["code"]) == ("failed", "dispute_unresolved")
+        assert task["result"]["usage"]["completion_tokens"] == 0
+    async with gateway.client.stream("GET", f"{path}/events") as answer:
+        told = str(await read_events(answer))
+    assert ("token_ids" in told) is has_passed

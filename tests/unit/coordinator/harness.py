@@ -109,6 +109,15 @@ class Coordinator:
         self.committer = Committer(registry=self.registry, events=self.events, now=self.clock.now_s)
         pair_marks = PairMarks()
         self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret)
+        self.tail = TailBook(
+            fraction=tail_audit_fraction,
+            line=TailLine(keep_s=600),
+            secret=random.Random(7),
+            registry=self.registry,
+            events=self.events,
+            clock=self.clock,
+            tasks=self.tasks,
+        )
         parts = Parts(
             registry=self.registry,
             receipts=self.receipts,
@@ -127,15 +136,7 @@ class Coordinator:
             trusted=frozenset(),
             lane_rules=LaneRules(),
             shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
-            tail=TailBook(
-                fraction=tail_audit_fraction,
-                line=TailLine(keep_s=600),
-                secret=random.Random(7),
-                registry=self.registry,
-                events=self.events,
-                clock=self.clock,
-                tasks=self.tasks,
-            ),
+            tail=self.tail,
             link_secret=b"cluster",
         )
         self.sessions = Sessions(
@@ -166,6 +167,7 @@ class Coordinator:
         self.tasks.loop("watch", self.sessions.watch_once)
         self.tasks.loop("adopt", self.sessions.adopt_once)
         self.tasks.loop("tail-audit", self.tail_audits.run_once)
+        self.tasks.loop("held-answers", self.tail_audits.run_held_once)
         for node in nodes:
             await self.join(node)
         await self.settle()
@@ -239,6 +241,10 @@ class Coordinator:
 
     def has_session(self, task: InferenceTask) -> bool:
         return task.task_id in self.sessions._runs
+
+    def holds(self, task: InferenceTask) -> bool:
+        """Whether its answer is held back here until its audit is over."""
+        return self.tail.holds(task.task_id)
 
     # --- the last stage's side
 

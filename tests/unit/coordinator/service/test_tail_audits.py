@@ -39,10 +39,12 @@ class LosableRegistry(MemoryTaskRegistry):
 
     is_away = False
 
-    async def note_tail_audit(self, task_id: TaskId, *, epoch: Epoch, state: TailState) -> None:
+    async def note_tail_audit(
+        self, task_id: TaskId, *, epoch: Epoch, state: TailState, error_code: str = "", error: str = ""
+    ) -> None:
         if self.is_away:
             raise RegistryUnavailable("away")
-        await super().note_tail_audit(task_id, epoch=epoch, state=state)
+        await super().note_tail_audit(task_id, epoch=epoch, state=state, error_code=error_code, error=error)
 
 
 def audited(**changes: object) -> InferenceTask:

@@ -10,10 +10,11 @@ from services.partitioner.domain.planning import make_plan
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.uniform import Uniform
-from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel
+from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
 from shared.domain.ids import NodeId
 from shared.domain.layers import seat_bytes
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating, check_plan
+from shared.domain.task import Verification
 from tests.fakes.planning import audited, node, planned_model, question
 
 FOUR = (node("a"), node("b"), node("c"), node("d"))
@@ -126,6 +127,18 @@ def test_impossible_numbers_of_stages_and_lanes_are_refused() -> None:
             planned(FOUR, seating=audited(f))
     with pytest.raises(InvalidPlanInput, match="none does not go with max_byzantine 1"):
         planned(FOUR, seating=Seating(max_byzantine=1))
+
+
+def test_an_answer_that_is_held_back_needs_a_node_beside_all_lanes() -> None:
+    quorum = Seating(Verification.QUORUM, 1)
+    three = FOUR[:3]
+    assert len(planned(three, seating=quorum).lanes) == 3
+    with pytest.raises(
+        VerificationUnavailable, match="quorum with max_byzantine 1 and hold needs 4 nodes of one numer"
+    ):
+        planned(three, seating=replace(quorum, hold=True))
+    assert len(planned(FOUR, seating=replace(quorum, hold=True)).lanes) == 3
+    assert len(planned(three, seating=replace(audited(1), hold=True)).lanes) == 2  # the spare is the fresh one
 
 
 @given(

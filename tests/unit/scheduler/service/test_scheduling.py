@@ -60,6 +60,16 @@ async def test_verification_that_the_nodes_cannot_give_is_refused_and_never_lowe
     assert cluster.partitioner.asked[-1] == Seating(Verification.AUDIT, 1)
 
 
+async def test_for_an_answer_that_is_held_back_fresh_nodes_are_asked_for_as_well(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    await cluster.submit(make_task(**AUDITED))
+    with pytest.raises(VerificationUnavailable, match="3 nodes"):
+        await cluster.submit(make_task(**AUDITED, hold=True))
+    cluster.coordinator.nodes.append(make_node("c"))
+    await cluster.submit(make_task(**AUDITED, hold=True))
+    assert cluster.partitioner.asked[-1] == Seating(Verification.AUDIT, 1, hold=True)
+
+
 async def test_nodes_that_were_ready_a_moment_ago_count_for_what_can_be_verified(cluster: Cluster) -> None:
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(make_task(**AUDITED))
