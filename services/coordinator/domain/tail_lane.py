@@ -1,6 +1,6 @@
 """The one lane of a tail audit: what it is given, and what follows from what its seats sign. No I/O, no clock."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.coordinator.domain.lane_book import LaneBook, Seated
@@ -36,6 +36,8 @@ class Answer:
     seated: frozenset[SeatedNode]
     cut: tuple[LayerRange, ...]
     """The stages of the last window."""
+    seats: tuple[Seated, ...]
+    """Of those that signed, with their orders: for evidence."""
 
     @property
     def values(self) -> ChainValues:
@@ -51,16 +53,19 @@ class Answer:
     def signers(self) -> frozenset[NodeId]:
         return frozenset(each.receipt.node_id for each in self.receipts)
 
-    def without(self, said: Receipt) -> "Answer":
-        """The same; who signed `said` is not fresh for its layers any more."""
-        return replace(self, seated=self.seated | {SeatedNode(said.node_id, said.layer_start, said.layer_end)})
+    def doubted(self, said: Receipt, seats: Sequence[Seated]) -> "Answer":
+        """The same; who signed `said`, in a lane of these seats, is not fresh for its layers any more."""
+        node = SeatedNode(said.node_id, said.layer_start, said.layer_end)
+        return replace(self, seated=self.seated | {node}, seats=(*self.seats, *seats))
 
 
 def read_answer(prompt_ids: Sequence[int], entries: Sequence[WindowEntry]) -> Answer:
     """`entries`: those committed, in order, at least one. All are the coordinator's own, so signatures of receipts are
     not checked again. Raises `InvalidInput` for what it never kept."""
     receipts = tuple(kept_receipt(signed) for entry in entries for signed in entry.receipts)
-    orders = [read_assignment(signed, entry.coordinator_key) for entry in entries for signed in entry.orders]
+    ordered = [(read_assignment(each, entry.coordinator_key), each) for entry in entries for each in entry.orders]
+    orders = [order for order, _ in ordered]
+    keys = {node_id: key for entry in entries for node_id, key in entry.keys.items()}
     layers = {
         LayerRange(said.receipt.layer_start, said.receipt.layer_end) for said in map(kept_receipt, entries[-1].receipts)
     }
@@ -73,15 +78,22 @@ def read_answer(prompt_ids: Sequence[int], entries: Sequence[WindowEntry]) -> An
         receipts=receipts,
         seated=frozenset(SeatedNode(order.node_id, order.layer_start, order.layer_end) for order in orders),
         cut=tuple(sorted(layers, key=lambda each: each.start)),
+        seats=tuple(Seated(order, each, keys[order.node_id]) for order, each in ordered if order.node_id in keys),
     )
 
 
 def fresh_seats(
-    answer: Answer, nodes: Sequence[NodeCapability], can_hold: Callable[[NodeCapability, LayerRange], bool]
+    answer: Answer,
+    nodes: Sequence[NodeCapability],
+    can_hold: Callable[[NodeCapability, LayerRange], bool],
+    *,
+    referees: Collection[NodeId] = (),
+    doubted_stage: int | None = None,
 ) -> tuple[Partition, ...] | None:
     """A node for every stage, each another one, that had no part in that stage; None where there are too few.
 
-    `nodes`: in the order in which they are to be taken, best drawn at random; `can_hold`: without dropping anything.
+    `nodes`: in the order in which they are to be taken, best drawn at random; `referees`: whom to have at
+    `doubted_stage`, and rather there than elsewhere.
     """
     choices = [
         [
@@ -96,6 +108,9 @@ def fresh_seats(
         ]
         for layers in answer.cut
     ]
+    if doubted_stage is not None:
+        for stage, found in enumerate(choices):
+            found.sort(key=lambda index: (nodes[index].node_id in referees) != (stage == doubted_stage))
     taken: dict[int, int] = {}
     for stage in range(len(choices)):
         if not _seat(stage, choices, taken, set()):

@@ -1,6 +1,7 @@
 """What follows when lanes that audit one answer come to results of their own. No I/O, no clock."""
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from services.coordinator.domain.tail_lane import Differs
@@ -45,6 +46,19 @@ class Opinions:
     @property
     def is_settled(self) -> bool:
         return self.has_passed or self.guilty is not None
+
+
+def believed(before: Opinions, differs: Differs | None, convicted: Set[NodeId]) -> Opinions:
+    """An audit came to its end in which nodes were convicted by the word of a trusted one: what they signed counts for
+    nothing. Where those are the answer's signers it is revoked, and nobody else is under doubt."""
+    if before.doubt is not None and before.doubt.said.receipt.node_id in convicted:
+        before = replace(before, doubt=None)
+    if differs is not None and differs.said.receipt.node_id in convicted:
+        return before  # as if it had not been asked
+    signers = () if differs is None else differs.signers
+    if any(each.receipt.node_id in convicted for each in signers):
+        return Opinions(differs, before.alone, guilty=())
+    return heard(before, differs)
 
 
 def heard(before: Opinions, differs: Differs | None) -> Opinions:

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.session import Subject
 from services.coordinator.domain.tail_lane import Answer, fresh_seats, read_answer
 from services.coordinator.domain.tail_line import WAIT_S, Finished, failure_code
-from services.coordinator.domain.tail_opinions import Opinions, heard, unheard
+from services.coordinator.domain.tail_opinions import Opinions, believed, unheard
 from services.coordinator.service.member import Member
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.sessions import Sessions
@@ -93,8 +94,12 @@ class TailAudits:
     async def _weigh(self, case: "_Case", outcome: Passed | Refuted) -> None:
         """What follows from one more audit; who is alone with what it signed does not serve for now."""
         before = case.opinions
-        case.opinions = heard(before, outcome.differs if isinstance(outcome, Refuted) else None)
+        differs = outcome.differs if isinstance(outcome, Refuted) else None
+        case.opinions = believed(before, differs, outcome.convicted)
         case.proof = outcome.proof
+        case.suspects |= outcome.convicted
+        if isinstance(outcome, Refuted):
+            case.seats = outcome.seats
         for node_id in case.opinions.alone - before.alone:
             case.suspects.add(node_id)
             case.reason = f"node {node_id} came to another result, and a second audit to the committed one"
@@ -115,13 +120,14 @@ class TailAudits:
         come."""
         parts, subject, doubt = self._parts, case.finished.subject, case.opinions.doubt
         doubted = None if doubt is None else doubt.said.receipt
+        asked = answer if doubted is None else answer.doubted(doubted, case.seats)
         while True:
             members = [member for member in parts.members.ready() if member.node_id not in case.suspects]
             seats = self._fresh_seats(
                 subject.model,
-                answer if doubted is None else answer.without(doubted),
+                asked,
                 members,
-                last=None if doubted is None else doubted.node_id,
+                doubted=doubted,
                 may_drop=case.finished.is_held,
             )
             if seats is None:
@@ -129,7 +135,7 @@ class TailAudits:
                 if doubt is not None or not case.finished.is_held:
                     return None
             else:
-                run = TailRun(parts, self._limited(case.finished, until_s), answer)
+                run = TailRun(parts, self._limited(case.finished, until_s), asked, doubt=doubt)
                 nodes = {member.node_id: member.capability for member in members}
                 plan_id = PlanId(f"{parts.tail.secret.getrandbits(128):032x}")
                 try:
@@ -163,10 +169,11 @@ class TailAudits:
         return replace(finished.subject, deadline_at_s=limit_s)
 
     def _fresh_seats(
-        self, model: ModelInfo, answer: Answer, members: Sequence[Member], *, last: NodeId | None, may_drop: bool
+        self, model: ModelInfo, answer: Answer, members: Sequence[Member], *, doubted: Receipt | None, may_drop: bool
     ) -> tuple[Partition, ...] | None:
-        """Drawn at random: nobody is to know beforehand who audits. `last`: whom to take only where nobody else is;
-        `may_drop`: rather than do without, have nodes drop stages that are not in use, as for a session."""
+        """Drawn at random: nobody is to know beforehand who audits. `doubted`: what has to be judged, by a trusted node
+        if one is fresh; who signed it is taken only where nobody else is. `may_drop`: rather than do without, have
+        nodes drop stages that are not in use, as for a session."""
         loaded = {member.node_id: list(member.loaded.values()) for member in members}
         domains = {layers: self._domains(answer, layers) for layers in answer.cut}
 
@@ -186,9 +193,19 @@ class TailAudits:
 
         nodes = [member.capability for member in members]
         self._parts.tail.secret.shuffle(nodes)
-        nodes.sort(key=lambda node: node.node_id == last)
-        seats = fresh_seats(answer, nodes, can_hold)
-        return fresh_seats(answer, nodes, can_hold_alone) if seats is None and may_drop else seats
+        if doubted is not None:
+            nodes.sort(key=lambda node: node.node_id == doubted.node_id)
+        for can in (can_hold, can_hold_alone) if may_drop else (can_hold,):
+            seats = fresh_seats(
+                answer,
+                nodes,
+                can,
+                referees=self._parts.trusted,
+                doubted_stage=None if doubted is None else doubted.stage,
+            )
+            if seats is not None:
+                return seats
+        return None
 
     def _domains(self, answer: Answer, layers: LayerRange) -> set[tuple[str, str]]:
         """Failure domains of those who signed for these layers, as far as they are still here."""
@@ -265,6 +282,8 @@ class _Case:
     suspects: set[NodeId] = field(default_factory=set)
     """Whom the next audit does without."""
     opinions: Opinions = field(default_factory=Opinions)
+    seats: Sequence[Seated] = ()
+    """Of the lane that came to another result last."""
     proof: TailAudit | None = None
     """Of the last audit that came to its end."""
     reason: str = NO_FRESH_NODES

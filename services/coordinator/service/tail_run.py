@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.coordinator.domain.blame import convict
 from services.coordinator.domain.drafts import check_records
 from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.lane_book import Seated
@@ -24,8 +25,10 @@ from shared.domain.errors import StaleEpoch
 from shared.domain.ids import Epoch, NodeId, PlanId
 from shared.domain.numerics import StageFacts
 from shared.domain.plan import Lane, NodeCapability, Partition, PartitionPlan
+from shared.domain.receipt import SignedReceipt
 from shared.domain.session import SessionPhase
 from shared.domain.tail_audit import TailAudit
+from shared.domain.window_check import Finding
 from shared.domain.windows import WindowSchedule
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ class Passed:
     """Every boundary has the committed values."""
 
     proof: TailAudit
+    convicted: frozenset[NodeId] = frozenset()
+    """By the word of a trusted node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class Refuted:
 
     proof: TailAudit
     differs: Differs
+    seats: Sequence[Seated]
+    """Of the lane."""
+    convicted: frozenset[NodeId] = frozenset()
+    """By the word of a trusted node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +71,9 @@ Outcome = Passed | Refuted | Inconclusive
 
 
 class TailRun(Run):
-    def __init__(self, parts: Parts, subject: Subject, answer: Answer) -> None:
-        """`subject.deadline_at_s`: when it has to be over."""
-        self._parts, self._answer = parts, answer
+    def __init__(self, parts: Parts, subject: Subject, answer: Answer, *, doubt: Differs | None = None) -> None:
+        """`subject.deadline_at_s`: when it has to be over; `doubt`: what an earlier audit found."""
+        self._parts, self._answer, self._doubt = parts, answer, doubt
         self._wake = asyncio.Event()
         self.session = Session(
             subject,
@@ -196,25 +205,37 @@ class TailRun(Run):
             case Seal() | Release():
                 await self._tell(self._telling.message(step))
             case Alike(is_last=True):
-                return Passed(self._proof(lane))
+                return Passed(self._proof(lane), await self._judge(lane, ()))
             case Alike():
                 pass  # a lane that replays hears nothing of commits
             case Differs():
-                return Refuted(self._proof(lane), step)
+                return Refuted(self._proof(lane), step, self._orders, await self._judge(lane, step.signers))
             case Parted(fault=fault):
                 return Inconclusive(fault.detail, fault.receipts[-1].receipt.node_id)
             case Accuse(finding=finding):
-                await evict_guilty(
-                    self._parts,
-                    self.session,
-                    [finding],
-                    orders=self._orders,
-                    ids=self._answer.ids,
-                    first_try=(),
-                    second_try=lane.receipts,
-                )
+                await self._evict([finding], first_try=(), lane=lane)
                 return Inconclusive(f"an auditor was convicted by rule {finding.rule}", finding.node_id)
         return None
+
+    async def _judge(self, lane: TailLane, signers: Sequence[SignedReceipt]) -> frozenset[NodeId]:
+        """Convict whoever made other rows of equal ones than a trusted node did: of this lane, of the answer's
+        `signers` or the one that an earlier audit had doubts from. Without such a node nobody is."""
+        doubt = self._doubt
+        first_try = (*signers, *((doubt.said, *doubt.signers) if doubt is not None else ()))
+        findings = convict(first_try, [lane.receipts], quorum=0, trusted=self._parts.trusted)
+        await self._evict(findings, first_try=first_try, lane=lane)
+        return frozenset(found.node_id for found in findings if found.node_id is not None)
+
+    async def _evict(self, findings: Sequence[Finding], *, first_try: Sequence[SignedReceipt], lane: TailLane) -> None:
+        await evict_guilty(
+            self._parts,
+            self.session,
+            findings,
+            orders=[*self._answer.seats, *self._orders],
+            ids=self._answer.ids,
+            first_try=first_try,
+            second_try=lane.receipts,
+        )
 
     async def _tell(self, message: ToSeat) -> None:
         await self._telling.lane(AUDIT_LANE, [message])

@@ -33,7 +33,7 @@ from shared.contracts.messages import (
     StageReady,
     StageRef,
 )
-from shared.domain.ids import Attempt
+from shared.domain.ids import Attempt, NodeId
 from shared.domain.plan import PartitionPlan, num_lanes
 from shared.domain.task import InferenceTask
 from shared.domain.task_state import TaskState
@@ -67,6 +67,7 @@ class Coordinator:
         standings: MemoryStandings | None = None,
         receipts: MemoryReceiptStore | None = None,
         tail_audit_fraction: float = 0.0,
+        trusted: frozenset[NodeId] = frozenset(),
     ) -> None:
         self.clock = clock or FakeClock()
         self.registry = registry or MemoryTaskRegistry(now=self.clock.wall_s)
@@ -133,7 +134,7 @@ class Coordinator:
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=pair_marks,
             relays=self.relays,
-            trusted=frozenset(),
+            trusted=trusted,
             lane_rules=LaneRules(),
             shuffled=lambda nodes: self.random.sample(nodes, len(nodes)),
             tail=self.tail,

@@ -1,5 +1,6 @@
 """The fresh audit of finished answers: f + 1 colluders are found, honest answers pass, sessions are never delayed."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,11 +18,12 @@ from shared.domain.bundle import Bundle, TrustedKeys, check_bundle, committed_en
 from shared.domain.errors import Forbidden, RegistryUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.numerics import Profile
-from shared.domain.receipt import Assignment
+from shared.domain.receipt import Assignment, read_assignment
 from shared.domain.session import NodeState
 from shared.domain.tail_audit import TailState
 from shared.domain.task import InferenceTask, Verification
 from shared.domain.task_state import TaskState
+from shared.domain.window_check import OUTVOTED
 from shared.events.catalogue import AnswerRevoked, NodeFailure, TailAuditChanged
 from tests.fakes.clock import FakeClock
 from tests.fakes.identities import COORDINATOR_KEY, N1, N2, N3, N4, N5, N6
@@ -61,11 +63,18 @@ def wrong_at(is_lying: Callable[[Assignment], bool], *, from_row: int = 0) -> Co
 
 @asynccontextmanager
 async def clustered(
-    conduct: Conduct = HONEST, *, fraction: float = 1.0, nodes: tuple[NodeId, ...] = NODES, slots: int = 2
+    conduct: Conduct = HONEST,
+    *,
+    fraction: float = 1.0,
+    nodes: tuple[NodeId, ...] = NODES,
+    slots: int = 2,
+    trusted: frozenset[NodeId] = frozenset(),
 ) -> AsyncIterator[tuple[Coordinator, Cluster]]:
     clock = FakeClock()
     registry = LosableRegistry(now=clock.wall_s)
-    coordinator = await Coordinator(clock=clock, registry=registry, tail_audit_fraction=fraction).start(())
+    coordinator = await Coordinator(
+        clock=clock, registry=registry, tail_audit_fraction=fraction, trusted=trusted
+    ).start(())
     for node_id in nodes:
         await coordinator.join(node_id, slots=slots)
     yield coordinator, Cluster(coordinator, conduct=conduct)
@@ -214,6 +223,67 @@ async def test_a_second_audit_that_comes_to_no_end_leaves_the_first_ones_word() 
         assert len(quarantined(coordinator)) == 3
 
 
+def evicted(coordinator: Coordinator) -> set[str]:
+    return {node for node, state in states(coordinator).items() if state is NodeState.EVICTED}
+
+
+async def test_a_trusted_auditor_is_believed_and_convicts_all_who_signed_something_else() -> None:
+    colluders = wrong_at(lambda seat: seat.stage == 1 and seat.node_id in {N1, N2}, from_row=5)
+    async with clustered(colluders, trusted=frozenset({N3})) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        await cluster.run()
+        assert (await coordinator.record(task)).is_revoked
+        assert evicted(coordinator) == {N1, N2}
+        assert quarantined(coordinator) == set()
+        for body in coordinator.evidence.kept.values():  # whoever reads it can check every signature in it
+            keys, receipts = body["keys"], body["receipts"]
+            assert isinstance(keys, dict)
+            assert isinstance(receipts, list)
+            assert body["rule"] == OUTVOTED
+            assert {NodeId(json.loads(each["text"].partition("\n")[2])["node_id"]) for each in receipts} <= set(keys)
+            assert body["orders"]
+
+
+async def test_an_auditor_that_differs_from_a_trusted_signer_is_convicted_and_the_answer_stands() -> None:
+    liars = wrong_at(lambda seat: seat.stage == 1 and seat.epoch == 2)
+    async with clustered(liars, nodes=SIX, trusted=frozenset({N2})) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        assert coordinator.session(task).lanes[0][1].node_id == N2
+        await cluster.run()
+        assert await tail_state(coordinator, task) is TailState.PASSED
+        assert len(evicted(coordinator)) == 1
+        assert (quarantined(coordinator), coordinator.events.of(AnswerRevoked)) == (set(), [])
+
+
+@pytest.mark.parametrize("is_answer_right", [True, False])
+async def test_a_trusted_node_is_asked_when_an_audit_has_doubts_and_convicts_whom_it_differs_from(
+    is_answer_right: bool,
+) -> None:
+    lying_epoch = 2 if is_answer_right else 1
+    liars = wrong_at(lambda seat: seat.stage == 2 and seat.epoch == lying_epoch)
+    trusted = frozenset({N1})
+    async with clustered(liars, nodes=SIX, trusted=trusted) as (coordinator, cluster):
+        task = audited()
+        await coordinator.open(task)
+        lanes = coordinator.session(task).lanes
+        signers = {lane[2].node_id for lane in lanes}
+        assert not signers & trusted
+        await cluster.run()
+        (first,) = {order.node_id for order in last_stages(coordinator, epoch=2)}
+        judges = {order.node_id for order in last_stages(coordinator, epoch=3)}
+        assert first not in trusted
+        assert judges == trusted
+        assert quarantined(coordinator) == set()
+        if is_answer_right:
+            assert evicted(coordinator) == {first}
+            assert await tail_state(coordinator, task) is TailState.PASSED
+        else:
+            assert evicted(coordinator) == signers
+            assert (await coordinator.record(task)).is_revoked
+
+
 async def test_an_auditor_looks_like_any_audit_lane() -> None:
     async with clustered() as (coordinator, cluster):
         task = audited()
@@ -329,6 +399,12 @@ async def test_a_silent_auditor_is_left_out_of_the_next_try() -> None:
 def first_stages(coordinator: Coordinator, *, epoch: int) -> list[WorkAssignment]:
     orders = [order for worker in coordinator.workers.runs for order in worker.assignments()]
     return [order for order in orders if (order.stage, order.epoch) == (0, epoch)]
+
+
+def last_stages(coordinator: Coordinator, *, epoch: int) -> list[Assignment]:
+    orders = [order for worker in coordinator.workers.runs for order in worker.assignments()]
+    found = [read_assignment(order.order.signed(), COORDINATOR_KEY.public_key) for order in orders]
+    return [order for order in found if (order.stage, order.epoch) == (2, epoch)]
 
 
 async def test_while_the_registry_is_away_the_finding_waits() -> None:
