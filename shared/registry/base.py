@@ -42,6 +42,8 @@ class TaskRecord:
     """When tokens and events go; the bare record lives 7 days longer. None while the task runs."""
     tail_audit: TailState = TailState.NONE
     """What became of the fresh audit of its answer."""
+    num_disputes: int = 0
+    """Times that what its nodes signed did not go together."""
 
     @property
     def is_revoked(self) -> bool:
@@ -86,9 +88,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class StreamEntry:
-    """One entry of a task's event stream. `kind`: `state`, `commit`, `end`; `data` is JSON-like.
+    """One entry of a task's event stream. `kind`: `state`, `commit`, `dispute`, `end`; `data` is JSON-like.
 
-    state: {from, to, attempt, epoch}; commit: {first_index, records: tuple of `TokenRecord`};
+    state: {from, to, attempt, epoch}; commit: {first_index, records: tuple of `TokenRecord`}; dispute: {window, stage};
     end: {state, finish_reason, error_code, error, num_tokens}: always the last. States are their words, absent
     reasons and codes are None; `num_tokens` tells where the answer ends, should more have been committed.
     """
@@ -218,6 +220,13 @@ class TaskRegistry(ABC):
 
         False: fenced (stale epoch, or not Computing). Raises `InvalidTransition` when fewer than `finish.num_tokens`
         tokens would then be committed.
+        """
+
+    @abstractmethod
+    async def note_dispute(self, task_id: TaskId, *, epoch: Epoch, window: int, stage: int | None) -> None:
+        """What was signed for a window does not go together, which ends the epoch: counted, and told on the stream.
+
+        Counts once per epoch. Raises `StaleEpoch`.
         """
 
     @abstractmethod

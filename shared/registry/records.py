@@ -77,6 +77,7 @@ def decode_record(fields: Mapping[bytes, bytes], prompt: bytes | None) -> TaskRe
         error_code=_word(fields, b"error_code"),
         error=_word(fields, b"error") or "",
         expires_s=_seconds(fields, b"expires"),
+        num_disputes=int(fields.get(b"disputes", 0)),
         tail_audit=TailState(_word(fields, b"tail_audit") or TailState.NONE),
     )
 

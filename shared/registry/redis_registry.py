@@ -195,6 +195,11 @@ class RedisTaskRegistry(TaskRegistry):
             case _:
                 raise _refusal(code, task_id, rest, what="its end")
 
+    async def note_dispute(self, task_id: TaskId, *, epoch: Epoch, window: int, stage: int | None) -> None:
+        code, *rest = await self._run("dispute", task_id, epoch, window, _optional(stage))
+        if code != b"ok":
+            raise _refusal(code, task_id, rest, what="a dispute")
+
     async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
         return await self._tail_audit(task_id, epoch, TailState.PENDING, next_epoch=True)
 

@@ -20,6 +20,7 @@ NAMES = (
     "queue",
     "append_receipts",
     "tail_audit",
+    "dispute",
 )
 
 

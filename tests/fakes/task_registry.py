@@ -52,6 +52,7 @@ class _Entry:
     lease_until: float = 0.0
     attached_until: float | None = None
     lapses: int = 0
+    disputed_epoch: int = 0
 
     @property
     def order(self) -> tuple[int, int]:
@@ -215,6 +216,16 @@ class MemoryTaskRegistry(TaskRegistry):
         entry.last = step
         await self._announce()
         return True
+
+    async def note_dispute(self, task_id: TaskId, *, epoch: Epoch, window: int, stage: int | None) -> None:
+        entry = self._entry(task_id)
+        if entry.record.epoch != epoch:
+            raise StaleEpoch(f"task {task_id} is at epoch {entry.record.epoch} by now")
+        if entry.disputed_epoch != epoch:
+            entry.disputed_epoch = epoch
+            entry.record = replace(entry.record, num_disputes=entry.record.num_disputes + 1)
+            self._tell(entry, "dispute", {"window": window, "stage": stage})
+        await self._announce()
 
     async def begin_tail_audit(self, task_id: TaskId, *, epoch: Epoch) -> Epoch:
         record = self._audited(task_id, epoch)

@@ -48,7 +48,7 @@ def task_resource(
             "hold": task.hold,
             "verified": _is_verified(record),
             "windows": windows,
-            "disputes": 0,
+            "disputes": record.num_disputes,
             "nodes": nodes,
             "tail_audit": record.tail_audit,
             "revoked": record.is_revoked,

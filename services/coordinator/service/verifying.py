@@ -251,11 +251,22 @@ class Verifying:
     async def _answer(self, step: Accuse | Dispute) -> None:
         match step:
             case Accuse(finding):
+                await self._count(finding.window, finding.stage)
                 await self._convict([finding], ())
             case Dispute() if self._session.is_verified:
+                await self._count(step.window.index, step.stage)
                 await self._judge(step)
             case Dispute():
                 log.warning("link_disputed", extra={"task_id": self._session.task.task_id})
+
+    async def _count(self, window: int, stage: int | None) -> None:
+        """Its second try is part of a dispute, whatever comes of it."""
+        parts, session = self._parts, self._session
+        task_id, epoch = session.task.task_id, session.epoch
+        if self._first_try is None and session.is_running:
+            await persist(
+                parts, session, lambda: parts.registry.note_dispute(task_id, epoch=epoch, window=window, stage=stage)
+            )
 
     async def _judge(self, dispute: Dispute) -> None:
         """Convict who is guilty by what is known; else have the window replayed with referees. No dispute is repeated a

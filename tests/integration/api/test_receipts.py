@@ -49,6 +49,18 @@ async def commit(gateway: Gateway, run: HonestRun, *windows: int) -> None:
         await gateway.conductor.commit(run.task_id, entry.records)
 
 
+async def test_disputes_are_counted_in_the_task_and_told_among_its_events(gateway: Gateway) -> None:
+    run = await started(gateway)
+    await commit(gateway, run, 0)
+    path = f"/v1/tasks/{run.task_id}"
+    assert (await gateway.client.get(path)).json()["verification"]["disputes"] == 0
+    await gateway.registry.note_dispute(run.task_id, epoch=Epoch(1), window=1, stage=2)
+    assert (await gateway.client.get(path)).json()["verification"]["disputes"] == 1
+    await gateway.conductor.finish(run.task_id)
+    async with gateway.client.stream("GET", f"{path}/events") as answer:
+        assert {"window": 1, "stage": 2} in await read_events(answer)
+
+
 async def receipt_of(gateway: Gateway, task_id: str) -> BundleBody:
     answer = await gateway.client.get(f"/v1/tasks/{task_id}/receipt")
     assert answer.status_code == 200

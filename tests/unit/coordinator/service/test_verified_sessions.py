@@ -16,12 +16,14 @@ from shared.domain.session import NodeState
 from shared.domain.task import FinishReason, InferenceTask, StopRules, TokenRecord, Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import ConsensusReached, GuaranteeReduced, NodeFailure, TokensCommitted, TokensDrafted
-from tests.fakes.identities import COORDINATOR_KEY, N1, N2, N3, N4
+from tests.fakes.identities import COORDINATOR_KEY, N1, N2, N3, N4, N5, N6
 from tests.fakes.partitioner import even_plan
 from tests.fakes.signing_workers import Conduct, true_tokens
 from tests.fakes.tasks import make_task
 from tests.unit.coordinator.cluster import Cluster
 from tests.unit.coordinator.harness import NODES, Coordinator
+
+SIX = (N1, N2, N3, N4, N5, N6)
 
 
 def audited(**changes: object) -> InferenceTask:
@@ -175,6 +177,33 @@ async def test_a_liar_is_convicted_and_evicted_and_the_answer_is_right(
     assert [failure.node_id for failure in failures] == [liar]
     evidence = coordinator.evidence.kept[failures[0].evidence]
     assert (evidence["node_id"], evidence["rule"]) == (liar, 6)
+    assert (await coordinator.record(task)).num_disputes == 1  # its second try is part of it
+
+
+async def test_where_three_nodes_make_three_things_of_equal_rows_others_are_asked(coordinator: Coordinator) -> None:
+    """Two of them lie, each in its own way: more than f = 1, and still nothing wrong is committed."""
+    for node_id in (N4, N5, N6):
+        await coordinator.join(node_id)
+    liars: dict[NodeId, int] = {N2: 1}  # the executor of stage 1, and then the first referee
+
+    def distort(seat: Assignment, row: int, data: bytes) -> bytes:
+        if (seat.epoch, seat.lane, seat.stage) == (2, 2, 1):
+            liars.setdefault(seat.node_id, 2)
+        is_lying = seat.stage == 1 and row >= 3
+        return bytes([data[0] ^ liars.get(seat.node_id, 0)]) + data[1:] if is_lying else data
+
+    task = audited()
+    cluster = Cluster(coordinator, conduct=Conduct(make=distort))
+    session = await coordinator.open(task)
+    honest = session.lanes[1][1].node_id
+    await cluster.run()
+    assert await completed(coordinator, task)
+    assert len(liars) == 2
+    assert {node for node in SIX if state_of(coordinator, node) is NodeState.EVICTED} == set(liars)
+    assert {node for node in SIX if state_of(coordinator, node) is NodeState.QUARANTINED} == {honest}
+    assert {failure.node_id for failure in coordinator.events.of(NodeFailure)} == set(liars)
+    record = await coordinator.record(task)
+    assert (record.num_disputes, record.epoch) == (1, 4)  # two tries, and the rest of the answer
 
 
 async def test_nothing_of_a_window_in_dispute_is_committed(coordinator: Coordinator) -> None:
