@@ -98,6 +98,31 @@ def test_nodes_are_drained_and_resumed_at_the_coordinator(ask: Ask, gateway: Fak
     ]
 
 
+def test_evidence_is_listed_and_downloaded_from_the_coordinator(ask: Ask, gateway: FakeGateway) -> None:
+    summary = {"evidence_id": "ev-1", "node_id": "node-a", "rule": 6, "detail": "2 nodes made other rows"}
+    body = {"v": 1, "rule": 6, "node_id": "node-a", "receipts": [{"text": "x", "signature": "00"}]}
+    gateway.answers |= {"GET /evidence": (200, {"evidence": [summary]}), "GET /evidence/ev-1": (200, body)}
+    at = ("--coordinator", gateway.url)
+    code, out, _ = ask("evidence", "list", *at, api=False)
+    assert code == 0
+    assert out.splitlines()[1].split(maxsplit=3) == ["ev-1", "node-a", "6", "2 nodes made other rows"]
+    code, out, _ = ask("evidence", "get", "ev-1", *at, api=False)
+    assert (code, json.loads(out)) == (0, body)
+
+
+def test_where_nobody_was_convicted_there_is_no_evidence(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["GET /evidence"] = 200, {"evidence": []}
+    assert ask("evidence", "list", "--coordinator", gateway.url, api=False) == (0, "no evidence\n", "")
+
+
+def test_evidence_that_is_not_there_is_a_refusal_and_its_name_cannot_become_another_path(
+    ask: Ask, gateway: FakeGateway
+) -> None:
+    code, out, err = ask("evidence", "get", "../nodes", "--coordinator", gateway.url, api=False)
+    assert (code, out) == (1, "")
+    assert "/evidence/..%2Fnodes with status 404" in err
+
+
 def test_what_the_coordinator_refuses_is_told(ask: Ask, gateway: FakeGateway) -> None:
     refusal = {
         "type": "about:blank",
