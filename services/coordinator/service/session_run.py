@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from services.coordinator.domain.faults import GENERATION_FAILED, verdict
 from services.coordinator.domain.lane_rules import Guarantee, check_lanes, draw_auditors
@@ -326,14 +326,6 @@ class SessionRun(Run):
         return False
 
     # --- waiting and ending
-
-    async def _until(self, done: Callable[[], bool]) -> None:
-        while True:
-            self._check()
-            if done():
-                return
-            self._wake.clear()
-            await self._wake.wait()
 
     def _check(self, *, is_recovering: bool = False) -> None:
         session = self.session

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.blame import convict
@@ -247,14 +247,6 @@ class TailRun(Run):
             receipts=tuple(each.signed for each in lane.receipts),
             keys={seated.assignment.node_id: seated.public_key for seated in self._orders},
         )
-
-    async def _until(self, done: Callable[[], bool]) -> None:
-        while True:
-            self._check()
-            if done():
-                return
-            self._wake.clear()
-            await self._wake.wait()
 
     def _check(self) -> None:
         if self.session.cancelled or self.session.expired:
