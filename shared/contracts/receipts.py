@@ -1,14 +1,16 @@
 """A checkable answer as JSON: `GET /v1/tasks/{id}/receipt`, and the file that `butterfly receipts verify` reads."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from shared.contracts.base import Contract
-from shared.contracts.messages import MAX_PREFIX_TOKENS, SignedText
+from shared.contracts.messages import MAX_PREFIX_TOKENS, Facts, SignedText
 from shared.domain.bundle import Bundle
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.numerics import Profile
+from shared.domain.plan import LayerRange
 from shared.domain.tail_audit import TailAudit, TailState
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_entry import WindowEntry
@@ -33,6 +35,8 @@ class EntryBody(Contract):
     f: int = Field(ge=0)
     numerics_class: str = Field(max_length=256)
     orders: Annotated[tuple[SignedText, ...], Field(max_length=MAX_RECEIPTS)]
+    facts: Annotated[tuple[tuple[LayerRange, Facts], ...], Field(max_length=MAX_RECEIPTS)] = ()
+    """Kept, and not shown: nobody has signed them."""
     receipts: Annotated[tuple[SignedText, ...], Field(max_length=MAX_RECEIPTS)]
     keys: Annotated[dict[NodeId, _Key], Field(max_length=MAX_RECEIPTS)]
     records: Annotated[tuple[TokenRecord, ...], Field(max_length=MAX_PREFIX_TOKENS)]
@@ -52,6 +56,7 @@ class EntryBody(Contract):
             f=entry.f,
             numerics_class=entry.numerics_class,
             orders=tuple(map(SignedText.of, entry.orders)),
+            facts=entry.facts,
             receipts=tuple(map(SignedText.of, entry.receipts)),
             keys={node_id: key.hex() for node_id, key in entry.keys.items()},
             records=entry.records,
@@ -71,6 +76,7 @@ class EntryBody(Contract):
             f=self.f,
             numerics_class=self.numerics_class,
             orders=tuple(order.signed() for order in self.orders),
+            facts=self.facts,
             receipts=tuple(receipt.signed() for receipt in self.receipts),
             keys={node_id: bytes.fromhex(key) for node_id, key in self.keys.items()},
             records=self.records,
@@ -143,7 +149,7 @@ class BundleBody(Contract):
             sampler=bundle.sampler,
             prompt_ids=bundle.prompt_ids,
             answer_ids=bundle.answer_ids,
-            entries=tuple(map(EntryBody.of, bundle.entries)),
+            entries=tuple(EntryBody.of(replace(entry, facts=())) for entry in bundle.entries),
             tail_audit=bundle.tail_state,
             tail=None if bundle.tail is None else TailBody.of(bundle.tail),
         )

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.domain.numerics import StageFacts
+from shared.domain.plan import LayerRange
 from shared.domain.receipt import Commitment, SignedReceipt, ids_digest, sign_commitment
 from shared.domain.signing import Signed, SigningKey
 from shared.domain.task import TokenRecord, Verification
@@ -26,6 +28,8 @@ class WindowEntry:
     numerics_class: str
     orders: tuple[Signed, ...]
     """The signed assignments of the epoch's seats. May be left out after the epoch's first window."""
+    facts: tuple[tuple[LayerRange, StageFacts], ...]
+    """What the self-tests of all seats found at each stage; like the orders. The coordinator's own word, not signed."""
     receipts: tuple[Signed, ...]
     """By lane, then stage."""
     keys: Mapping[NodeId, bytes]
@@ -49,6 +53,7 @@ def make_entry(
     f: int,
     numerics_class: str,
     orders: Sequence[Signed],
+    facts: Sequence[tuple[LayerRange, StageFacts]],
     receipts: Sequence[SignedReceipt],
     keys: Mapping[NodeId, bytes],
     prompt_ids: Sequence[int],
@@ -83,6 +88,7 @@ def make_entry(
         f=f,
         numerics_class=numerics_class,
         orders=tuple(orders),
+        facts=tuple(facts),
         receipts=tuple(receipt.signed for receipt in ordered),
         keys=dict(keys),
         records=tuple(records),

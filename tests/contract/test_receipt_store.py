@@ -9,6 +9,8 @@ import pytest
 
 from shared.domain.errors import ResultExpired, StaleEpoch, TaskNotFound
 from shared.domain.ids import Attempt, Epoch, TaskId
+from shared.domain.numerics import Profile, StageFacts
+from shared.domain.plan import LayerRange
 from shared.domain.task import InferenceTask
 from shared.domain.task_state import TaskEvent
 from shared.registry.base import TaskRegistry
@@ -154,3 +156,11 @@ async def test_redis_keeps_receipts_no_longer_than_the_result(valkey: ValkeyServ
     ]
     assert expires[0] == expires[1] > 0
     await registry.aclose()
+
+
+async def test_what_the_self_tests_found_is_kept_with_an_entry(stores: Stores) -> None:
+    task_id = await running_task(stores.registry)
+    facts = ((LayerRange(0, 2), StageFacts("avx", "ab", Profile.DECODE_EXACT, 3)),)
+    entry = replace(HonestRun(task_id=task_id).entries()[0], facts=facts)
+    await stores.receipts.append(task_id, entry)
+    assert await stores.receipts.entries(task_id) == (entry,)

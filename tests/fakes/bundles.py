@@ -140,6 +140,7 @@ class HonestRun:
             f=self.f,
             numerics_class=self.numerics,
             orders=orders,
+            facts=(),
             receipts=receipts,
             keys={node_id: key.public_key for node_id, key in KEYS.items()},
             prompt_ids=self.prompt_ids,

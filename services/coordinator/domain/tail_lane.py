@@ -1,6 +1,6 @@
 """The one lane of a tail audit: what it is given, and what follows from what its seats sign. No I/O, no clock."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.coordinator.domain.lane_book import LaneBook, Seated
@@ -8,7 +8,7 @@ from services.coordinator.domain.ledger import Accuse, Release, Seal, is_other, 
 from shared.domain.chain import RowChain, chain_start, id_bytes
 from shared.domain.errors import ProtocolViolation
 from shared.domain.ids import NodeId
-from shared.domain.numerics import Profile, smallest, weakest
+from shared.domain.numerics import Profile, StageFacts, smallest, weakest
 from shared.domain.plan import LayerRange, NodeCapability, Partition
 from shared.domain.receipt import Receipt, SignedReceipt, kept_receipt, read_assignment
 from shared.domain.signing import Signed
@@ -38,6 +38,8 @@ class Answer:
     """The stages of the last window."""
     seats: tuple[Seated, ...]
     """Of those that signed, with their orders: for evidence."""
+    facts: Mapping[LayerRange, StageFacts]
+    """What the self-tests of those that signed found."""
 
     @property
     def values(self) -> ChainValues:
@@ -48,10 +50,6 @@ class Answer:
             found[said.layer_start, said.row_end] = said.in_digest
             found[said.layer_end, said.row_end] = said.out_digest
         return found
-
-    @property
-    def signers(self) -> frozenset[NodeId]:
-        return frozenset(each.receipt.node_id for each in self.receipts)
 
     def doubted(self, said: Receipt, seats: Sequence[Seated]) -> "Answer":
         """The same; who signed `said`, in a lane of these seats, is not fresh for its layers any more."""
@@ -79,6 +77,7 @@ def read_answer(prompt_ids: Sequence[int], entries: Sequence[WindowEntry]) -> An
         seated=frozenset(SeatedNode(order.node_id, order.layer_start, order.layer_end) for order in orders),
         cut=tuple(sorted(layers, key=lambda each: each.start)),
         seats=tuple(Seated(order, each, keys[order.node_id]) for order, each in ordered if order.node_id in keys),
+        facts={layers: facts for entry in entries for layers, facts in entry.facts},
     )
 
 

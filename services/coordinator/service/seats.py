@@ -34,8 +34,8 @@ from shared.domain.numerics import Profile, StageFacts, row_class_of, weakest
 from shared.domain.plan import PartitionPlan, Seating
 from shared.domain.session import SessionPhase
 from shared.domain.task import Verification
+from shared.domain.window_entry import WindowEntry
 from shared.domain.windows import WindowSchedule
-from shared.registry.receipts import ReceiptStore
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,12 @@ class Seats:
         lanes = tuple(tuple(facts for facts in lane if facts is not None) for lane in known)
         return lanes if [*map(len, lanes)] == [*map(len, known)] else None
 
+    async def recall_facts(self) -> None:
+        """What an earlier run of this coordinator knew of the stages behind the committed tokens. Raises `Over`."""
+        session = self._session
+        if session.num_committed > 0 and not session.facts:
+            session.facts |= {layers: facts for entry in await self._committed() for layers, facts in entry.facts}
+
     def check_comparable(self, lanes: Lanes) -> None:
         """Whether the seats of a verified session can be compared bit for bit, and with what is committed. Raises
         `Failed`, and `Lost`: other nodes may do."""
@@ -184,7 +190,7 @@ class Seats:
             session.facts.clear()
         stages = [found for lane in facts for found in lane]
         session.facts |= {seat.layers: found for seat, found in zip(session.lanes[0], facts[0], strict=True)}
-        schedule = await self._schedule(parts.receipts)
+        schedule = await self._schedule()
         if first_try is not None:
             schedule = same_window_again(schedule, first_try.window)
         decodes = session.task.verification is Verification.QUORUM and first_try is None
@@ -288,23 +294,24 @@ class Seats:
         )
         return assigning
 
-    async def _schedule(self, receipts: ReceiptStore) -> WindowSchedule:
+    async def _schedule(self) -> WindowSchedule:
         session = self._session
-        num_committed, last_window = session.num_committed, None
-        if num_committed > 0:
-            try:
-                entries = await persist(self._parts, session, lambda: receipts.entries(session.task.task_id))
-            except ResultExpired:
-                entries = ()
-            # One that was kept but never committed is done again under its number.
-            windows = [entry.window for entry in entries if entry.num_tokens <= num_committed]
-            last_window = max(windows, default=None)
+        committed = await self._committed() if session.num_committed > 0 else ()
         return resume(
             self._parts.windows,
             num_prompt=len(session.task.prompt_ids),
-            num_committed=num_committed,
-            last_window=last_window,
+            num_committed=session.num_committed,
+            last_window=max((entry.window for entry in committed), default=None),
         )
+
+    async def _committed(self) -> Sequence[WindowEntry]:
+        """Without those that were kept but never committed: they are done again under their numbers. Raises `Over`."""
+        session = self._session
+        try:
+            entries = await persist(self._parts, session, lambda: self._parts.receipts.entries(session.task.task_id))
+        except ResultExpired:
+            return ()
+        return [entry for entry in entries if entry.num_tokens <= session.num_committed]
 
     def _member(self, node_id: NodeId) -> Member:
         member = self._parts.members.find(node_id)

@@ -197,6 +197,7 @@ class SessionRun(Run):
             raise AssertionError("a session is assigned by its plan")
         facts = await self._seats.learn(plan, until=self._until)
         if session.is_verified:
+            await self._seats.recall_facts()
             self._seats.check_comparable(facts)
         self._verifying = await self._seats.prepare(plan, facts, first_try=self._dispute)
         await self._seats.assign_all()

@@ -13,9 +13,7 @@ from services.coordinator.domain.ledger import Accuse, Release, Seal
 from services.coordinator.domain.session import SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.tail_lane import Alike, Answer, Differs, Parted, Step, TailLane
-from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.convicting import evict_guilty
-from services.coordinator.service.member import stage_key
 from services.coordinator.service.parts import Lost, Over, Parts
 from services.coordinator.service.run import Run
 from services.coordinator.service.seats import Seats
@@ -161,7 +159,7 @@ class TailRun(Run):
             len(session.task.prompt_ids), 0, 0, sizes.checkpoint_interval, sizes.window_checkpoints
         )
         (_, facts) = await self._seats.learn(plan, until=self._until)
-        self._check_alike(plan, facts)
+        self._check_alike(facts)
         answer = self._answer
         self._orders = self._seats.prepare_replay(plan, schedule, profile=answer.profile, row_class=answer.row_class)
         await self._seats.assign_all()
@@ -171,13 +169,11 @@ class TailRun(Run):
         await self._until(lambda: not session.awaited)
         self._lane = TailLane(self._answer, self._orders, schedule=schedule)
 
-    def _check_alike(self, plan: PartitionPlan, facts: Sequence[StageFacts]) -> None:
-        """Whether the auditors' self-tests are those of the nodes that signed, as far as these are still here: else the
-        difference would be found in the rows, and look like a lie. Raises `Lost`."""
-        signers = [member for node in self._answer.signers if (member := self._parts.members.find(node)) is not None]
+    def _check_alike(self, facts: Sequence[StageFacts]) -> None:
+        """Whether the auditors' self-tests are those of the nodes that signed: else the difference would be found in
+        the rows, and look like a lie. Raises `Lost`."""
         for seat, found in zip(self.session.lanes[AUDIT_LANE], facts, strict=True):
-            key = stage_key(stage_ref(plan, seat))
-            if any(signer.facts.get(key, found) != found for signer in signers):
+            if self._answer.facts.get(seat.layers, found) != found:
                 self._seats.lose(FaultKind.NUMERICS, f"{seat.node_id} differs in its self-test", suspect=seat.node_id)
                 raise Lost
 

@@ -21,8 +21,9 @@ from services.coordinator.service.telling import Telling, ToSeat
 from shared.contracts.messages import ReceiptPosted, WindowCommitted
 from shared.domain.errors import ButterflyError, ProtocolViolation
 from shared.domain.ids import NodeId
+from shared.domain.numerics import StageFacts
 from shared.domain.passage import Passage
-from shared.domain.plan import Partition
+from shared.domain.plan import LayerRange, Partition
 from shared.domain.receipt import SignedReceipt
 from shared.domain.session import SessionPhase
 from shared.domain.signing import Signed
@@ -212,6 +213,7 @@ class Verifying:
             f=session.task.max_byzantine if session.is_verified else 0,
             numerics_class=self._numerics_class,
             orders=self._signed_orders() if self._is_first_entry else (),
+            facts=self._facts() if self._is_first_entry else (),
             receipts=commit.receipts,
             keys={node_id: key for node_id, key in self._keys().items() if node_id in signers},
             prompt_ids=session.task.prompt_ids,
@@ -353,6 +355,9 @@ class Verifying:
 
     def _signed_orders(self) -> tuple[Signed, ...]:
         return tuple(order.seated.order for lane in self._orders for order in lane)
+
+    def _facts(self) -> tuple[tuple[LayerRange, StageFacts], ...]:
+        return tuple((seat.layers, self._session.facts[seat.layers]) for seat in self._session.lanes[0])
 
     def _keys(self) -> Mapping[NodeId, bytes]:
         return {order.seated.assignment.node_id: order.seated.public_key for lane in self._orders for order in lane}

@@ -153,7 +153,7 @@ class TestFreshSeats:
 
     def answer(self, *seated: tuple[NodeId, int, int]) -> Answer:
         nodes = frozenset(SeatedNode(*each) for each in seated)
-        return Answer((1, 2), 10, "", Profile.EXACT, ANY_ROWS, (), nodes, self.cut, ())
+        return Answer((1, 2), 10, "", Profile.EXACT, ANY_ROWS, (), nodes, self.cut, (), {})
 
     def seats(
         self, answer: Answer, *nodes: NodeId, unfit: frozenset[tuple[NodeId, int]] = frozenset()

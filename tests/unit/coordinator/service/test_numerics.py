@@ -4,11 +4,14 @@ from shared.contracts.coordinator import OpenSession
 from shared.contracts.messages import LoadStage
 from shared.domain.ids import NodeId
 from shared.domain.numerics import Profile, StageFacts
+from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask, Verification
 from shared.domain.task_state import TaskState
 from tests.fakes.identities import N1, N2, N3, N4
 from tests.fakes.partitioner import even_plan
+from tests.fakes.signing_workers import true_tokens
 from tests.fakes.tasks import make_task
+from tests.unit.coordinator.cluster import Cluster
 from tests.unit.coordinator.harness import NODES, Coordinator
 
 SMALL = StageFacts("fake", "ab", Profile.DECODE_EXACT, 3)
@@ -79,6 +82,33 @@ async def test_a_node_with_another_self_test_is_not_paired_and_not_accused(coord
     assert "its self-test differs" in odd.reason
     member = coordinator.members.find(NodeId(N2))
     assert member is not None
+
+
+async def test_after_a_restart_the_committed_tokens_are_continued_on_nodes_with_their_self_test_alone() -> None:
+    first = await Coordinator().start((N1, N2, N3))
+    task = make_task(verification=Verification.AUDIT, max_byzantine=1, max_tokens=20)
+    await first.open(task)
+    cluster = Cluster(first)
+    cluster.is_stopped = lambda key: key[2] == 1 and len(first.session(task).records) > 6
+    await cluster.run()
+    assert 0 < len(await first.token_ids(task)) < 20
+    await first.stop()
+
+    again = Coordinator(clock=first.clock, registry=first.registry, workers=first.workers, receipts=first.receipts)
+    await again.start(())
+    for node in NODES:  # they come back with another build
+        await again.join(node, boot_id="boot-2")
+        again.workers[node].facts = StageFacts("fake", "other bits", Profile.EXACT, None)
+    await again.advance(4)
+    assert again.session(task).phase is SessionPhase.RECOVERING
+    assert "what is committed was computed otherwise" in again.session(task).faults[-1].reason
+    for node in NODES:  # and once more, with the build that they had
+        await again.join(node, boot_id="boot-3")
+    await again.advance(4)
+    await Cluster(again).run()
+    assert await again.state(task) is TaskState.COMPLETED
+    assert await again.token_ids(task) == true_tokens(task.prompt_ids, 20)
+    await again.stop()
 
 
 async def test_one_liar_cannot_keep_the_others_from_verifying(coordinator: Coordinator) -> None:
