@@ -9,7 +9,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine clean
+.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut clean
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,11 @@ byzantine-long: setup
 
 demo-byzantine: setup model
 	$(BIN)/python -m tests.byzantine.demo --model $(MODEL) $(ATTACK)
+
+# Power cuts of the registry's server under load: none may lose what was acknowledged, and with `everysec` some must.
+power-cut: setup
+	$(BIN)/python -m tests.chaos.power_cut --policy always --cuts $(or $(CUTS),100) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.chaos.power_cut --policy everysec --cuts 5 --seed $(or $(SEED),1)
 
 bench: setup model
 	$(BIN)/python -m bench.throughput

@@ -13,6 +13,7 @@ ButterflyError
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
 │   ├── NoCapacity  QueueFull  QuotaExceeded  ServerDraining  RegistryUnavailable
 │   ├── VerificationUnavailable
+│   ├── RegistryUntrusted   a RegistryUnavailable: the store answers, but forgot or may forget
 │   └── PeerUnavailable     a peer did not answer; CircuitOpen: not even asked
 ├── DeadlineExceeded        an answer would be useless now
 ├── AnswerLost              an accepted answer that ended badly
@@ -181,6 +182,13 @@ class ServerDraining(Unavailable):
 
 class RegistryUnavailable(Unavailable):
     code = "registry_unavailable"
+
+
+class RegistryUntrusted(RegistryUnavailable):
+    """The store answers but may have forgotten, or may forget, what it acknowledged: an operator has to look at it."""
+
+    code = "registry_untrusted"
+    retryable = False
 
 
 class VerificationUnavailable(Unavailable):

@@ -71,7 +71,7 @@ class RedisTaskRegistry(TaskRegistry):
         self.clients = clients
         """Other stores of the same server may use them until `aclose`."""
         self._commands: Redis = clients.commands
-        self._durability = DurabilityCheck(clients.commands, allow_weak_durability=allow_weak_durability)
+        self._durability = DurabilityCheck(clients, allow_weak_durability=allow_weak_durability)
         self._sources = load_scripts()
         self._scripts: dict[str, AsyncScript] = {
             name: clients.commands.register_script(source) for name, source in self._sources.items()

@@ -1,10 +1,13 @@
 """Whether a service can do its work: its dependencies, asked in the background, answered from memory."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from shared.domain.errors import ButterflyError
+from shared.domain.errors import ButterflyError, RegistryUntrusted
 from shared.runtime.clock import Clock
+
+log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 2.0
 ASK_AT_START_EVERY_S = 0.25  # until every dependency was reached once: others wait for this service
@@ -16,6 +19,7 @@ Check = Callable[[], Awaitable[None]]
 class CheckState:
     ok: bool = False
     reached_once: bool = False
+    untrusted: bool = False
     took_ms: float = 0.0
     error: str | None = "not asked yet"
 
@@ -23,7 +27,8 @@ class CheckState:
 @dataclass(frozen=True, slots=True)
 class Report:
     status: str
-    """starting, ready, degraded (a dependency was there and is away now) or draining."""
+    """starting, ready, degraded (a dependency was there and is away now), untrusted (one may have forgotten) or
+    draining."""
     is_ready: bool
     checks: Mapping[str, CheckState] = field(default_factory=dict)
 
@@ -38,9 +43,14 @@ class Report:
 
 
 def judge(checks: Mapping[str, CheckState], *, is_draining: bool) -> Report:
-    """A dependency counts until it was reached once; a later outage is told, but takes no replica away."""
+    """A dependency counts until it was reached once; a later outage is told, but takes no replica away.
+
+    One that may have forgotten what it acknowledged does: more work would only be lost as well.
+    """
     if is_draining:
         return Report("draining", is_ready=False, checks=checks)
+    if any(state.untrusted for state in checks.values()):
+        return Report("untrusted", is_ready=False, checks=checks)
     if not all(state.reached_once for state in checks.values()):
         return Report("starting", is_ready=False, checks=checks)
     if not all(state.ok for state in checks.values()):
@@ -70,8 +80,11 @@ class Readiness:
             await check()
         except ButterflyError as error:
             state.ok, state.error = False, error.message
+            if isinstance(error, RegistryUntrusted) and not state.untrusted:
+                log.error("dependency_untrusted", extra={"reason": error.message})
+                state.untrusted = True  # until it is found well: being away as well does not mend it
         except Exception as error:  # noqa: BLE001  whatever it is, the dependency is not there
             state.ok, state.error = False, type(error).__name__
         else:
-            state.ok, state.error, state.reached_once = True, None, True
+            state.ok, state.error, state.reached_once, state.untrusted = True, None, True, False
         state.took_ms = (self._clock.now_s() - began_s) * 1000

@@ -1,5 +1,6 @@
 """A real Valkey with the settings of production, for tests: own port, own folder, ended by its pid."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +18,16 @@ from shared.registry.server import find_redis_server, server_command
 START_LIMIT_S = 10.0
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class ValkeyServer:
     def __init__(self, data_dir: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._data_dir = data_dir
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,6 +47,11 @@ class ValkeyServer:
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+
+    def lose_data(self) -> None:
+        """Forget everything while it does not run."""
+        assert self._process is None
+        shutil.rmtree(self._data_dir)
 
     def empty(self) -> None:
         with Redis(port=self.port) as client:

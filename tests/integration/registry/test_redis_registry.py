@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis import Redis
 
-from shared.domain.errors import RegistryUnavailable
+from shared.domain.errors import RegistryUnavailable, RegistryUntrusted
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason
 from shared.domain.task_state import TaskEvent
@@ -43,6 +43,11 @@ def blocked_clients(valkey: ValkeyServer) -> int:
         return int(client.info("clients")["blocked_clients"])
 
 
+def keys_of(valkey: ValkeyServer) -> list[object]:
+    with Redis(port=valkey.port) as client:
+        return list(client.keys("*"))
+
+
 async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
     valkey: ValkeyServer, registry: RedisTaskRegistry
 ) -> None:
@@ -69,22 +74,123 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
 async def test_a_server_that_may_forget_is_not_used(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
     with Redis(port=valkey.port) as client:
         client.config_set("appendfsync", "everysec")
-    with pytest.raises(RegistryUnavailable, match="appendfsync always"):
+    with pytest.raises(RegistryUntrusted, match="appendfsync always"):
         await registry.ping()
-    lenient = connect_registry(valkey.url, allow_weak_durability=True)
-    await lenient.ping()
-    await lenient.aclose()
     with Redis(port=valkey.port) as client:
         client.config_set("appendfsync", "always")
     await registry.ping()
 
 
-async def test_a_server_that_lost_data_is_not_used_any_more(valkey: ValkeyServer, registry: RedisTaskRegistry) -> None:
+async def test_a_server_that_was_set_to_forget_later_is_not_used_any_more(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
+    await registry.ping()
+    with Redis(port=valkey.port) as client:
+        client.config_set("appendonly", "no")
+    with pytest.raises(RegistryUntrusted, match="appendonly yes"):
+        await registry.ping()
+
+
+async def test_who_accepts_the_loss_is_warned_once_of_what_is_set_how(
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Redis(port=valkey.port) as client:
+        client.config_set("appendfsync", "everysec")
+    lenient = connect_registry(valkey.url, allow_weak_durability=True)
+    await lenient.ping()
+    await lenient.ping()
+    await lenient.aclose()
+    (warning,) = (record for record in caplog.records if record.message == "registry_may_forget")
+    assert vars(warning)["set"] == ["appendfsync always"]
+
+
+async def test_a_server_that_was_emptied_takes_nothing_more_from_this_process(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
     await registry.ping()
     await registry.ping()
     valkey.empty()
-    with pytest.raises(RegistryUnavailable, match="lost data"):
+    with pytest.raises(RegistryUntrusted, match="lost data"):
         await registry.ping()
+    for call in (submit(registry), registry.groups(), registry.wait_for_work(5)):
+        with pytest.raises(RegistryUntrusted, match="lost data"):
+            await call
+    assert keys_of(valkey) == []
+
+
+async def test_not_one_write_goes_to_a_server_that_came_back_without_its_data(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
+    await registry.ping()
+    await submit(registry)
+    valkey.kill()
+    valkey.lose_data()
+    valkey.start()
+    with pytest.raises(RegistryUntrusted, match="lost data"):
+        await submit(registry)
+    assert keys_of(valkey) == []
+
+
+async def test_whoever_starts_after_a_loss_takes_what_is_there(valkey: ValkeyServer) -> None:
+    valkey.empty()
+    registry = connect_registry(valkey.url, allow_weak_durability=False)
+    await registry.ping()
+    await submit(registry)
+    await registry.ping()
+    await registry.aclose()
+
+
+async def test_restarts_under_load_lose_nothing_and_double_nothing(
+    valkey: ValkeyServer, registry: RedisTaskRegistry
+) -> None:
+    await registry.ping()
+    stop = asyncio.Event()
+    acknowledged: list[TaskId] = []
+    refused = 0
+
+    async def load() -> None:
+        """Each submission is repeated until it is acknowledged, as a client with an idempotency key would."""
+        nonlocal refused
+        while not stop.is_set():
+            task = make_task()
+            while True:
+                try:
+                    await registry.submit(
+                        task,
+                        idempotency_key=task.task_id,
+                        payload_hash="",
+                        attached=False,
+                        max_queue_size=100_000,
+                        max_queued_per_owner=100_000,
+                    )
+                    break
+                except RegistryUnavailable:
+                    refused += 1
+                    await asyncio.sleep(0.01)
+            acknowledged.append(task.task_id)
+
+    async def restart() -> None:
+        for end in (valkey.kill, valkey.stop, valkey.kill):
+            before = len(acknowledged)
+            while len(acknowledged) < before + 20:  # noqa: ASYNC110  progress is the condition
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(end)
+            await asyncio.sleep(0.2)  # long enough away for callers to hear of it
+            await asyncio.to_thread(valkey.start)
+        stop.set()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(load())
+        group.create_task(restart())
+
+    assert refused > 0
+    assert (await registry.queue()).depth == len(acknowledged) == len(set(acknowledged))
+    claimed: list[TaskId] = []
+    while some := await registry.claim(GROUP, 32, owner="replica-1", lease_s=60):
+        claimed += [claim.task_id for claim in some]
+    assert sorted(claimed) == sorted(acknowledged)
+    await registry.ping()
 
 
 async def test_waiting_readers_notice_that_the_server_went_away(

@@ -1,7 +1,7 @@
 import asyncio
 
-from shared.domain.errors import PeerUnavailable
-from shared.runtime.readiness import Readiness
+from shared.domain.errors import PeerUnavailable, RegistryUnavailable, RegistryUntrusted
+from shared.runtime.readiness import CheckState, Readiness, judge
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.clock import FakeClock
 
@@ -66,3 +66,31 @@ async def test_the_answer_comes_from_memory() -> None:
 def test_a_draining_service_is_not_ready() -> None:
     report = Readiness({}, FakeClock()).report(is_draining=True)
     assert (report.status, report.is_ready) == ("draining", False)
+
+
+def test_a_dependency_that_may_have_forgotten_takes_readiness_away() -> None:
+    checks = {"registry": CheckState(ok=False, reached_once=True, untrusted=True, error="the server lost data")}
+    report = judge(checks, is_draining=False)
+    assert not report.is_ready
+    assert report.status == "untrusted"
+
+
+async def test_being_away_as_well_does_not_mend_what_may_have_forgotten() -> None:
+    clock = FakeClock()
+    answers: list[Exception | None] = [None, RegistryUntrusted("lost data"), RegistryUnavailable("away"), None]
+    left = iter(answers)
+
+    async def check() -> None:
+        answer = next(left)
+        if answer is not None:
+            raise answer
+
+    readiness = Readiness({"registry": check}, clock)
+    statuses = []
+    for _ in answers:
+        turn = asyncio.ensure_future(readiness.round())
+        await clock.settle()
+        statuses.append(readiness.report(is_draining=False).status)
+        await clock.advance(2)
+        await turn
+    assert statuses == ["ready", "untrusted", "untrusted", "ready"]
