@@ -81,6 +81,7 @@ class CutServer:
     def _answers(self) -> bool:
         try:
             with Redis(port=self.port, socket_connect_timeout=0.2, socket_timeout=0.5) as client:
+                client.ping()  # refused while the log is being read
                 self._pid = int(client.info("server")["process_id"])
         except RedisError:
             return False

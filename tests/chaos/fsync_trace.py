@@ -118,7 +118,7 @@ def _file_of(thread: int) -> tuple[int, int]:
 
 
 def _syscall_info(thread: int) -> tuple[int, int, int]:
-    """Of struct ptrace_syscall_info: the operation, the call's first argument (at its entry), its result (at its exit)."""
+    """Of struct ptrace_syscall_info: operation; the call's first argument (at its entry); its result (at its exit)."""
     info = ctypes.create_string_buffer(88)
     _ptrace(PTRACE_GET_SYSCALL_INFO, thread, ctypes.addressof(info), len(info))
     (first,) = struct.unpack_from("=Q", info.raw, 32)  # entry and seccomp: nr at 24, then args
