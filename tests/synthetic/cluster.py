@@ -45,6 +45,7 @@ class SyntheticCluster:
     base_port: int
     num_workers: int
     secrets: Secrets
+    worker_processes: list["subprocess.Popen[bytes]"]
 
     @property
     def redis_url(self) -> str:
@@ -86,12 +87,14 @@ def synthetic_cluster(folder: Path, *, workers: int, stages: int) -> Iterator[Sy
         started.append(_start(command, CONTROL_SETTINGS, output))
         until(lambda: "not placed" in output.read_text() or started[0].poll() is not None, limit_s=START_LIMIT_S)
         assert started[0].poll() is None, output.read_text()
-        cluster = SyntheticCluster(folder, base_port, workers, data.secrets())
+        cluster = SyntheticCluster(folder, base_port, workers, data.secrets(), worker_processes=[])
         first_port = port_of(base_port, Kind.WORKER)
         for index in range(workers):
             environment = cluster.worker_environment(f"{HOST}:{first_port + index}", data.worker(index))
             log = data.logs / f"worker-{index}.log"
-            started.append(_start([sys.executable, "-m", "tests.synthetic.worker"], environment, log))
+            worker = _start([sys.executable, "-m", "tests.synthetic.worker"], environment, log)
+            started.append(worker)
+            cluster.worker_processes.append(worker)
         yield cluster
     finally:
         for process in reversed(started):
