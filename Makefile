@@ -4,12 +4,12 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR := .butterfly
-MODEL := $(DATA_DIR)/models/smollm2-135m.gguf
+MODEL_FILE := $(DATA_DIR)/models/smollm2-135m.gguf
 WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut clean
+.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut chaos clean
 
 setup: $(VENV)/.installed
 
@@ -22,16 +22,16 @@ $(VENV)/.installed: pyproject.toml uv.lock | $(VENV)/bin/uv
 	$(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode
 	touch $@
 
-model: $(MODEL)
+model: $(MODEL_FILE)
 
-$(MODEL): | $(VENV)/.installed
+$(MODEL_FILE): | $(VENV)/.installed
 	$(BIN)/butterfly models pull smollm2-135m --data-dir $(DATA_DIR)
 
 run: setup
 	exec $(BIN)/butterfly up --workers $(WORKERS) --stages $(STAGES) --base-port $(BASE_PORT) --data-dir $(DATA_DIR)
 
 test: setup model
-	$(BIN)/pytest -q -ra --durations=10 tests/unit tests/contract tests/simulation tests/integration tests/byzantine tests/e2e
+	$(BIN)/pytest -q -ra --durations=10 tests/unit tests/contract tests/simulation tests/integration tests/byzantine tests/chaos tests/e2e
 
 e2e: setup model
 	$(BIN)/pytest -q -ra --durations=10 tests/e2e
@@ -46,14 +46,18 @@ types: setup
 
 # Real workers that lie, each kind at every seat: `make byzantine KINDS="lazy twins"` plays some kinds only.
 byzantine: setup model
-	$(BIN)/python -m tests.byzantine.play --model $(MODEL) $(KINDS)
+	$(BIN)/python -m tests.byzantine.play --model $(MODEL_FILE) $(KINDS)
 
 # Many windows under each kind of lie, on workers that compute a cheap function in place of a model.
 byzantine-long: setup
 	$(BIN)/python -m tests.synthetic.long_run --windows $(or $(WINDOWS),10000) --seed $(or $(SEED),1) $(KINDS)
 
 demo-byzantine: setup model
-	$(BIN)/python -m tests.byzantine.demo --model $(MODEL) $(ATTACK)
+	$(BIN)/python -m tests.byzantine.demo --model $(MODEL_FILE) $(ATTACK)
+
+# Processes are killed, hung and cut off under a load of tasks: `make chaos TASKS=200 SEED=7 MODEL=real`.
+chaos: setup model
+	$(BIN)/python -m tests.chaos.play --tasks $(or $(TASKS),200) --seed $(or $(SEED),1) $(if $(filter real,$(MODEL)),--model $(MODEL_FILE))
 
 # Power cuts of the registry's server under load: none may lose what was acknowledged, and with `everysec` some must.
 power-cut: setup

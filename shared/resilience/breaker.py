@@ -147,6 +147,10 @@ class _Context(model.Context):
         else:
             self.handle_end_request()
 
+    def probe_now(self) -> None:
+        if isinstance(self._state, _Open):
+            self._state.until_s = self.now()
+
     def view(self) -> BreakerView:
         state = self._state
         return BreakerView(
@@ -217,6 +221,11 @@ class CircuitBreakers:
     def views(self) -> tuple[BreakerView, ...]:
         """One per operation class that was used, in alphabetical order."""
         return tuple(context.view() for _, context in sorted(self._contexts.items()))
+
+    def probe_now(self) -> None:
+        """The peer is known to answer: open circuits let their probes out at once instead of later."""
+        for context in self._contexts.values():
+            context.probe_now()
 
     def reset(self) -> None:
         """The peer is a new one (another incarnation): forget what the old one did."""

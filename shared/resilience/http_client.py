@@ -6,6 +6,7 @@ task of its own, which a caller that goes away leaves behind to end by its limit
 """
 
 import asyncio
+import math
 import random
 import statistics
 from collections import deque
@@ -20,11 +21,12 @@ from pydantic import BaseModel, ValidationError
 from shared.contracts.peer_state import BreakerState, PeerState, PoolView
 from shared.domain.deadline import Deadline
 from shared.domain.errors import (
+    CircuitOpen,
     DeadlineExceeded,
     PeerUnavailable,
     ProtocolViolation,
 )
-from shared.resilience.breaker import BreakerPolicy, CircuitBreakers
+from shared.resilience.breaker import PROBE_LIMIT_S, Admission, BreakerPolicy, CircuitBreakers
 from shared.resilience.context import (
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
@@ -47,6 +49,7 @@ LINK_PROVEN_S = LINK_WRITE_TIMEOUT_S  # nothing comes back on a link: one that t
 LINES_SILENCE_S = 30.0  # a server-sent stream says something at least every 10 s
 HOP_ALLOWANCE_MS = 5  # a callee is told a little less than what is left: its answer has to travel
 POOL_TIMEOUTS_TO_REBUILD = 3
+LOOK_EVERY_S = 1.0
 DURATIONS_KEPT = 32
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 
@@ -65,6 +68,9 @@ class _Call:
     def limit_s(self, now_s: float) -> float:
         """How long its caller waits."""
         return self.timeout_s if self.deadline is None else min(self.timeout_s, self.deadline.at_s - now_s)
+
+
+_ALIVE_CALL = _Call("GET", "/livez", "control", timeout_s=1.0)
 
 
 class PeerClient:
@@ -114,6 +120,7 @@ class PeerClient:
         self._durations_s: dict[str, deque[float]] = {}
         self._calls: set[asyncio.Task[bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._look_after_s = -math.inf
         self._boot: str | None = None
         self._closed = False
 
@@ -194,7 +201,7 @@ class PeerClient:
         all_headers = self._headers(bearer) | dict(headers or {})
         proven_from_s = self._now() + LINK_PROVEN_S
         try:
-            async with self._breakers.guard("link") as admission:
+            async with self._guard("link") as admission:
 
                 async def told() -> AsyncIterator[bytes]:
                     async for chunk in chunks:
@@ -228,9 +235,8 @@ class PeerClient:
 
     async def service_name(self) -> str:
         """Which service of Butterfly answers there; otherwise as `check`."""
-        call = _Call("GET", "/livez", "control", timeout_s=1.0)
         try:
-            alive = _Alive.model_validate_json(await self._own_task(self._exchange(call)))
+            alive = _Alive.model_validate_json(await self._own_task(self._exchange(_ALIVE_CALL)))
         except CallFailed as failed:
             raise failed.error from failed.__cause__
         except ValidationError:
@@ -299,8 +305,32 @@ class PeerClient:
 
     async def _guarded(self, call: _Call) -> bytes:
         ends_within_s = call.limit_s(self._now()) + 2 * OVERTIME_S
-        async with self._breakers.guard(call.operation, limit_s=ends_within_s):
+        async with self._guard(call.operation, limit_s=ends_within_s):
             return await self._exchange(call)
+
+    @asynccontextmanager
+    async def _guard(self, operation: Operation, *, limit_s: float = PROBE_LIMIT_S) -> AsyncIterator[Admission]:
+        try:
+            async with self._breakers.guard(operation, limit_s=limit_s) as admission:
+                yield admission
+        except CircuitOpen:
+            self._look()
+            raise
+
+    def _look(self) -> None:
+        """A caller was turned away: ask in the background whether the peer is back, so that later callers need not wait
+        for as long as the circuit would stay open. Not more often than every `LOOK_EVERY_S`."""
+        if self._closed or self._now() < self._look_after_s:
+            return
+        self._look_after_s = self._now() + LOOK_EVERY_S
+        task = asyncio.create_task(self._looked())  # noqa: TID251  as in _own_task
+        self._calls.add(task)
+        task.add_done_callback(self._call_ended)
+
+    async def _looked(self) -> bytes:
+        answer = await self._exchange(_ALIVE_CALL)
+        self._breakers.probe_now()
+        return answer
 
     async def _exchange(self, call: _Call) -> bytes:
         began_s, headers = self._now(), self._headers(call.bearer)
@@ -367,7 +397,7 @@ class PeerClient:
         """A long exchange, once its answer has begun with an expected status."""
         try:
             async with (
-                self._breakers.guard(operation) as admission,
+                self._guard(operation) as admission,
                 self._answer(method, path, expected, headers=headers, timeout=timeout, params=params) as response,
             ):
                 admission.proven()

@@ -34,6 +34,9 @@ MEMORY_MB = "1024"
 SYNTHETIC_LAYERS = 6
 SYNTHETIC_END = (2,)
 HEAL_LIMIT_S = 120.0
+S_PER_SYNTHETIC_TASK = 0.6
+S_PER_REAL_TASK = 1.5
+"""Two cores keep up with that between the strikes."""
 SETTINGS = {
     "BUTTERFLY_WORKER__MEMORY_MB": MEMORY_MB,
     "BUTTERFLY_COORDINATION__CHECKPOINT_INTERVAL": "4",
@@ -180,15 +183,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.play", description=__doc__)
     parser.add_argument("--tasks", type=int, default=200, help="requests (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of requests and strikes (%(default)s)")
-    parser.add_argument("--duration", type=float, default=120.0, metavar="S", help="of the load (%(default)s)")
+    parser.add_argument("--duration", type=float, metavar="S", help="of the load (default: by the number of requests)")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="between two strikes (%(default)s)")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file; default: the synthetic engine")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs and data stay")
     asked = parser.parse_args(arguments)
-    print(f"seed {asked.seed}: {asked.tasks} requests over {asked.duration:g} s", flush=True)
+    duration_s = asked.duration or asked.tasks * (S_PER_SYNTHETIC_TASK if asked.model is None else S_PER_REAL_TASK)
+    print(f"seed {asked.seed}: {asked.tasks} requests over {duration_s:g} s", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.keep or Path(scratch) / "cluster"
-        numbers = {"tasks": asked.tasks, "duration_s": asked.duration, "every_s": asked.every, "seed": asked.seed}
+        numbers = {"tasks": asked.tasks, "duration_s": duration_s, "every_s": asked.every, "seed": asked.seed}
         if asked.model is None:
             play, oracle = synthetic_play(folder, **numbers)
         else:

@@ -1,14 +1,16 @@
 """What can go wrong with a session's seats, and how often it may before the task fails."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.domain.errors import EngineError, EngineFault
+from shared.domain.errors import EngineError, EngineFault, Unavailable, error_from_code
 from shared.domain.ids import NodeId
 
 MAX_REASSIGNMENTS = 5
 CRASHES_AT_ONE_POSITION = 2
+AWAY_S = 5.0
 MAX_REASON = 500
 """Characters."""
 GENERATION_FAILED = "generation_failed"
@@ -34,6 +36,7 @@ class FaultKind(StrEnum):
     """A node was proven guilty. Each such loss takes one node away, so there are few."""
 
 
+AWAY = frozenset({FaultKind.GONE, FaultKind.LINK})
 UNCOUNTED = frozenset({FaultKind.NUMERICS, FaultKind.CONVICTED})
 
 
@@ -62,6 +65,12 @@ def kind_of_refusal(code: str) -> FaultKind:
     return FaultKind.CRASH if code in {EngineFault.code, EngineError.code} else FaultKind.LOAD
 
 
+def not_asked_for_s(code: str) -> float:
+    """How long a node is not asked again for a seat that it could not take for this reason: a while if something that
+    it needs was away, else for ever."""
+    return AWAY_S if isinstance(error_from_code(code, ""), Unavailable) else math.inf
+
+
 def suspect_of(faults: Sequence[Fault], one: NodeId, other: NodeId) -> NodeId:
     """Whom of two nodes that fell out now a plan should rather do without: who fell out more often in this session, and
     `other` if neither did. One of them reports, so the same one each time would be whom a liar points at."""
@@ -72,7 +81,8 @@ def suspect_of(faults: Sequence[Fault], one: NodeId, other: NodeId) -> NodeId:
 def verdict(faults: Sequence[Fault]) -> GiveUp | None:
     """Whether a task with these faults, in order, is given up (else: reassign it).
 
-    A task that crashes engines at one and the same position would crash every engine there is.
+    A task that crashes engines at one and the same position would crash every engine there is. That nodes go away is
+    no fault of a task, so it counts only while the answer gets no further: else its deadline bounds it.
     """
     crashes = [fault for fault in faults if fault.kind is FaultKind.CRASH]
     if crashes and sum(fault.position == crashes[-1].position for fault in crashes) >= CRASHES_AT_ONE_POSITION:
@@ -81,6 +91,17 @@ def verdict(faults: Sequence[Fault]) -> GiveUp | None:
             f"poison: the engine crashed {CRASHES_AT_ONE_POSITION} times after generated token {crashes[-1].position}"
             f" ({crashes[-1].reason})",
         )
-    if sum(fault.kind not in UNCOUNTED for fault in faults) > MAX_REASSIGNMENTS:
+    if _num_counted(faults) > MAX_REASSIGNMENTS:
         return GiveUp(GENERATION_FAILED, f"reassigned {MAX_REASSIGNMENTS} times, and lost again: {faults[-1].reason}")
     return None
+
+
+def _num_counted(faults: Sequence[Fault]) -> int:
+    """Losses that count: of nodes and links that went away those since the answer had got further than ever."""
+    first, furthest = 0, 0
+    for index, fault in enumerate(faults):
+        if fault.position > furthest:
+            first, furthest = index, fault.position
+    return sum(
+        fault.kind not in UNCOUNTED and (index >= first or fault.kind not in AWAY) for index, fault in enumerate(faults)
+    )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from services.coordinator.domain.blame import same_window_again
-from services.coordinator.domain.faults import FaultKind, kind_of_refusal
+from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_asked_for_s
 from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
@@ -40,7 +40,6 @@ from shared.domain.windows import WindowSchedule
 log = logging.getLogger(__name__)
 
 SLOT_RETRY_S = 0.2
-AWAY_S = 5.0  # how long a node that did not answer is not asked again for the same task
 MAX_ERROR_CHARACTERS = 500
 
 
@@ -373,14 +372,12 @@ class Seats:
                 self._refused(first, error)
 
     def _refused(self, member: Member, error: ButterflyError) -> None:
+        now_s = self._parts.clock.now_s()
+        self._session.exclude(member.node_id, member.boot_id, until_s=now_s + not_asked_for_s(error.code))
         if isinstance(error, PeerUnavailable):
-            # Not for ever: the node may be the one that the others need, and be back soon.
-            away_s = max(AWAY_S, error.retry_after_s or 0.0)
-            self._session.exclude(member.node_id, member.boot_id, until_s=self._parts.clock.now_s() + away_s)
             self._parts.members.unreachable(member.node_id)
             self.lose(FaultKind.GONE, error.message, suspect=member.node_id)
         else:
-            self._session.exclude(member.node_id, member.boot_id)
             self.lose(kind_of_refusal(error.code), f"{error.code}: {error.message}", suspect=member.node_id)
 
     def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None) -> None:

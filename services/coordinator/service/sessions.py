@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from services.coordinator.domain.faults import FaultKind
+from services.coordinator.domain.faults import FaultKind, not_asked_for_s
 from services.coordinator.domain.liveness import is_stalled
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.tail_line import Finished
@@ -162,11 +162,13 @@ class Sessions(SessionsInterface):
             run.session.poke()  # it may wait for what the node says of the stage, to make its orders
             _ = self._tasks.start(run.assign_again(seat), name=f"assign-{run.session.task.task_id}")
 
-    def stage_failed(self, member: Member, ref: StageRef, reason: str) -> None:
-        """A node cannot hold a stage: no session waits for it any longer, and none of those asks it again."""
+    def stage_failed(self, member: Member, ref: StageRef, code: str, reason: str) -> None:
+        """A node cannot hold a stage: no session waits for it any longer, and none of those asks it again, or not for
+        a while."""
+        now_s = self._parts.clock.now_s()
         for run, _ in self._awaiting(member, ref):
-            run.session.exclude(member.node_id, member.boot_id)
-            run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
+            run.session.exclude(member.node_id, member.boot_id, until_s=now_s + not_asked_for_s(code))
+            run.session.lose(FaultKind.LOAD, reason, suspect=member.node_id, now_s=now_s)
 
     def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> bool:
         """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused. Whether

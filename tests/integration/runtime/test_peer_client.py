@@ -217,6 +217,20 @@ async def test_failures_open_the_circuit_and_another_incarnation_closes_it(clien
     assert await client.post("/numbers", Number(value=1), Number) == Number(value=1)
 
 
+async def test_a_peer_that_answers_again_is_asked_again_before_the_circuit_would_let_it(
+    client: PeerClient, peer: Peer
+) -> None:
+    peer.failures_left = 3
+    for _ in range(3):
+        with pytest.raises(ServerDraining):
+            await client.post("/numbers", Number(value=1), Number)
+    async with asyncio.timeout(5):  # the circuit would stay open for a minute
+        while peer.calls == 3:
+            with suppress(CircuitOpen):
+                assert await client.post("/numbers", Number(value=1), Number) == Number(value=1)
+            await asyncio.sleep(0.01)
+
+
 async def test_the_deadline_travels_a_little_shortened(client: PeerClient, peer: Peer) -> None:
     deadline = Deadline.after(1.0, now_s=time.monotonic())
     await client.post("/numbers", Number(value=1), Number, deadline=deadline)

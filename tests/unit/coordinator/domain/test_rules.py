@@ -6,11 +6,13 @@ import pytest
 
 from services.coordinator.domain.admission import check_address, check_capability
 from services.coordinator.domain.faults import (
+    AWAY_S,
     GENERATION_FAILED,
     MAX_REASSIGNMENTS,
     Fault,
     FaultKind,
     kind_of_refusal,
+    not_asked_for_s,
     verdict,
 )
 from services.coordinator.domain.link_token import link_token
@@ -186,6 +188,20 @@ class TestFaults:
 
     def test_reassignments_are_bounded(self) -> None:
         assert verdict([Fault(FaultKind.GONE, "why", 4)] * (MAX_REASSIGNMENTS + 1)) is not None
+
+    @pytest.mark.parametrize("kind", [FaultKind.GONE, FaultKind.LINK])
+    def test_nodes_that_go_away_do_not_count_against_a_task_that_gets_further(self, kind: FaultKind) -> None:
+        assert verdict([Fault(kind, "why", 4 * index) for index in range(50)]) is None
+        stuck = [Fault(kind, "why", position) for position in (4, 8, 3, 8, 8, 0, 8)]
+        assert verdict(stuck[:-1]) is None
+        assert verdict(stuck) is not None
+
+    def test_what_workers_do_wrong_counts_however_far_the_answer_gets(self) -> None:
+        assert verdict([Fault(FaultKind.LOAD, "why", 4 * index) for index in range(MAX_REASSIGNMENTS + 1)]) is not None
+
+    def test_a_node_is_asked_again_when_only_something_it_needs_was_away(self) -> None:
+        assert not_asked_for_s("circuit_open") == AWAY_S
+        assert not_asked_for_s("out_of_memory") == not_asked_for_s("made up") == math.inf
 
     @pytest.mark.parametrize(
         ("code", "kind"),
