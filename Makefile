@@ -9,7 +9,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut chaos clean
+.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut chaos bench-recovery clean
 
 setup: $(VENV)/.installed
 
@@ -69,6 +69,9 @@ bench: setup model
 
 bench-verification: setup model
 	$(BIN)/python -m bench.verification
+
+bench-recovery: setup model
+	$(BIN)/python -m bench.recovery
 
 # The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
 clean:

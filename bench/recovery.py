@@ -1,0 +1,295 @@
+"""How long a client waits when a stage is lost in the middle of its answer: `make bench-recovery`.
+
+A cluster of four workers and three stages answers one audited task at a time. When some tokens are committed, a worker
+that holds a stage of lane 0 is killed (SIGKILL) or stopped (SIGSTOP). Measured is the time from the signal to the first
+tokens that are committed in the next epoch, as a client of the task's event stream sees them; and whether all tokens
+are those of the whole model in one process. Prints a table and stores everything under bench/results/.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from bench.cluster import Cluster, running_cluster
+from bench.measure import commit, machine
+from services.cli.domain.environment import join_environment
+from services.cli.stores.data_dir import DataDir
+from shared.contracts.receipts import BundleBody
+from shared.domain.receipt import kept_receipt
+from shared.domain.task import SamplerParams
+from tests.e2e.tokens import expected_tokens
+from tests.integration.engine.stages import Chain
+
+ROOT = Path(__file__).parent.parent
+WORKERS = 4
+STAGES = 3
+PREFIXES = (64, 128, 256, 512, 1024)
+KINDS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+TOKENS_BEFORE = 24
+"""Committed when the worker is lost; the prompt has the rest of the prefix."""
+TOKENS_AFTER = 40
+MEMORY_MB = 1_024
+WORKER_OFFSET = 10  # ports of `butterfly up`
+READY_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    kind: str
+    prefix: int
+    stage: int
+    seconds: float
+    """From the signal to the first commit of a later epoch."""
+    detected_s: float
+    """From the signal to the first sign of a new epoch in the task's stream."""
+    epochs: int
+    is_right: bool
+    """All tokens came, and they are the whole model's."""
+
+
+class Workers:
+    """Worker processes of a cluster, started again at once: the pauses of `butterfly up` are not what is measured."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._base_port = int(cluster.api_url.rpartition(":")[2]) + WORKER_OFFSET
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, index: int) -> None:
+        port, data_dir = self._base_port + index, self._cluster.data_dir / f"worker-{index}"
+        data_dir.mkdir(exist_ok=True)
+        environment = join_environment(
+            coordinator_url=self._cluster.coordinator_url,
+            join_token=DataDir(self._cluster.data_dir).secrets().join_token,
+            listen=f"127.0.0.1:{port}",
+            advertise=None,
+            data_dir=str(data_dir),
+            memory_mb=MEMORY_MB,
+            inherited=os.environ,
+        )
+        with (data_dir / "worker.log").open("ab") as log:
+            self._processes[port] = subprocess.Popen(
+                [sys.executable, "-m", "services.worker"],
+                env={**os.environ, **environment, "BUTTERFLY_PARENT_PID": str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def signal(self, port: int, number: signal.Signals) -> None:
+        self._processes[port].send_signal(number)
+
+    def renew(self, port: int) -> None:
+        """End whatever is left of this worker, and start it again."""
+        self._processes[port].kill()
+        self._processes[port].wait()
+        self.start(port - self._base_port)
+
+    def end(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def workers_of(cluster: Cluster) -> Iterator[Workers]:
+    workers = Workers(cluster)
+    try:
+        for index in range(WORKERS):
+            workers.start(index)
+        yield workers
+    finally:
+        workers.end()
+
+
+def prompt_of(prefix: int) -> list[int]:
+    return [(7 * index + prefix) % 4096 + 300 for index in range(prefix - TOKENS_BEFORE)]
+
+
+def ports_of(api: httpx.Client) -> dict[str, int]:
+    """Of the nodes that are ready, by id."""
+    nodes = api.get("/v1/nodes").json()["data"]
+    return {
+        node["node_id"]: int(node["address"].rpartition(":")[2].rstrip("/"))
+        for node in nodes
+        if node["state"] == "ready"
+    }
+
+
+def wait_ready(api: httpx.Client, model: str) -> None:
+    """All workers are there, and a task through them warms them up: stages are loaded, links open."""
+    end_s = time.monotonic() + READY_LIMIT_S
+    while len(ports_of(api)) < WORKERS:
+        if time.monotonic() > end_s:
+            raise RuntimeError("the workers did not come back")
+        time.sleep(0.1)
+    task_id = _submit(api, model, prompt_of(PREFIXES[0]), 8)
+    while api.get(f"/v1/tasks/{task_id}", params={"wait": 10}).json()["status"] not in {"completed", "failed"}:
+        pass
+
+
+@dataclass
+class _Watch:
+    """What a client saw of one task."""
+
+    ids: list[int] = field(default_factory=list)
+    epoch: int = 0
+    epoch_lost: int | None = None
+    """That in which the worker was lost; None: not yet."""
+    detected_s: float | None = None
+    seen_s: float | None = None
+
+    @property
+    def is_due(self) -> bool:
+        return self.epoch_lost is None and len(self.ids) >= TOKENS_BEFORE
+
+    def note(self, name: str, data: dict[str, Any]) -> None:  # JSON as a client gets it
+        if name == "state":
+            self.epoch = max(self.epoch, data["epoch"])
+        is_later = self.epoch_lost is not None and self.epoch > self.epoch_lost
+        if is_later and self.detected_s is None:
+            self.detected_s = time.monotonic()
+        if name == "commit":
+            self.ids += data["token_ids"]
+            if is_later and self.seen_s is None:
+                self.seen_s = time.monotonic()
+
+
+def play(
+    api: httpx.Client, model: str, workers: Workers, kind: str, prefix: int, stage: int, right: list[int]
+) -> Trial:
+    task_id = _submit(api, model, prompt_of(prefix), TOKENS_BEFORE + TOKENS_AFTER)
+    watch, lost_s, port, status = _Watch(), 0.0, 0, ""
+    with api.stream("GET", f"/v1/tasks/{task_id}/events") as answer:
+        for name, data in _events(answer):
+            watch.note(name, data)
+            if watch.is_due:
+                port, watch.epoch_lost = _executor_port(api, task_id, stage), watch.epoch
+                workers.signal(port, KINDS[kind])
+                lost_s = time.monotonic()
+            if name == "end":
+                status = data["status"]
+                break
+    if port:
+        workers.renew(port)
+    if watch.seen_s is None or watch.detected_s is None:
+        raise RuntimeError(f"task {task_id} is {status}, without a recovery")
+    is_right = status == "completed" and watch.ids == right
+    return Trial(kind, prefix, stage, watch.seen_s - lost_s, watch.detected_s - lost_s, watch.epoch, is_right)
+
+
+def table(trials: Sequence[Trial]) -> str:
+    lines = [
+        "| lost by | prefix | times | new epoch p50 | next token p50 | p99 | max | tokens as without |",
+        "| --- |" + " --- |" * 7,
+    ]
+    for kind in KINDS:
+        for prefix in dict.fromkeys(trial.prefix for trial in trials):
+            found = [trial for trial in trials if (trial.kind, trial.prefix) == (kind, prefix)]
+            if found:
+                lines.append(_line(f"{kind} | {prefix}", found))
+        upto = [trial for trial in trials if trial.kind == kind and trial.prefix <= 512]
+        if upto:
+            lines.append(_line(f"{kind} | up to 512", upto))
+    return "\n".join(lines)
+
+
+def _line(name: str, trials: Sequence[Trial]) -> str:
+    waited = sorted(trial.seconds for trial in trials)
+    p99 = waited[min(len(waited) - 1, int(0.99 * len(waited)))]
+    detected = statistics.median(trial.detected_s for trial in trials)
+    right = sum(trial.is_right for trial in trials)
+    return (
+        f"| {name} | {len(trials)} | {detected:.2f} s | {statistics.median(waited):.2f} s | {p99:.2f} s"
+        f" | {waited[-1]:.2f} s | {right} of {len(trials)} |"
+    )
+
+
+def _submit(api: httpx.Client, model: str, prompt: Sequence[int], max_tokens: int) -> str:
+    options = {"prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    accepted = api.post(
+        "/v1/tasks", json={"kind": "completion", "model": model, "verification": "audit", "input": options}
+    )
+    accepted.raise_for_status()
+    return str(accepted.json()["task_id"])
+
+
+def _events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = ""
+    for line in answer.iter_lines():
+        key, _, value = line.partition(": ")
+        if key == "event":
+            name = value
+        elif key == "data":
+            yield name, json.loads(value)
+
+
+def _executor_port(api: httpx.Client, task_id: str, stage: int) -> int:
+    """Who computes this stage of lane 0, as its receipts say."""
+    body = BundleBody.model_validate_json(api.get(f"/v1/tasks/{task_id}/receipt").content)
+    for entry in reversed(body.entries):
+        for signed in entry.receipts:
+            receipt = kept_receipt(signed.signed()).receipt
+            if (receipt.lane, receipt.stage) == (0, stage):
+                return ports_of(api)[receipt.node_id]
+    raise RuntimeError(f"no receipt of stage {stage}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / ".butterfly/models/smollm2-135m.gguf", help="a GGUF file")
+    parser.add_argument("--times", type=int, default=20, help="per prefix and kind (%(default)s)")
+    parser.add_argument("--prefixes", type=int, nargs="*", default=PREFIXES)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--base-port", type=int, default=28080)
+    options = parser.parse_args()
+    before, rng, trials = machine(), Random(1), []
+    whole = Chain.open([options.model], n_slots=1, ctx=max(options.prefixes) + TOKENS_AFTER)
+    greedy = SamplerParams(temperature=0.0)
+    rights = {
+        prefix: expected_tokens(whole, prompt_of(prefix), greedy, num_tokens=TOKENS_BEFORE + TOKENS_AFTER)
+        for prefix in options.prefixes
+    }
+    whole.close()
+    with tempfile.TemporaryDirectory() as folder:
+        up = running_cluster(
+            workers=0, stages=STAGES, base_port=options.base_port, data_dir=Path(folder), model=options.model
+        )
+        with (
+            up as cluster,
+            workers_of(cluster) as workers,
+            httpx.Client(base_url=cluster.api_url, timeout=120, trust_env=False) as api,
+        ):
+            for kind, prefix in [(k, p) for _ in range(options.times) for p in options.prefixes for k in options.kinds]:
+                wait_ready(api, cluster.model)
+                trial = play(api, cluster.model, workers, kind, prefix, rng.randrange(STAGES), rights[prefix])
+                trials.append(trial)
+                print(trial, flush=True)
+    result = {
+        "commit": commit(),
+        "model": options.model.stem,
+        "machine": before,
+        "trials": [asdict(trial) for trial in trials],
+    }
+    path = ROOT / "bench" / "results" / time.strftime("recovery-%Y%m%d-%H%M%S.json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(trials))
+    print("stored:", path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
