@@ -21,6 +21,8 @@ MAX_CONNECTIONS = 32
 BLOCKING_TIMEOUT_S = 10.0  # twice the longest block: a server that fell silent is not waited for for ever
 POOL_WAIT_S = 2.0  # a full pool means wait, then an error, never unbounded sockets
 LOST = "the Redis server lost data since this service started (a restored backup, or emptied): look at it, then restart"
+_WROTE_TO_CLOSED = "the handler is closed"
+"""uvloop's words for writing to a connection that broke meanwhile. The client library lets that error through."""
 
 
 class ServerLostData(RedisError):
@@ -36,6 +38,10 @@ def reaching_registry() -> Iterator[None]:
         raise RegistryUntrusted(LOST) from error
     except (RedisError, OSError) as error:
         raise RegistryUnavailable("the task registry does not answer", retry_after_s=1.0) from error
+    except RuntimeError as error:
+        if _WROTE_TO_CLOSED not in str(error):
+            raise
+        raise RegistryUnavailable("the connection to the task registry broke", retry_after_s=1.0) from error
 
 
 class Lineage:
