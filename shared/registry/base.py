@@ -77,6 +77,18 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldSessions:
+    """What one renewal of a coordinator's sessions found."""
+
+    lost: tuple[TaskId, ...]
+    """Not its any more, or ended."""
+    adopted: tuple[TaskId, ...]
+    """Its from now on, each in a fresh epoch that nobody runs yet."""
+    next_lapse_s: float | None
+    """Until the first lease lapses that anybody holds; None: there is no session."""
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Tokens to append at `first_index` (0 = first generated token); those that are there already are ignored."""
 
@@ -196,12 +208,22 @@ class TaskRegistry(ABC):
 
     @abstractmethod
     async def open_session(
-        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str, coordinator: str, lease_s: float
     ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
         """Take the next epoch for a task in Coordinating (with its `attempt`), or for a reassignment (`attempt` None).
 
-        A reassigned task in Computing or Aggregating goes back to Coordinating. Raises `StaleAttempt`,
+        The session is `coordinator`'s then, for `lease_s`. A reassigned one must be its already, and goes back from
+        Computing or Aggregating to Coordinating. Raises `StaleAttempt`, `StaleEpoch` (another coordinator's),
         `InvalidTransition`. Returns the new epoch, the record, and the tokens committed so far.
+        """
+
+    @abstractmethod
+    async def hold_sessions(
+        self, task_ids: Sequence[TaskId], *, coordinator: str, lease_s: float, adopt: int
+    ) -> HeldSessions:
+        """Extend the leases of a coordinator's sessions (0: give them up), and take over up to `adopt` that lapsed.
+
+        Taking over raises the epoch: who held the session before cannot write any more.
         """
 
     @abstractmethod

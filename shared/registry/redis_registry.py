@@ -32,6 +32,7 @@ from shared.registry.base import (
     Claim,
     Commit,
     Finish,
+    HeldSessions,
     QueueView,
     Reconciled,
     StreamEntry,
@@ -153,14 +154,26 @@ class RedisTaskRegistry(TaskRegistry):
         return TaskState(rest[0].decode())
 
     async def open_session(
-        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str, coordinator: str, lease_s: float
     ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
-        code, *rest = await self._run("open_session", task_id, _optional(attempt), plan_id)
+        code, *rest = await self._run("open_session", task_id, _optional(attempt), plan_id, coordinator, _ms(lease_s))
         if code != b"ok":
             raise _refusal(code, task_id, rest, what="a session")
         flat, prompt, tokens = rest
         record = decode_record(dict(zip(flat[::2], flat[1::2], strict=True)), prompt)
         return record.epoch, record, tuple(map(decode_token, tokens))
+
+    async def hold_sessions(
+        self, task_ids: Sequence[TaskId], *, coordinator: str, lease_s: float, adopt: int
+    ) -> HeldSessions:
+        lost: list[TaskId] = []
+        some, *more = _chunks(task_ids) or ((),)
+        for ids in more:
+            _, gone, _ = await self._run("hold_sessions", coordinator, _ms(lease_s), 0, *ids)
+            lost += _ids(gone)
+        next_lapse, gone, adopted = await self._run("hold_sessions", coordinator, _ms(lease_s), adopt, *some)
+        lost += _ids(gone)
+        return HeldSessions(tuple(lost), _ids(adopted), int(next_lapse) / 1000 if next_lapse else None)
 
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
         calls = [
@@ -350,8 +363,8 @@ def _ids(raw: Iterable[bytes]) -> tuple[TaskId, ...]:
     return tuple(TaskId(task_id.decode()) for task_id in raw)
 
 
-def _chunks(task_ids: Sequence[TaskId]) -> Iterable[Sequence[TaskId]]:
-    return (task_ids[start : start + IDS_PER_CALL] for start in range(0, len(task_ids), IDS_PER_CALL))
+def _chunks(task_ids: Sequence[TaskId]) -> Sequence[Sequence[TaskId]]:
+    return [task_ids[start : start + IDS_PER_CALL] for start in range(0, len(task_ids), IDS_PER_CALL)]
 
 
 def _commit_arguments(commit: Commit) -> tuple[Argument, ...]:

@@ -11,6 +11,7 @@ NAMES = (
     "claim",
     "advance",
     "open_session",
+    "hold_sessions",
     "commit",
     "finish",
     "cancel",

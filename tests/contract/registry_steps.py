@@ -43,7 +43,9 @@ async def computing(registry: TaskRegistry, task: InferenceTask, *, lease_s: flo
     """Submit `task` into an empty queue and bring it to Computing."""
     await submit(registry, task)
     (claimed,) = await claim(registry, lease_s=lease_s, plan="plan-1")
-    epoch, _, _ = await registry.open_session(claimed.task_id, attempt=claimed.attempt, plan_id="plan-1")
+    epoch, _, _ = await registry.open_session(
+        claimed.task_id, attempt=claimed.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     await registry.advance(claimed.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
     return claimed, epoch
 

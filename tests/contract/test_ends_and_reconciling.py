@@ -147,7 +147,9 @@ async def test_a_lease_lapsed_before_computing_requeues_the_task(registry: TaskR
     (first,) = await claim(registry, lease_s=0)
     await submit(registry, starting)
     (second,) = await claim(registry, lease_s=0, plan="plan-1")
-    epoch, _, _ = await registry.open_session(starting.task_id, attempt=second.attempt, plan_id="plan-1")
+    epoch, _, _ = await registry.open_session(
+        starting.task_id, attempt=second.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     mended = await reconciled(registry)
     assert set(mended.requeued) == {waiting.task_id, starting.task_id}
     assert (await registry.record(waiting.task_id)).state is TaskState.QUEUED

@@ -52,7 +52,9 @@ async def running_task(registry: TaskRegistry, task: InferenceTask | None = None
         task, idempotency_key=None, payload_hash="", attached=False, max_queue_size=9, max_queued_per_owner=9
     )
     (claim,) = await registry.claim(task.group, 1, owner="scheduler", lease_s=5.0, plan_id="plan")
-    await registry.open_session(task.task_id, attempt=claim.attempt, plan_id="plan")
+    await registry.open_session(
+        task.task_id, attempt=claim.attempt, plan_id="plan", coordinator="coordinator-1", lease_s=3.0
+    )
     return task.task_id
 
 
@@ -84,7 +86,7 @@ async def test_a_window_of_a_later_epoch_stands_beside_that_of_the_earlier(store
     task_id = await running_task(stores.registry)
     (entry, *_) = HonestRun().entries()
     await stores.receipts.append(task_id, entry)
-    await stores.registry.open_session(task_id, attempt=None, plan_id="other")
+    await stores.registry.open_session(task_id, attempt=None, plan_id="other", coordinator="coordinator-1", lease_s=3.0)
     again = replace(entry, epoch=Epoch(2))
     await stores.receipts.append(task_id, again)
     assert await stores.receipts.entries(task_id) == (entry, again)
@@ -92,7 +94,7 @@ async def test_a_window_of_a_later_epoch_stands_beside_that_of_the_earlier(store
 
 async def test_an_entry_of_a_stale_epoch_is_refused(stores: Stores) -> None:
     task_id = await running_task(stores.registry)
-    await stores.registry.open_session(task_id, attempt=None, plan_id="other")
+    await stores.registry.open_session(task_id, attempt=None, plan_id="other", coordinator="coordinator-1", lease_s=3.0)
     with pytest.raises(StaleEpoch):
         await stores.receipts.append(task_id, HonestRun().entries()[0])
     assert await stores.receipts.entries(task_id) == ()

@@ -53,9 +53,15 @@ async def test_a_writer_with_an_older_fence_is_refused(registry: TaskRegistry) -
     with pytest.raises(StaleAttempt):
         await registry.advance(task.task_id, TaskEvent.PARTITION_COMPLETE, attempt=old.attempt)
     with pytest.raises(StaleAttempt):
-        await registry.open_session(task.task_id, attempt=old.attempt, plan_id="plan-1")
-    first, _, _ = await registry.open_session(task.task_id, attempt=new.attempt, plan_id="plan-1")
-    second, _, _ = await registry.open_session(task.task_id, attempt=new.attempt, plan_id="plan-1")
+        await registry.open_session(
+            task.task_id, attempt=old.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+        )
+    first, _, _ = await registry.open_session(
+        task.task_id, attempt=new.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
+    second, _, _ = await registry.open_session(
+        task.task_id, attempt=new.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     assert second > first
     with pytest.raises(StaleEpoch):
         await registry.advance(task.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=first)
@@ -66,7 +72,9 @@ async def test_a_session_given_up_by_requeue_cannot_write(registry: TaskRegistry
     task = make_task()
     await submit(registry, task)
     (claimed,) = await claim(registry, plan="plan-1")
-    epoch, _, _ = await registry.open_session(task.task_id, attempt=claimed.attempt, plan_id="plan-1")
+    epoch, _, _ = await registry.open_session(
+        task.task_id, attempt=claimed.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     await registry.advance(task.task_id, TaskEvent.REQUEUE, attempt=claimed.attempt)
     with pytest.raises(StaleEpoch):
         await registry.advance(task.task_id, TaskEvent.FAIL, epoch=epoch, error_code="x")
@@ -79,7 +87,9 @@ async def test_a_session_opens_with_the_task_and_what_is_committed(registry: Tas
     task = make_task()
     _, epoch = await computing(registry, task)
     await registry.commit([Commit(task.task_id, epoch, 0, make_tokens(4, 5))])
-    again, record, tokens = await registry.open_session(task.task_id, attempt=None, plan_id="plan-2")
+    again, record, tokens = await registry.open_session(
+        task.task_id, attempt=None, plan_id="plan-2", coordinator="coordinator-1", lease_s=3.0
+    )
     assert again == epoch + 1
     assert (record.task, record.state, record.plan_id) == (task, TaskState.COORDINATING, "plan-2")
     assert (record.epoch, record.num_committed) == (again, 2)
@@ -92,7 +102,9 @@ async def test_a_session_cannot_open_for_a_queued_or_ended_task(registry: TaskRe
     await submit(registry, task)
     for _ in range(2):
         with pytest.raises(InvalidTransition):
-            await registry.open_session(task.task_id, attempt=None, plan_id="plan-1")
+            await registry.open_session(
+                task.task_id, attempt=None, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+            )
         await registry.cancel(task.task_id)
 
 
@@ -103,7 +115,7 @@ async def test_unknown_tasks_are_not_found(registry: TaskRegistry) -> None:
         registry.tokens(unknown),
         registry.cancel(unknown),
         registry.advance(unknown, TaskEvent.FAIL),
-        registry.open_session(unknown, attempt=None, plan_id=""),
+        registry.open_session(unknown, attempt=None, plan_id="", coordinator="coordinator-1", lease_s=3.0),
         registry.finish(unknown, epoch=Epoch(1), finish=answer(FinishReason.STOP, 0), last=None),
     ):
         with pytest.raises(TaskNotFound):
@@ -144,7 +156,9 @@ async def test_a_commit_with_an_older_epoch_is_refused(registry: TaskRegistry) -
     task, other = make_task(), make_task()
     _, old = await computing(registry, task)
     _, others = await computing(registry, other)
-    new, _, _ = await registry.open_session(task.task_id, attempt=None, plan_id="plan-2")
+    new, _, _ = await registry.open_session(
+        task.task_id, attempt=None, plan_id="plan-2", coordinator="coordinator-1", lease_s=3.0
+    )
     assert await registry.commit([Commit(task.task_id, new, 0, make_tokens(1))]) == (None,)  # not Computing yet
     await registry.advance(task.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=new)
     assert await registry.commit(

@@ -65,7 +65,9 @@ class Conductor:
         claims = await self._registry.claim(record.task.group, 32, owner="test", lease_s=60, plan_id="plan")
         self._attempts |= {claim.task_id: claim.attempt for claim in claims}
         attempt = self._attempts[task_id]
-        epoch, _, _ = await self._registry.open_session(task_id, attempt=attempt, plan_id="plan")
+        epoch, _, _ = await self._registry.open_session(
+            task_id, attempt=attempt, plan_id="plan", coordinator="coordinator-1", lease_s=3.0
+        )
         await self._registry.advance(task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
 
     async def commit(self, task_id: TaskId, records: Sequence[TokenRecord]) -> None:

@@ -90,7 +90,7 @@ class FakeCoordinator(Coordinator):
         if refusal is not None:
             raise refusal
         epoch, _, _ = await self._registry.open_session(
-            wanted.task_id, attempt=wanted.attempt, plan_id=wanted.plan.plan_id
+            wanted.task_id, attempt=wanted.attempt, plan_id=wanted.plan.plan_id, coordinator="c", lease_s=60.0
         )
         await self._registry.advance(wanted.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
         self.epochs[wanted.task_id] = epoch

@@ -27,6 +27,7 @@ from shared.registry.base import (
     Claim,
     Commit,
     Finish,
+    HeldSessions,
     QueueView,
     Reconciled,
     StreamEntry,
@@ -53,6 +54,8 @@ class _Entry:
     attached_until: float | None = None
     lapses: int = 0
     disputed_epoch: int = 0
+    coordinator: str = ""
+    held_until: float | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -165,7 +168,7 @@ class MemoryTaskRegistry(TaskRegistry):
         return to
 
     async def open_session(
-        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str, coordinator: str, lease_s: float
     ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
         entry = self._entry(task_id)
         if attempt is not None and attempt != entry.record.attempt:
@@ -173,13 +176,37 @@ class MemoryTaskRegistry(TaskRegistry):
         reassigned = attempt is None and (entry.record.state, TaskEvent.REASSIGN) in TRANSITIONS
         if entry.record.state is not TaskState.COORDINATING and not reassigned:
             raise InvalidTransition(f"a {entry.record.state} task cannot take a session")
+        if attempt is None and entry.coordinator != coordinator:
+            raise StaleEpoch(f"task {task_id} is at epoch {entry.record.epoch} by now")
         epoch = Epoch(entry.record.epoch + 1)
         entry.record = replace(entry.record, epoch=epoch, plan_id=plan_id)
         if reassigned:
             self._move(entry, TaskEvent.REASSIGN)
         entry.last = None
+        entry.coordinator, entry.held_until = coordinator, self._now() + lease_s
         await self._announce()
         return epoch, entry.record, tuple(entry.tokens)
+
+    async def hold_sessions(
+        self, task_ids: Sequence[TaskId], *, coordinator: str, lease_s: float, adopt: int
+    ) -> HeldSessions:
+        now, lost, adopted = self._now(), [], []
+        for task_id in task_ids:
+            entry = self._entries.get(task_id)
+            if entry is not None and entry.coordinator == coordinator and entry.held_until is not None:
+                entry.held_until = now + lease_s
+            else:
+                lost.append(task_id)
+        held = sorted(
+            ((entry.held_until, task_id) for task_id, entry in self._entries.items() if entry.held_until is not None)
+        )
+        for _, task_id in [each for each in held if each[0] <= now][:adopt]:
+            entry = self._entries[task_id]
+            entry.record = replace(entry.record, epoch=Epoch(entry.record.epoch + 1))
+            entry.coordinator, entry.held_until, entry.last = coordinator, now + lease_s, None
+            adopted.append(task_id)
+        ends = [entry.held_until for entry in self._entries.values() if entry.held_until is not None]
+        return HeldSessions(tuple(lost), tuple(adopted), max(min(ends) - now, 0.0) if ends else None)
 
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
         counts: list[int | None] = []
@@ -440,7 +467,7 @@ class MemoryTaskRegistry(TaskRegistry):
     def _requeue(self, entry: _Entry) -> None:
         session_given_up = entry.record.epoch > 0
         entry.record = replace(entry.record, epoch=Epoch(entry.record.epoch + session_given_up), plan_id=None)
-        entry.lease_owner = ""
+        entry.lease_owner, entry.coordinator, entry.held_until = "", "", None
         self._move(entry, TaskEvent.REQUEUE)
         entry.last = None
 
@@ -455,7 +482,7 @@ class MemoryTaskRegistry(TaskRegistry):
             error_code=error_code or None,
             error=error,
         )
-        entry.lease_owner, entry.attached_until, entry.last = "", None, None
+        entry.lease_owner, entry.attached_until, entry.last, entry.held_until = "", None, None, None
         self._tell(
             entry,
             "end",

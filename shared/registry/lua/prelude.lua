@@ -12,8 +12,7 @@ local function int(number)
 end
 
 local FIELDS = {'state', 'attempt', 'epoch', 'lease_owner', 'group', 'rank', 'sequence', 'owner', 'created', 'started',
-                'deadline', 'committed', 'result_ttl', 'lapses', 'last',
-                'hold'}
+                'deadline', 'committed', 'result_ttl', 'lapses', 'last', 'coordinator', 'hold'}
 
 -- The record without what only readers want; nil when there is none.
 local function load_task(id)
@@ -67,7 +66,7 @@ local function end_task(task, to, last, now, outcome)
   save(task, to, last, 'finished', int(now), 'expires', int(gone), 'finish_reason', reason, 'error_code', code,
        'error', outcome.error or '', 'lease_owner', '', 'committed', task.committed)
   if task.state == 'queued' then leave_queue(task.id, task.group) end
-  for _, set in ipairs({K.leases, K.deadlines, K.attached, K.unfinished}) do redis.call('ZREM', set, task.id) end
+  for _, set in ipairs({K.leases, K.sessions, K.deadlines, K.attached, K.unfinished}) do redis.call('ZREM', set, task.id) end
   redis.call('SREM', K.open .. task.owner, task.id)
   tell(task, 'end', cjson.encode({
     state = to,
@@ -89,8 +88,9 @@ end
 local function requeue(task, last)
   local from = task.state
   if task.epoch ~= '0' then raise(task, 'epoch') end  -- the session given up must not write any more
-  save(task, 'queued', last, 'lease_owner', '', 'plan_id', '')
+  save(task, 'queued', last, 'lease_owner', '', 'plan_id', '', 'coordinator', '')
   redis.call('ZREM', K.leases, task.id)
+  redis.call('ZREM', K.sessions, task.id)
   enter_queue(task)
   tell_state(task, from, 'queued')
 end

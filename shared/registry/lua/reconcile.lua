@@ -72,8 +72,14 @@ for i = 1, #swept[2], 2 do
       enter_queue(task)
       requeued[#requeued + 1] = id
     end
-  elseif not TERMINAL[task.state] and not redis.call('ZSCORE', K.leases, id) then
-    redis.call('ZADD', K.leases, int(now), id)  -- the next call treats it as lapsed
+  elseif not TERMINAL[task.state] then
+    local has_session = task.coordinator ~= '' or NEXT[task.state].reassign
+    if not redis.call('ZSCORE', K.leases, id) then
+      redis.call('ZADD', K.leases, int(now), id)  -- the next call treats it as lapsed
+    end
+    if has_session and not redis.call('ZSCORE', K.sessions, id) then
+      redis.call('ZADD', K.sessions, int(now), id)  -- so does the next coordinator
+    end
   end
 end
 

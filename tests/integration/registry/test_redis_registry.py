@@ -53,7 +53,9 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(
 ) -> None:
     queued = [await submit(registry) for _ in range(20)]
     (claimed,) = await registry.claim(GROUP, 1, owner="replica-1", lease_s=10, plan_id="plan-1")
-    epoch, _, _ = await registry.open_session(claimed.task_id, attempt=claimed.attempt, plan_id="plan-1")
+    epoch, _, _ = await registry.open_session(
+        claimed.task_id, attempt=claimed.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     await registry.advance(claimed.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
     await registry.commit([Commit(claimed.task_id, epoch, 0, make_tokens(1, 2))])
 

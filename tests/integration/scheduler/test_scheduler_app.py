@@ -70,7 +70,7 @@ class Peers:
         async def sessions(body: OpenSession) -> Empty:
             self.opened.append(body)
             epoch, _, _ = await self.registry.open_session(
-                body.task_id, attempt=body.attempt, plan_id=body.plan.plan_id
+                body.task_id, attempt=body.attempt, plan_id=body.plan.plan_id, coordinator="c", lease_s=60.0
             )
             await self.registry.advance(body.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
             if self.finishes:

@@ -30,11 +30,13 @@ class UnsteadyRegistry(MemoryTaskRegistry):
         """Cleared: sessions wait before they are opened, and then fail while `is_away`."""
 
     async def open_session(
-        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str
+        self, task_id: TaskId, *, attempt: Attempt | None, plan_id: str, coordinator: str, lease_s: float
     ) -> tuple[Epoch, TaskRecord, tuple[TokenRecord, ...]]:
         await self.opening.wait()
         self._check()
-        return await super().open_session(task_id, attempt=attempt, plan_id=plan_id)
+        return await super().open_session(
+            task_id, attempt=attempt, plan_id=plan_id, coordinator=coordinator, lease_s=lease_s
+        )
 
     async def commit(self, commits: Sequence[Commit]) -> tuple[int | None, ...]:
         self._check()

@@ -5,7 +5,7 @@ import asyncio
 from services.scheduler.service.following import Follower
 from services.scheduler.service.preloading import Preloader
 from shared.domain.errors import PeerUnavailable
-from shared.domain.ids import ModelId
+from shared.domain.ids import Attempt, ModelId
 from shared.domain.plan import Seating
 from shared.domain.task import Verification
 from shared.domain.task_state import TaskEvent, TaskState
@@ -37,7 +37,9 @@ async def test_a_running_task_of_a_stopped_replica_is_adopted_and_followed(clust
     task = make_task()
     await cluster.submit(task)
     await cluster.registry.claim(GROUP, 1, owner="replica-0", lease_s=10, plan_id="plan-1")
-    epoch, _, _ = await cluster.registry.open_session(task.task_id, attempt=None, plan_id="plan-1")
+    epoch, _, _ = await cluster.registry.open_session(
+        task.task_id, attempt=Attempt(1), plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
     stopped = Follower(registry=cluster.registry, clock=cluster.clock, owner="replica-0")
     stopped.follow([task.task_id])
     await cluster.registry.advance(task.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
