@@ -85,9 +85,9 @@ def create_app(config: Config) -> FastAPI:
     clock = SystemClock()
     telemetry = Telemetry(source="api", address=config.api.bind_address, config=config, clock=clock)
     urls = config.services
-    scheduler = telemetry.peers.get("scheduler", urls.scheduler_url)
-    partitioner = telemetry.peers.get("partitioner", urls.partitioner_url)
-    coordinator = telemetry.peers.get("coordinator", urls.coordinator_url)
+    scheduler = telemetry.replicas("scheduler", urls.scheduler_url)
+    partitioner = telemetry.replicas("partitioner", urls.partitioner_url)
+    coordinator = telemetry.replicas("coordinator", urls.coordinator_url)
     registry = connect_registry(
         config.redis.url.get_secret_value(), allow_weak_durability=config.redis.allow_weak_durability
     )
@@ -95,13 +95,14 @@ def create_app(config: Config) -> FastAPI:
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vocabulary")
     loads = BackgroundTasks(clock)
     asked = [
-        _asked_for_health(name, url, clock)
-        for name, url in (
+        _asked_for_health(name if len(replicas) == 1 else f"{name}-{place}", url, clock)
+        for name, replicas in (
             ("scheduler", urls.scheduler_url),
             ("partitioner", urls.partitioner_url),
             ("coordinator", urls.coordinator_url),
-            ("metrics", urls.metrics_url),
+            ("metrics", (urls.metrics_url,)),
         )
+        for place, url in enumerate(replicas)
     ]
 
     @asynccontextmanager

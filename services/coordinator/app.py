@@ -4,7 +4,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
@@ -13,6 +13,8 @@ from services.coordinator.clients.http_partitioner import HttpPartitioner
 from services.coordinator.clients.http_workers import HttpWorkers
 from services.coordinator.domain.blame import PairMarks
 from services.coordinator.domain.lane_rules import LaneRules
+from services.coordinator.domain.link_token import link_secret
+from services.coordinator.domain.replica import Replica, replica_name
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
@@ -31,13 +33,16 @@ from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
 from services.coordinator.service.relays import Relays
+from services.coordinator.service.replica_set import ReplicaSet
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
 from services.coordinator.service.tail_audits import TailAudits
 from services.coordinator.service.tail_book import TailBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from services.coordinator.stores.evidence import RedisEvidenceStore
+from services.coordinator.stores.replicas import RedisReplicas
 from services.coordinator.stores.standings import RedisStandings
+from shared.domain.errors import RegistryUnavailable
 from shared.domain.ids import NodeId
 from shared.registry.connection import RedisClients, make_clients
 from shared.registry.redis_receipts import RedisReceiptStore
@@ -50,7 +55,7 @@ from shared.runtime.telemetry import Telemetry
 
 MESSAGE_BYTES = 4 * 1024 * 1024  # the most drafts that fit one message, with alternatives
 NODE_BYTES = 64 * 1024
-HEARTBEATS_TO_SETTLE = 2  # after which every living worker has registered with a new coordinator
+HEARTBEATS_TO_SETTLE = 2  # after which every living worker has registered with a coordinator started again
 
 
 def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
@@ -62,7 +67,13 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     key = load_coordinator_key(coordination.data_dir)
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
-    partitioner_client = telemetry.peers.get("partitioner", config.services.partitioner_url)
+    own = Replica(
+        boot_id=secrets.token_hex(8),
+        address=coordination.advertise_url or config.services.coordinator_url[0],
+        key=key.public_key.hex(),
+    )
+    replicas = ReplicaSet(RedisReplicas(clients.commands), own, clock)
+    partitioner_client = telemetry.replicas("partitioner", config.services.partitioner_url)
     partitioner = HttpPartitioner(partitioner_client)
     slots = SlotLedger()
     members = Membership(
@@ -74,8 +85,14 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         clock=clock,
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
+        coordinators=lambda: replicas.addresses,
     )
-    relays = Relays(links=HttpLinks(telemetry.peers), tasks=tasks, new_token=lambda: secrets.token_urlsafe(32))
+    relays = Relays(
+        links=HttpLinks(telemetry.peers),
+        tasks=tasks,
+        new_token=lambda: secrets.token_urlsafe(32),
+        name=replica_name(own.address),
+    )
     committer = Committer(registry=registry, events=telemetry.events, now=clock.now_s)
     evidence = RedisEvidenceStore(clients.commands)
     pair_marks = PairMarks()
@@ -90,6 +107,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         events=telemetry.events,
         clock=clock,
         tasks=tasks,
+        boot_id=own.boot_id,
         key=key,
         windows=WindowSizes(
             coordination.checkpoint_interval, coordination.window_checkpoints, coordination.max_windows_ahead
@@ -108,7 +126,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             clock=clock,
             tasks=tasks,
         ),
-        link_secret=secrets.token_bytes(32),
+        link_secret=link_secret(key.secret),
     )
     sessions = Sessions(
         parts,
@@ -139,15 +157,20 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         async with telemetry.running():
             tasks.loop("commit", committer.run_once)
             tasks.loop("watch", sessions.watch_once)
-            tasks.loop("adopt", sessions.adopt_once)
+            tasks.loop("hold", sessions.hold_once)
+            tasks.loop("announce", replicas.announce_once)
             _ = tasks.start(close_links_when_told(), name="close links when told")
             tasks.loop("tail-audit", tail_audits.run_once)
             tasks.loop("held-answers", tail_audits.run_held_once)
             try:
                 yield
             finally:
-                # Running sessions stay in the registry: the next coordinator adopts them under a new epoch.
+                # Running sessions stay in the registry: another coordinator adopts them under a new epoch.
+                held = sessions.held()
                 await tasks.stop(grace_s=2.0)
+                with suppress(RegistryUnavailable):  # then the leases lapse
+                    await sessions.give_up(held)
+                    await replicas.withdraw()
                 await registry.aclose()
 
     return make_app(
@@ -159,7 +182,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             build_router(sessions, Placements(members), messages),
         ],
         lifespan=lifespan,
-        readiness={"registry": registry.ping, "partitioner": partitioner_client.check},
+        readiness={"registry": registry.ping, "partitioner": partitioner_client.check, "replicas": replicas.check},
         service_token=config.security.service_token.get_secret_value(),
         public_paths=PUBLIC_PATHS,
         body_limits={"/messages": MESSAGE_BYTES, "/nodes": NODE_BYTES, "/links": None},
@@ -185,8 +208,14 @@ def _terms(config: Config, coordinator_key: bytes) -> Terms:
         admits_all=is_loopback(config.coordination.bind_address),
         heartbeat_ms=config.coordination.heartbeat_ms,
         lease_ms=config.coordination.lease_ms,
-        partitioner_url=config.services.partitioner_url,
+        partitioner_urls=config.services.partitioner_url,
         metrics_url=config.services.metrics_url,
-        join_urls=frozenset({config.services.coordinator_url, *config.coordination.join_urls}),
+        reach_at=config.coordination.advertise_url or "",
+        join_urls=_join_urls(config),
         coordinator_key=coordinator_key,
     )
+
+
+def _join_urls(config: Config) -> frozenset[str]:
+    own = config.coordination.advertise_url
+    return frozenset((*config.services.coordinator_url, *config.coordination.join_urls, *([own] if own else ())))

@@ -4,6 +4,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from services.coordinator.domain.replica import Replica
 from services.coordinator.domain.standing import Standing
 from services.coordinator.domain.token_table import TokenTable
 from shared.contracts.messages import (
@@ -66,6 +67,19 @@ class Links(ABC):
         Returns when `chunks` ended and the worker took them all. Raises `PeerUnavailable`, `CircuitOpen`, or what the
         worker answered.
         """
+
+
+class Replicas(ABC):
+    """The coordinators that are here, each for as long as it says so. Every call raises `RegistryUnavailable` when the
+    store does not answer."""
+
+    @abstractmethod
+    async def announce(self, replica: Replica, *, lease_s: float) -> tuple[Replica, ...]:
+        """This one is here for so long. Returns all that are, it among them, by address, then boot id."""
+
+    @abstractmethod
+    async def withdraw(self, replica: Replica) -> None:
+        """This one is here no longer; unknown is no error."""
 
 
 class Standings(ABC):

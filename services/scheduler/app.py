@@ -34,8 +34,8 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     telemetry = Telemetry(source="scheduler", address=scheduling.bind_address, config=config, clock=clock)
     events = telemetry.events
     registry = _registry(config)
-    partitioner_client = telemetry.peers.get("partitioner", config.services.partitioner_url)
-    coordinator_client = telemetry.peers.get("coordinator", config.services.coordinator_url)
+    partitioner_client = telemetry.replicas("partitioner", config.services.partitioner_url)
+    coordinator_client = telemetry.replicas("coordinator", config.services.coordinator_url)
     partitioner, coordinator = HttpPartitioner(partitioner_client), HttpCoordinator(coordinator_client)
     draining = asyncio.Event()
     tasks = BackgroundTasks(clock)

@@ -49,12 +49,16 @@ class Registered(Contract):
     """Bearer that the coordinator presents to this worker's `POST /messages`."""
     heartbeat_ms: int
     lease_ms: int
-    partitioner_url: str
-    """Where this worker fetches its stages."""
+    partitioner_urls: tuple[str, ...] = Field(min_length=1)
+    """Where this worker fetches its stages, any of them."""
     metrics_url: str
     """Where it posts its events."""
     coordinator_key: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Ed25519: assignments are signed with it."""
+    """Ed25519: assignments are signed with it. The same of all replicas."""
+    reach_at: str = ""
+    """URL of the very replica that answers. Empty: where the worker joined, for nobody else answers there."""
+    coordinators: tuple[str, ...] = ()
+    """URLs of all replicas that are here: a worker is a member at each of them."""
 
 
 class NodeView(Contract):

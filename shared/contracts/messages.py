@@ -251,6 +251,8 @@ class Heartbeat(Contract):
     stages: Annotated[tuple[StageRef, ...], Field(max_length=MAX_STAGES_PER_NODE)] = ()
     """Stages loaded now."""
     slots_used: int = 0
+    slots_elsewhere: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_STAGES_PER_NODE)] = ()
+    """Of each of `stages`, in their order: slots that sessions of other coordinators hold. Empty: none."""
     sessions: Annotated[tuple[SessionPosition, ...], Field(max_length=4_096)] = ()
     timer_lag_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """By how much the wait for this beat took longer than it should."""
@@ -270,6 +272,8 @@ class Ack(Contract):
     ready: bool = True
     facts: Facts | None = None
     """LoadStage: of a stage that is ready."""
+    coordinators: tuple[str, ...] = ()
+    """Heartbeat: as in `Registered`."""
 
 
 AnyToWorker = (

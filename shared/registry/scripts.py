@@ -12,6 +12,7 @@ NAMES = (
     "advance",
     "open_session",
     "hold_sessions",
+    "announce",
     "commit",
     "finish",
     "cancel",

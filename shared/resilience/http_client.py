@@ -514,8 +514,11 @@ class PeerClients:
         self._rng = rng
         self._clients: dict[tuple[str, str], PeerClient] = {}
 
-    def get(self, name: str, url: str, *, incarnation: str | None = None) -> PeerClient:
-        """The client of peer `name` at `url`. Another `incarnation` than before: its breakers start closed."""
+    def get(
+        self, name: str, url: str, *, incarnation: str | None = None, retry: RetryPolicy | None = None
+    ) -> PeerClient:
+        """The client of peer `name` at `url`. Another `incarnation` than before: its breakers start closed. `retry`:
+        of a client that is made now, in place of everybody's."""
         client = self._clients.get((name, url))
         if client is None:
             is_trusted = url in self._trusted_urls
@@ -527,7 +530,7 @@ class PeerClients:
                 hooks=self._hooks,
                 now=self._now,
                 max_connections=self._max_connections,
-                retry=self._retry,
+                retry=retry or self._retry,
                 rng=self._rng,
             )
             self._clients[name, url] = client

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from shared.domain.errors import ButterflyError
@@ -61,8 +61,14 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _one_or_several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, AfterValidator(_url)]
+Urls = Annotated[tuple[Url, ...], BeforeValidator(_one_or_several), Field(min_length=1)]
+"""Of a service: one, or those of its replicas. Written as a text or a list."""
 
 
 class _Section(BaseModel):
@@ -129,6 +135,8 @@ class CoordinationConfig(_Section):
     """Holds the coordinator's signing key."""
     join_urls: tuple[Url, ...] = ()
     """At which workers may join, beside `services.coordinator_url`."""
+    advertise_url: Url | None = None
+    """At which workers reach this very replica. None: at `services.coordinator_url`, where no other one answers."""
     heartbeat_ms: int = Field(500, ge=10, le=60_000)
     lease_ms: int = Field(2_000, ge=50, le=600_000)
 
@@ -140,7 +148,7 @@ class NetworkConfig(_Section):
     advertise_address: Address | None = None
     """What other nodes call instead of `listen_address`."""
     peer_addresses: tuple[Url, ...] = ()
-    """Coordinators that a worker joins; the first is used."""
+    """Coordinators that a worker joins: at the first that answers it hears of the others."""
     max_connections: int = Field(100, ge=1, le=10_000)
     """Per peer."""
     send_timeout_ms: int = Field(1_000, ge=1, le=600_000)
@@ -164,9 +172,9 @@ class RedisConfig(_Section):
 
 
 class ServicesConfig(_Section):
-    scheduler_url: Url = "http://127.0.0.1:8081"
-    partitioner_url: Url = "http://127.0.0.1:8082"
-    coordinator_url: Url = "http://127.0.0.1:8083"
+    scheduler_url: Urls = ("http://127.0.0.1:8081",)
+    partitioner_url: Urls = ("http://127.0.0.1:8082",)
+    coordinator_url: Urls = ("http://127.0.0.1:8083",)
     metrics_url: Url = "http://127.0.0.1:8084"
 
 

@@ -2,7 +2,7 @@
 
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -13,6 +13,7 @@ from shared.events.publisher import FanOutPublisher, HttpPublisher, Publisher
 from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.hooks import PeerHooks
 from shared.resilience.http_client import PeerClient, PeerClients
+from shared.resilience.peer_group import PeerGroup
 from shared.resilience.retry import RetryPolicy
 from shared.runtime.clock import Clock
 from shared.runtime.config import Config
@@ -54,12 +55,20 @@ class Telemetry:
             hooks=peer_hooks(self.events, source=source, now=clock.now_s),
             now=clock.now_s,
             service_token=security.service_token.get_secret_value(),
-            trusted_urls=[url for _, url in config.services],
+            trusted_urls=[url for _, urls in config.services for url in ([urls] if isinstance(urls, str) else urls)],
             trusted_breaker=CONTROL_BREAKER,
             max_connections=config.network.max_connections,
             retry=RetryPolicy(attempts=config.network.retry_attempts, base_s=config.network.retry_backoff_ms / 1000),
             rng=random.Random(),  # noqa: S311  jitter, not secrets
         )
+
+    def replicas(self, name: str, urls: Sequence[str]) -> PeerGroup:
+        """The clients of a service. One of several is asked first by chance, so that callers spread over them."""
+        if len(urls) == 1:
+            return PeerGroup([self.peers.get(name, urls[0])])
+        once = RetryPolicy(attempts=1)
+        clients = [self.peers.get(f"{name}-{place}", url, retry=once) for place, url in enumerate(urls)]
+        return PeerGroup(clients, first=random.randrange(len(clients)))  # noqa: S311  no secret
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

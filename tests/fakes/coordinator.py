@@ -314,7 +314,7 @@ class FakeCoordinator:
                 coordinator_token=self._tokens[node_id],
                 heartbeat_ms=self.heartbeat_ms,
                 lease_ms=10 * self.heartbeat_ms,
-                partitioner_url=self.url,
+                partitioner_urls=(self.url,),
                 metrics_url=self.url,
                 coordinator_key=self.key.public_key.hex(),
             )

@@ -81,7 +81,7 @@ class RecordingCoordinator(Coordinator):
             coordinator_token=f"coordinator {len(self.registered)}",
             heartbeat_ms=500,
             lease_ms=2_000,
-            partitioner_url="http://partitioner",
+            partitioner_urls=("http://partitioner",),
             metrics_url="http://metrics",
             coordinator_key=COORDINATOR_KEY.public_key.hex(),
         )

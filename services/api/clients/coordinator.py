@@ -2,11 +2,11 @@
 
 from services.api.ports import Nodes
 from shared.contracts.coordinator import NodeList, NodeView, PublicKeys
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 
 class HttpNodes(Nodes):
-    def __init__(self, peer: PeerClient) -> None:
+    def __init__(self, peer: PeerGroup) -> None:
         self._peer = peer
 
     async def nodes(self) -> tuple[NodeView, ...]:

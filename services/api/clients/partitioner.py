@@ -8,7 +8,7 @@ from shared.contracts.partitioner import ModelList
 from shared.domain.errors import ButterflyError, ModelNotFound
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 KEPT_S = 2.0  # how long a list of models is used again
 LOOK_AGAIN_S = 0.5  # a model not in the list may have been added just now, but is not asked for more often
@@ -17,7 +17,7 @@ LOOK_AGAIN_S = 0.5  # a model not in the list may have been added just now, but 
 class HttpCatalogue(Catalogue):
     """Asks at most twice a second; goes on with the last list while the partitioner is away."""
 
-    def __init__(self, peer: PeerClient, *, now: Callable[[], float]) -> None:
+    def __init__(self, peer: PeerGroup, *, now: Callable[[], float]) -> None:
         self._peer = peer
         self._now = now
         self._models: dict[ModelId, ModelInfo] | None = None

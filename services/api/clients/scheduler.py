@@ -6,13 +6,13 @@ from services.api.ports import Scheduler
 from shared.contracts.base import Empty
 from shared.contracts.scheduler import CancelReply, QueueState, RenewAttachments, SubmitTask, Submitted
 from shared.domain.ids import TaskId
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 SUBMIT_TIMEOUT_S = 5.0  # an fsync and, with `require_capacity`, a plan
 
 
 class HttpScheduler(Scheduler):
-    def __init__(self, peer: PeerClient) -> None:
+    def __init__(self, peer: PeerGroup) -> None:
         self._peer = peer
 
     async def submit(self, submission: SubmitTask) -> Submitted:

@@ -66,7 +66,7 @@ def coordinator_of(invocation: Invocation) -> tuple[str, str]:
     data = DataDir(invocation.arguments.data_dir)
     running, known = data.running(), data.known_secrets()
     if running is None:
-        return config.services.coordinator_url, configured_token
+        return config.services.coordinator_url[0], configured_token
     return running.coordinator_url, configured_token or (known.service_token if known is not None else "")
 
 

@@ -11,14 +11,14 @@ from shared.domain.errors import ModelNotFound, ProtocolViolation
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 PLAN_TIMEOUT_S = 5.0
 MAX_TABLE_BYTES = 64 * 1024 * 1024
 
 
 class HttpPartitioner(Partitioner):
-    def __init__(self, client: PeerClient) -> None:
+    def __init__(self, client: PeerGroup) -> None:
         self._client = client
 
     async def plan(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from services.coordinator.domain.kinship import StageKey
 from shared.domain.errors import NoCapacity
 from shared.domain.ids import NodeId
 from shared.domain.plan import NodeCapability, Partition
@@ -22,6 +23,14 @@ class SlotLedger:
         self._held: dict[Hashable, tuple[StageOfNode, ...]] = {}
         self._yielding: dict[Hashable, Callable[[], None]] = {}
         self._used: Counter[StageOfNode] = Counter()
+        self._elsewhere: dict[NodeId, Mapping[StageKey, int]] = {}
+
+    def elsewhere(self, node_id: NodeId, taken: Mapping[StageKey, int]) -> None:
+        """What a node says of its slots that are taken by sessions of other coordinators, in place of what it said."""
+        if taken:
+            self._elsewhere[node_id] = taken
+        else:
+            self._elsewhere.pop(node_id, None)
 
     def reserve(
         self,
@@ -45,12 +54,15 @@ class SlotLedger:
         used = self._used if yields is not None else self._used_for_good()
         for stage, slots in wanted.items():
             capability = capabilities[stage[0]]
-            if used[stage] + slots > capability.slots:
+            if used[stage] + self._others(stage) + slots > capability.slots:
                 raise NoCapacity(
                     f"all {capability.slots} slots of node {stage[0]} are taken", retry_after_s=RETRY_AFTER_S
                 )
         for other, tell in list(self._yielding.items()):
-            if any(self._used[stage] + wanted[stage] > capabilities[stage[0]].slots for stage in wanted):
+            if any(
+                self._used[stage] + self._others(stage) + wanted[stage] > capabilities[stage[0]].slots
+                for stage in wanted
+            ):
                 self.release(other)
                 tell()
         self._held[holder] = tuple(wanted.elements())
@@ -60,7 +72,8 @@ class SlotLedger:
 
     def has_room(self, node: NodeCapability, model_root: str, seat: Partition) -> bool:
         """Whether the node could take this seat now."""
-        return self._used[node.node_id, model_root, seat.layers.start, seat.layers.end] < node.slots
+        stage = node.node_id, model_root, seat.layers.start, seat.layers.end
+        return self._used[stage] + self._others(stage) < node.slots
 
     def release(self, holder: Hashable) -> None:
         """Give back what the holder has, if anything."""
@@ -70,7 +83,14 @@ class SlotLedger:
 
     def used(self, node_id: NodeId) -> int:
         """Slots taken at the fullest stage of a node, by holders that do not give way."""
-        return max((count for stage, count in self._used_for_good().items() if stage[0] == node_id), default=0)
+        own = self._used_for_good()
+        stages = {stage for stage in own if stage[0] == node_id}
+        stages |= {(node_id, *key) for key in self._elsewhere.get(node_id, ())}
+        return max((own[stage] + self._others(stage) for stage in stages), default=0)
+
+    def _others(self, stage: StageOfNode) -> int:
+        node_id, model_root, start, end = stage
+        return self._elsewhere.get(node_id, {}).get((model_root, start, end), 0)
 
     def _used_for_good(self) -> Counter[StageOfNode]:
         if not self._yielding:

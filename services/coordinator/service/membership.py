@@ -72,8 +72,10 @@ class Terms:
     """Whether an empty join token is good enough: only where nobody but this machine can connect."""
     heartbeat_ms: int
     lease_ms: int
-    partitioner_url: str
+    partitioner_urls: tuple[str, ...]
     metrics_url: str
+    reach_at: str
+    """As in `Registered`."""
     join_urls: frozenset[str]
     """Where nodes may join: their proofs name one of them."""
     coordinator_key: bytes
@@ -92,8 +94,9 @@ class Membership(MembershipInterface):
         clock: Clock,
         tasks: BackgroundTasks,
         new_token: Callable[[], str],
+        coordinators: Callable[[], tuple[str, ...]],
     ) -> None:
-        """`new_token`: a fresh secret at each call."""
+        """`new_token`: a fresh secret at each call. `coordinators`: URLs of all replicas that are here."""
         self._terms = terms
         self._workers = workers
         self._standings = standings
@@ -102,6 +105,7 @@ class Membership(MembershipInterface):
         self._clock = clock
         self._tasks = tasks
         self._new_token = new_token
+        self.coordinators = coordinators
         self._members: dict[NodeId, Member] = {}
         self._by_token: dict[bytes, Member] = {}
         self._mixed_classes: set[str] = set()
@@ -167,9 +171,11 @@ class Membership(MembershipInterface):
             coordinator_token=coordinator_token,
             heartbeat_ms=self._terms.heartbeat_ms,
             lease_ms=self._terms.lease_ms,
-            partitioner_url=self._terms.partitioner_url,
+            partitioner_urls=self._terms.partitioner_urls,
             metrics_url=self._terms.metrics_url,
             coordinator_key=self._terms.coordinator_key.hex(),
+            reach_at=self._terms.reach_at,
+            coordinators=self.coordinators(),
         )
 
     def nodes(self) -> NodeList:
@@ -236,6 +242,8 @@ class Membership(MembershipInterface):
         member.loaded = {stage_key(ref): ref for ref in beat.stages}
         for key in member.loaded:
             member.loading.pop(key, None)
+        others = dict(zip(member.loaded, beat.slots_elsewhere, strict=False))
+        self._slots.elsewhere(member.node_id, {key: count for key, count in others.items() if count})
         if self._update(member):
             self._tell_changed()
 
@@ -393,6 +401,7 @@ class Membership(MembershipInterface):
         del self._members[member.node_id]
         self._sort_kin(member.capability.numerics_class)
         self._by_token.pop(member.token_hash, None)
+        self._slots.elsewhere(member.node_id, {})
         before, member.state = member.state, state
         self._tell_state(member, before)
         self._tell_gone(member.node_id, FaultKind.GONE, reason)

@@ -91,7 +91,7 @@ class Messages(MessagesInterface):
     async def _heartbeat(self, sender: Member, message: Heartbeat) -> Ack:
         self._members.heartbeat(sender, message)
         self._sessions.positions(sender, message.sessions)
-        return ACK
+        return Ack(coordinators=self._members.coordinators())
 
     async def _leave(self, sender: Member, message: Leave) -> Ack:
         self._members.leave(sender, message)

@@ -45,6 +45,8 @@ class Parts:
     events: Publisher
     clock: Clock
     tasks: BackgroundTasks
+    boot_id: str
+    """Of this run of the coordinator: sessions are held under it."""
     key: SigningKey
     """The coordinator's: signs orders and commits."""
     windows: WindowSizes
@@ -57,7 +59,7 @@ class Parts:
     relays: Relays
     tail: TailBook
     link_secret: bytes
-    """Of this run of the coordinator: later runs make new links."""
+    """The same of all replicas: the sessions of all of them share the links between workers."""
 
 
 class Lost(Exception):

@@ -138,11 +138,13 @@ class Relay:
 
 
 class Relays(RelaysInterface):
-    def __init__(self, *, links: Links, tasks: BackgroundTasks, new_token: Callable[[], str]) -> None:
-        """`new_token`: a fresh secret at each call."""
+    def __init__(self, *, links: Links, tasks: BackgroundTasks, new_token: Callable[[], str], name: str) -> None:
+        """`new_token`: a fresh secret at each call. `name`: of this replica, told apart by it from the others to which
+        the same workers may have such links; the same in its next run, for workers keep a client for each."""
         self._links = links
         self._tasks = tasks
         self._new_token = new_token
+        self._name = name
         self._relays: dict[NodeId, Relay] = {}
         """By the id that stands for the neighbour. Few ids, used again: workers keep a client for each."""
         self._by_token: dict[str, Relay] = {}
@@ -150,7 +152,7 @@ class Relays(RelaysInterface):
     def open(self, witness: Witness, *, own_address: str, receiver_address: str, width: int) -> Detour | None:
         """A way around for the link of `witness.hop`; None when there are too many. `own_address`: URL at which the
         sender reaches the coordinator; `width`: of a row."""
-        free = (NodeId(f"coordinator/{number}") for number in itertools.count())
+        free = (NodeId(f"coordinator/{self._name}/{number}") for number in itertools.count())
         if len(self._relays) >= MAX_RELAYS:
             return None
         relay_id = next(each for each in free if each not in self._relays)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from services.coordinator.domain.faults import GENERATION_FAILED, verdict
 from services.coordinator.domain.lane_rules import Guarantee, check_lanes, draw_auditors
+from services.coordinator.domain.replica import LEASE_S
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.service.assigning import stage_ref
@@ -81,7 +82,11 @@ class SessionRun(Run):
         parts.slots.reserve(session, plan.model_root, plan.seats, capabilities)
         try:
             epoch, _, committed = await parts.registry.open_session(
-                session.task.task_id, attempt=attempt, plan_id=plan.plan_id
+                session.task.task_id,
+                attempt=attempt,
+                plan_id=plan.plan_id,
+                coordinator=parts.boot_id,
+                lease_s=LEASE_S,
             )
         except BaseException:
             parts.slots.release(session)

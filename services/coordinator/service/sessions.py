@@ -1,17 +1,18 @@
-"""Which sessions there are: opening, cancelling, adopting, watching over them.
+"""Which sessions there are: opening, cancelling, holding, adopting, watching over them.
 
-One coordinator process is assumed: every running task without a session here is an orphan of an earlier run of this
-process and is adopted. (Several replicas need a lease per session, which a later change brings.)
+A session belongs to the coordinator that opened it, under a lease. What lapses is adopted by whoever notices first,
+in a fresh epoch, so that its former holder, should it only have slept, cannot write any more.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from services.coordinator.domain.faults import FaultKind, not_asked_for_s
 from services.coordinator.domain.liveness import is_stalled
+from services.coordinator.domain.replica import LEASE_S, RENEW_EVERY_S, look_in_s
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.tail_line import Finished
 from services.coordinator.service.interfaces import SessionsInterface
@@ -25,22 +26,22 @@ from shared.contracts.messages import SessionPosition, SessionStop, StageRef
 from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
+    RegistryUnavailable,
     ServerDraining,
     StaleEpoch,
 )
-from shared.domain.ids import Attempt, Epoch, NodeId, TaskId
+from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.plan import Partition
 from shared.domain.session import SessionPhase
 from shared.domain.task_state import TaskState
-from shared.registry.base import TaskRecord
+from shared.registry.base import HeldSessions, TaskRecord
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.25
 RETRY_PLAN_EVERY_S = 1.0  # for what no event tells: the partitioner is back, a slow node has more room
-LOOK_EVERY_S = 2.0  # for orphans; the registry keeps an index of unfinished tasks, so a look is cheap
-PAGE = 100
+ADOPTED_AT_ONCE = 32  # the rest at the next look, or by another replica
 ADOPTABLE = frozenset({TaskState.COORDINATING, TaskState.COMPUTING, TaskState.AGGREGATING})
 LOAD_TIMEOUT_S = 120.0  # a stage may have to be fetched first
 OVERSLEPT_S = 0.25
@@ -64,13 +65,11 @@ class Sessions(SessionsInterface):
         self._tasks = tasks
         self._draining = draining
         self._phase_timeout_s = phase_timeout_s
-        self._settle_s = settle_s
         self._runs: dict[TaskId, Run] = {}
         self._node_progress_s: dict[NodeId, float] = {}
         self._stopping: Counter[NodeId] = Counter()
-        self._seen_orphans: dict[TaskId, tuple[Attempt, Epoch]] = {}
-        self._began_s = parts.clock.now_s()
-        self._poked_s = self._began_s
+        self._poked_s = parts.clock.now_s()
+        self._adopts_from_s = parts.clock.now_s() + settle_s
 
     # --- for the scheduler
 
@@ -224,19 +223,38 @@ class Sessions(SessionsInterface):
             self._poked_s = now_s
             self.nodes_changed()
 
-    async def adopt_once(self) -> None:
-        """Take over running tasks that have no session; to be called in a loop. Raises `RegistryUnavailable`.
+    async def hold_once(self) -> None:
+        """Renew the leases of the sessions here, and take over those whose holder is gone; to be called in a loop.
+        Raises `RegistryUnavailable`.
 
-        Not before the workers had time to register after a start: a plan made for the first of them would be a bad one.
+        Nothing is taken over before the workers had time to register after a start (a plan made for the first of them
+        would be a bad one), nor when the registry was away: then every lease has lapsed, and the holders come first.
         """
         clock = self._parts.clock
-        settled_in_s = self._began_s + self._settle_s - clock.now_s()
-        if settled_in_s > 0:
-            await clock.sleep(settled_in_s)
-        if not self._draining.is_set():
-            for task_id in await self._orphans():
-                await self._adopt(task_id)
-        await clock.sleep(LOOK_EVERY_S)
+        held = self.held()
+        adopts = not self._draining.is_set() and clock.now_s() >= self._adopts_from_s
+        try:
+            found = await self._hold(tuple(held), lease_s=LEASE_S, adopt=ADOPTED_AT_ONCE if adopts else 0)
+        except RegistryUnavailable:
+            self._adopts_from_s = max(self._adopts_from_s, clock.now_s() + LEASE_S)
+            raise
+        for task_id in found.lost:
+            self._lost(task_id, held[task_id])
+        for task_id in found.adopted:
+            await self._adopt(task_id)
+        await clock.sleep(look_in_s(found.next_lapse_s) if adopts else RENEW_EVERY_S)
+
+    def held(self) -> Mapping[TaskId, Epoch]:
+        """The sessions that are this coordinator's, as far as it knows, and their epochs."""
+        return {
+            task_id: run.session.epoch
+            for task_id, run in self._runs.items()
+            if isinstance(run, SessionRun) and run.session.epoch != NO_EPOCH and not run.session.has_ended
+        }
+
+    async def give_up(self, task_ids: Collection[TaskId]) -> None:
+        """This process stops: let another one take over at once. Raises `RegistryUnavailable`: then they lapse."""
+        await self._hold(tuple(task_ids), lease_s=0.0, adopt=0)
 
     # ---
 
@@ -265,31 +283,19 @@ class Sessions(SessionsInterface):
             if known.session.epoch == NO_EPOCH:
                 await self.open(wanted)
 
-    async def _orphans(self) -> tuple[TaskId, ...]:
-        """Running tasks without a session here.
+    async def _hold(self, task_ids: Sequence[TaskId], *, lease_s: float, adopt: int) -> HeldSessions:
+        return await self._parts.registry.hold_sessions(
+            task_ids, coordinator=self._parts.boot_id, lease_s=lease_s, adopt=adopt
+        )
 
-        One that is being coordinated may be on its way from the scheduler: it counts when it looks the same twice.
-        """
-        found: list[TaskId] = []
-        waiting: dict[TaskId, tuple[Attempt, Epoch]] = {}
-        cursor: str | None = None
-        while True:
-            page = await self._parts.registry.list_tasks(
-                owner=None, states=ADOPTABLE, model_id=None, limit=PAGE, cursor=cursor
-            )
-            for record in page.records:
-                task_id, fences = record.task.task_id, (record.attempt, record.epoch)
-                if task_id in self._runs or self._parts.tail.holds(task_id):
-                    continue
-                if record.state is not TaskState.COORDINATING or self._seen_orphans.get(task_id) == fences:
-                    found.append(task_id)
-                elif record.epoch > 0:  # without an epoch it is still the scheduler's alone
-                    waiting[task_id] = fences
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-        self._seen_orphans = waiting
-        return tuple(found)
+    def _lost(self, task_id: TaskId, epoch: Epoch) -> None:
+        """Another coordinator has it, or its task was ended by others."""
+        run = self._runs.get(task_id)
+        if run is None or run.session.epoch != epoch:
+            return  # it has begun another epoch meanwhile
+        if run.session.is_running or run.session.phase is SessionPhase.RECOVERING:
+            log.warning("session_lost", extra={"task_id": task_id, "epoch": epoch})
+            run.session.cancel()
 
     async def _adopt(self, task_id: TaskId) -> None:
         try:

@@ -9,14 +9,14 @@ from shared.contracts.coordinator import NodeList, OpenSession, Place
 from shared.domain.ids import TaskId
 from shared.domain.plan import PartitionPlan
 from shared.domain.session import NodeState
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 CANCEL_TIMEOUT_S = 1.0  # the registry has fenced the session already: telling frees its slots sooner
 PLACE_TIMEOUT_S = 10.0  # every worker is told
 
 
 class HttpCoordinator(Coordinator):
-    def __init__(self, client: PeerClient) -> None:
+    def __init__(self, client: PeerGroup) -> None:
         self._client = client
 
     async def ready_nodes(self) -> tuple[ReadyNode, ...]:
@@ -32,7 +32,7 @@ class HttpCoordinator(Coordinator):
 
     async def cancel_session(self, task_id: TaskId) -> None:
         path = f"/sessions/{quote(task_id, safe='')}/cancel"
-        await self._client.post(path, None, Empty, timeout_s=CANCEL_TIMEOUT_S)
+        await self._client.post_to_all(path, Empty, timeout_s=CANCEL_TIMEOUT_S)  # nobody says whose session it is
 
     async def place(self, plan: PartitionPlan) -> None:
         await self._client.post("/placements", Place(plan=plan), Empty, timeout_s=PLACE_TIMEOUT_S, idempotent=True)

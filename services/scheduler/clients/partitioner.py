@@ -6,13 +6,13 @@ from services.scheduler.ports import Partitioner
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.ids import ModelId
 from shared.domain.plan import NodeCapability, PartitionPlan, Seating
-from shared.resilience.http_client import PeerClient
+from shared.resilience.peer_group import PeerGroup
 
 PLAN_TIMEOUT_S = 5.0  # the first plan for many nodes, on a busy machine
 
 
 class HttpPartitioner(Partitioner):
-    def __init__(self, client: PeerClient) -> None:
+    def __init__(self, client: PeerGroup) -> None:
         self._client = client
 
     async def plan(self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating) -> PartitionPlan:

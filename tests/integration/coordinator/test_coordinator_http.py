@@ -81,7 +81,7 @@ class Running:
 
 
 def joining(name: str, address: str, *, boot_id: str = "boot-1") -> RegisterNode:
-    return registration(capability(name), address, boot_id=boot_id, coordinator=Config().services.coordinator_url)
+    return registration(capability(name), address, boot_id=boot_id, coordinator=Config().services.coordinator_url[0])
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -68,6 +68,7 @@ class Coordinator:
         receipts: MemoryReceiptStore | None = None,
         tail_audit_fraction: float = 0.0,
         trusted: frozenset[NodeId] = frozenset(),
+        boot_id: str = "run-1",
     ) -> None:
         self.clock = clock or FakeClock()
         self.registry = registry or MemoryTaskRegistry(now=self.clock.wall_s)
@@ -94,8 +95,9 @@ class Coordinator:
                 admits_all=False,
                 heartbeat_ms=500,
                 lease_ms=2_000,
-                partitioner_url="http://partitioner",
+                partitioner_urls=("http://partitioner",),
                 metrics_url="http://metrics",
+                reach_at="",
                 join_urls=frozenset({COORDINATOR_URL}),
                 coordinator_key=COORDINATOR_KEY.public_key,
             ),
@@ -106,10 +108,11 @@ class Coordinator:
             clock=self.clock,
             tasks=self.tasks,
             new_token=self._secret,
+            coordinators=lambda: (),
         )
         self.committer = Committer(registry=self.registry, events=self.events, now=self.clock.now_s)
         pair_marks = PairMarks()
-        self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret)
+        self.relays = Relays(links=self.links, tasks=self.tasks, new_token=self._secret, name="replica")
         self.tail = TailBook(
             fraction=tail_audit_fraction,
             line=TailLine(keep_s=600),
@@ -130,6 +133,7 @@ class Coordinator:
             events=self.events,
             clock=self.clock,
             tasks=self.tasks,
+            boot_id=boot_id,
             key=COORDINATOR_KEY,
             windows=WindowSizes(checkpoint_interval=2, window_checkpoints=4, max_windows_ahead=2),
             pair_marks=pair_marks,
@@ -166,7 +170,7 @@ class Coordinator:
     async def start(self, nodes: Sequence[str] = NODES) -> "Coordinator":
         self.tasks.loop("commit", self.committer.run_once)
         self.tasks.loop("watch", self.sessions.watch_once)
-        self.tasks.loop("adopt", self.sessions.adopt_once)
+        self.tasks.loop("hold", self.sessions.hold_once)
         self.tasks.loop("tail-audit", self.tail_audits.run_once)
         self.tasks.loop("held-answers", self.tail_audits.run_held_once)
         for node in nodes:

@@ -45,8 +45,8 @@ def configured(kind: Kind, layout: Layout = LAYOUT, inherited: dict[str, str] | 
 def test_a_control_service_listens_at_its_seat_and_knows_the_others(kind: Kind, section: str) -> None:
     config = configured(kind)
     assert getattr(config, section).bind_address == f"127.0.0.1:{seat(kind).port}"
-    assert config.services.scheduler_url == "http://127.0.0.1:9001"
-    assert config.services.coordinator_url == "http://127.0.0.1:9003"
+    assert config.services.scheduler_url == ("http://127.0.0.1:9001",)
+    assert config.services.coordinator_url == ("http://127.0.0.1:9003",)
     assert config.redis.url is not None
     assert config.redis.url.get_secret_value() == LAYOUT.redis_url
     assert config.security.service_token.get_secret_value() == "service-secret"
@@ -111,7 +111,7 @@ def test_listening_everywhere_still_gives_addresses_that_can_be_called() -> None
     config = configured(Kind.WORKER, open_layout)
     assert config.network.listen_address == "0.0.0.0:9010"
     assert config.network.advertise_address == "192.168.1.9:9010"
-    assert config.services.coordinator_url == "http://192.168.1.9:9003"
+    assert config.services.coordinator_url == ("http://192.168.1.9:9003",)
 
 
 def test_an_ipv6_host_stands_in_brackets() -> None:

@@ -1,6 +1,7 @@
 """Sessions that lose a seat: they go on elsewhere with the same tokens, or fail with a reason."""
 
 from services.coordinator.domain.faults import GENERATION_FAILED, MAX_REASSIGNMENTS
+from services.coordinator.domain.replica import LEASE_S
 from shared.contracts.messages import Leave, LinkFault, LoadStage, SeatReady, SessionFault, SessionPosition, StageReady
 from shared.domain.errors import NoSlotSpace, OutOfMemory, PeerUnavailable
 from shared.domain.ids import Epoch, NodeId
@@ -316,11 +317,11 @@ async def test_a_restarted_coordinator_adopts_running_tasks(coordinator: Coordin
     assert await coordinator.state(task) is TaskState.COMPUTING
 
     later = await Coordinator(
-        clock=coordinator.clock, registry=coordinator.registry, workers=coordinator.workers
+        clock=coordinator.clock, registry=coordinator.registry, workers=coordinator.workers, boot_id="run-2"
     ).start()
-    await later.advance(1.5)
+    await later.advance(LEASE_S + 0.5)
     session = later.session(task)
-    assert (session.phase, session.epoch) == (SessionPhase.PREFILLING, 2)
+    assert (session.phase, session.epoch) == (SessionPhase.PREFILLING, 3)  # one epoch to have it, one to run in
     assert later.workers[N1].assignments()[-1].prefix_ids == (*task.prompt_ids, 10)
     await later.draft(task, 11, 12, 13)
     assert await later.token_ids(task) == [10, 11, 12, 13]
@@ -335,11 +336,11 @@ async def test_a_task_whose_coordinator_died_while_assigning_is_adopted(coordina
     await coordinator.stop()
     assert await coordinator.state(task) is TaskState.COORDINATING
 
-    later = await Coordinator(clock=coordinator.clock, registry=coordinator.registry).start()
+    later = await Coordinator(clock=coordinator.clock, registry=coordinator.registry, boot_id="run-2").start()
     await later.advance(1.5)
-    assert not later.has_session(task)  # it may be on its way from the scheduler
+    assert not later.has_session(task)  # its lease holds
     await later.advance(2)
-    assert later.session(task).epoch == 2
+    assert later.session(task).epoch == 3
     await later.stop()
 
 

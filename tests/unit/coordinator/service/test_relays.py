@@ -26,7 +26,9 @@ class Bench:
     def __init__(self) -> None:
         self.links, self.tasks = FakeLinks(), BackgroundTasks()
         tokens = iter(range(10_000))
-        self.relays = Relays(links=self.links, tasks=self.tasks, new_token=lambda: f"token-{next(tokens)}")
+        self.relays = Relays(
+            links=self.links, tasks=self.tasks, new_token=lambda: f"token-{next(tokens)}", name="replica"
+        )
         detour = self.open()
         assert detour is not None
         self.detour = detour

@@ -354,7 +354,7 @@ async def test_an_adopted_session_goes_on_with_all_lanes(coordinator: Coordinato
     assert 0 < len(committed) < 20
     await coordinator.stop()
     again = await Coordinator(
-        clock=coordinator.clock, registry=coordinator.registry, receipts=coordinator.receipts
+        clock=coordinator.clock, registry=coordinator.registry, receipts=coordinator.receipts, boot_id="run-2"
     ).start()
     other = Cluster(again)
     await again.advance(4)
