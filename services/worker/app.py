@@ -32,6 +32,7 @@ from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from services.worker.service.state import StateReader
+from services.worker.service.uplinks import Uplink, Uplinks
 from services.worker.stores.machine import available_memory_bytes, host_fingerprint, usable_cores
 from services.worker.stores.node_identity import load_identity
 from services.worker.stores.stage_files import CachedStageFiles
@@ -104,14 +105,13 @@ def assemble(
     identity = load_identity(settings.data_dir)
     node_id = identity.node_id
     coordinator_key = CoordinatorKey()
-    coordinator_url = network.peer_addresses[0] if network.peer_addresses else config.services.coordinator_url
     boot_id = secrets.token_hex(8)
     address = network.advertise_address or network.listen_address
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
     giving_up = GivingUp()
     registry = CollectorRegistry()
-    uplink = MetricsUplink(
+    metrics = MetricsUplink(
         lambda client: HttpPublisher(
             client,
             source=node_id,
@@ -124,41 +124,74 @@ def assemble(
         tasks=tasks,
         clock=clock,
     )
-    events = FanOutPublisher((LocalMetrics(registry), uplink))
+    events = FanOutPublisher((LocalMetrics(registry), metrics))
     hooks = peer_hooks(events, source=node_id, now=clock.now_s)
     retry = RetryPolicy(attempts=network.retry_attempts, base_s=network.retry_backoff_ms / 1000)
     peers = PeerClients(hooks=hooks, now=clock.now_s, max_connections=network.max_connections, retry=retry)
-    coordinator_peer = PeerClient(
-        name="coordinator",
-        base_url=coordinator_url,
-        hooks=hooks,
-        now=clock.now_s,
-        retry=retry,
-        breaker=COORDINATOR_BREAKER,
-    )
-    coordinator = make_coordinator(coordinator_peer, config.security.join_token.get_secret_value())
     source = PartitionerStages(peers)
 
     seating = Seating()
-    outbox = Outbox(coordinator=coordinator, clock=clock)
-    drafts = DraftSender(coordinator=coordinator, tasks=tasks, clock=clock)
+
+    def make_uplink(url: str, uplinks: Uplinks) -> Uplink:
+        """Called once all that it uses is there: a coordinator is looked for when the app runs."""
+        client = PeerClient(
+            name="coordinator", base_url=url, hooks=hooks, now=clock.now_s, retry=retry, breaker=COORDINATOR_BREAKER
+        )
+        coordinator = make_coordinator(client, config.security.join_token.get_secret_value())
+        own_tasks = BackgroundTasks(clock)
+
+        def on_joined(joined: Registered) -> None:
+            source.use(joined.partitioner_urls)
+            metrics.connect(joined.metrics_url)
+            uplinks.joined(url, joined)
+
+        membership = Membership(
+            coordinator=coordinator,
+            request=registration(identity, capability, f"http://{address}", boot_id=boot_id, coordinator=url),
+            coordinator_key=coordinator_key,
+            stages=stages,
+            seating=seating,
+            sessions=sessions,
+            on_joined=on_joined,
+            on_heard=lambda coordinators: uplinks.heard(url, coordinators),
+            on_refused=lambda reason: uplinks.refused(url, reason),
+            is_told_here=lambda seat: uplinks.is_told(url, seat),
+            clock=clock,
+            rng=random.Random(),  # noqa: S311  jitter, not secrets
+        )
+        return Uplink(
+            membership=membership,
+            outbox=Outbox(coordinator=coordinator, clock=clock),
+            drafts=DraftSender(coordinator=coordinator, tasks=own_tasks, clock=clock),
+            tasks=own_tasks,
+            client_state=client.state,
+            close=client.aclose,
+        )
+
+    uplinks = Uplinks(
+        joins=network.peer_addresses or config.services.coordinator_url,
+        make=make_uplink,
+        on_refused=giving_up.because,
+        tasks=tasks,
+        clock=clock,
+    )
     outgoing = OutgoingLinks(
         node_id=node_id,
         carrier=make_carrier(peers),
         seating=seating,
-        report=outbox.report,
+        report=uplinks.report,
         tasks=tasks,
         clock=clock,
         events=events,
     )
-    receipts = ReceiptDesk(signer=make_signer(identity), report=outbox.report, send_drafts=drafts.hurry)
+    receipts = ReceiptDesk(signer=make_signer(identity), report=uplinks.report, send_drafts=uplinks.hurry)
     ring = Ring(
         node_id=node_id,
         seating=seating,
         send=outgoing.send,
-        drafts=drafts,
+        drafts=uplinks,
         receipts=receipts,
-        report=outbox.report,
+        report=uplinks.report,
         events=events,
         now=clock.now_s,
     )
@@ -181,7 +214,7 @@ def assemble(
         take=ring.take,
         max_payload_bytes=lambda: stages.max_payload_bytes,
         seating=seating,
-        report=outbox.report,
+        report=uplinks.report,
         clock=clock,
     )
     sessions = SessionService(
@@ -191,7 +224,7 @@ def assemble(
         incoming=incoming,
         orders=OrderCheck(node_id=node_id, numerics_hash=class_hash(numerics_class), coordinator_key=coordinator_key),
         receipts=receipts,
-        report=outbox.report,
+        report=uplinks.report,
         tasks=tasks,
         context_tokens=settings.context_tokens,
     )
@@ -209,27 +242,11 @@ def assemble(
         labels=(("name", settings.name),) if settings.name else (),
     )
 
-    def on_joined(joined: Registered) -> None:
-        source.use(joined.partitioner_url)
-        uplink.connect(joined.metrics_url)
-
-    membership = Membership(
-        coordinator=coordinator,
-        request=registration(identity, capability, f"http://{address}", boot_id=boot_id, coordinator=coordinator_url),
-        coordinator_key=coordinator_key,
-        stages=stages,
-        seating=seating,
-        sessions=sessions,
-        on_joined=on_joined,
-        on_refused=giving_up.because,
-        clock=clock,
-        rng=random.Random(),  # noqa: S311  jitter, not secrets
-    )
     # Any: each handler takes exactly the type under which it stands here.
-    commands: MessageRouter[None, Any, Ack] = MessageRouter(
+    commands: MessageRouter[str, Any, Ack] = MessageRouter(
         {
             LoadStage: lambda _, message: sessions.load_stage(message),
-            WorkAssignment: lambda _, message: sessions.assign(message),
+            WorkAssignment: lambda coordinator, message: sessions.assign(message, coordinator),
             SessionStart: lambda _, message: sessions.start(message),
             SessionStop: lambda _, message: sessions.stop(message),
             WindowRelease: lambda _, message: sessions.release(message),
@@ -242,15 +259,13 @@ def assemble(
     async def stop_when_told() -> None:
         """Links end themselves: the server waits for them before the lifespan ends."""
         await draining.wait()
-        await membership.leave()
+        await uplinks.leave()
         outgoing.close()
         incoming.close()
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        tasks.loop("membership", membership.live)
-        tasks.loop("reports", outbox.deliver)
-        tasks.loop("drafts", drafts.send)
+        tasks.loop("coordinators", uplinks.watch)
         tasks.loop("links", outgoing.keep_alive)
         tasks.loop("silence", incoming.watch)
         _ = tasks.start(stop_when_told(), name="stop when told")
@@ -259,17 +274,17 @@ def assemble(
         finally:
             stages.close()
             await tasks.stop(STOP_GRACE_S)
+            await uplinks.stop(STOP_GRACE_S)
             await asyncio.to_thread(thread.close)
-            await uplink.aclose()
+            await metrics.aclose()
             await peers.aclose()
-            await coordinator_peer.aclose()
 
     return make_app(
         "worker",
         routers=[
             build_router(
                 commands=commands,
-                is_coordinator=membership.is_coordinator,
+                commander=uplinks.commander,
                 links=incoming,
                 state=StateReader(
                     node_id=node_id,
@@ -277,15 +292,14 @@ def assemble(
                     seating=seating,
                     outgoing=outgoing,
                     incoming=incoming,
-                    drafts=drafts,
-                    outbox=outbox,
+                    uplinks=uplinks,
                     ring=ring,
-                    peers=lambda: (coordinator_peer.state(), *peers.states()),
+                    peers=lambda: (*uplinks.states(), *peers.states()),
                 ),
             )
         ],
         lifespan=lifespan,
-        readiness={"registered": membership.check},
+        readiness={"registered": uplinks.check},
         public_paths=PUBLIC_PATHS,
         body_limits={"/links": None},
         stream_paths=("/links",),

@@ -1,7 +1,7 @@
 """What the worker needs from outside: stage files, an engine per stage, links to its neighbours, the coordinator."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shared.contracts.coordinator import Registered, RegisterNode
 from shared.contracts.messages import (
+    Ack,
     DraftTokens,
     Heartbeat,
     Leave,
@@ -33,6 +34,10 @@ Rows = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 Report = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+
+ReportTo = Callable[[Report, str | None], None]
+"""Sends a report on its way to the coordinator with this URL: what is about a seat goes to the one that gave the order
+for it. None: to every coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,5 +140,5 @@ class Coordinator(ABC):
         """Join the cluster; later reports carry the token that comes back. Raises `JoinRefused`."""
 
     @abstractmethod
-    async def tell(self, report: Report) -> None:
+    async def tell(self, report: Report) -> Ack:
         """Deliver one message. Raises `NodeNotFound` or `InvalidCredentials` when this node must register anew."""

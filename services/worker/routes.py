@@ -12,20 +12,22 @@ from shared.domain.errors import InvalidCredentials
 from shared.domain.message_router import MessageRouter
 from shared.runtime.body import until_broken
 
-Commands = MessageRouter[None, AnyToWorker, Ack]
+Commands = MessageRouter[str, AnyToWorker, Ack]
+"""Each command with the URL of the coordinator that gives it."""
 
 
 def build_router(
-    *, commands: Commands, is_coordinator: Callable[[str], Awaitable[bool]], links: IncomingLinks, state: StateReader
+    *, commands: Commands, commander: Callable[[str], Awaitable[str | None]], links: IncomingLinks, state: StateReader
 ) -> APIRouter:
-    """`is_coordinator` tells whether a bearer token is the coordinator's."""
+    """`commander`: URL of the coordinator whose bearer token this is; None for another."""
     router = APIRouter()
 
     @router.post("/messages")
     async def take_message(body: ToWorker, request: Request) -> Ack:
-        if not await is_coordinator(_bearer(request)):
-            raise InvalidCredentials("only the coordinator of this worker's cluster commands it")
-        return await commands.route(None, body)
+        coordinator = await commander(_bearer(request))
+        if coordinator is None:
+            raise InvalidCredentials("only a coordinator of this worker's cluster commands it")
+        return await commands.route(coordinator, body)
 
     @router.get("/state")
     async def read_state() -> WorkerState:

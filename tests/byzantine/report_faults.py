@@ -5,7 +5,7 @@ from dataclasses import replace
 from services.worker.domain.identity import Identity
 from services.worker.ports import Coordinator, Report
 from shared.contracts.coordinator import Registered, RegisterNode
-from shared.contracts.messages import LinkFault, ReceiptPosted, SessionFault, SignedText
+from shared.contracts.messages import Ack, LinkFault, ReceiptPosted, SessionFault, SignedText
 from shared.domain.ids import Epoch
 from shared.domain.receipt import read_receipt, sign_receipt
 from tests.byzantine.seat_watch import Place
@@ -23,11 +23,11 @@ class HonestReports(Coordinator):
     async def register(self, request: RegisterNode) -> Registered:
         return await self.honest.register(request)
 
-    async def tell(self, report: Report) -> None:
+    async def tell(self, report: Report) -> Ack:
         if isinstance(report, ReceiptPosted) and self.place.lies_at(report.lane, report.stage):
             await self.receipt(report)
-        else:
-            await self.honest.tell(report)
+            return Ack()
+        return await self.honest.tell(report)
 
     async def receipt(self, report: ReceiptPosted) -> None:
         """Of the seat to lie at."""

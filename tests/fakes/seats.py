@@ -36,6 +36,7 @@ def seat_of(
         previous=node_id,
         next=node_id,
         slot=slot,
+        report_to="http://coordinator",
         windows=keeper_of(task, epoch=epoch, stage=stage, lane=ring.lane),
         feed=feed,
         tail=tail,

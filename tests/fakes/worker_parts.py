@@ -22,6 +22,7 @@ from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from shared.contracts.coordinator import Registered, RegisterNode
 from shared.contracts.messages import (
+    Ack,
     DraftTokens,
     Peer,
     ReceiptPosted,
@@ -45,7 +46,7 @@ from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.engine import NUMERICS_CLASS, SyntheticLoader
 from tests.fakes.events import RecordingPublisher
-from tests.fakes.identities import COORDINATOR_KEY
+from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL
 from tests.fakes.orders import order_of, signed_order
 
 GREEDY = SamplerParams(temperature=0.0)
@@ -71,6 +72,11 @@ class RecordingCoordinator(Coordinator):
         """Nothing is answered while it is not set."""
         self.gate.set()
         self.changed = asyncio.Event()
+        self.coordinators: tuple[str, ...] = ()
+        """Named in every answer."""
+        self.reach_at = ""
+        self.register_token = ""
+        """Given at each registration, in place of a new one each time."""
 
     async def register(self, request: RegisterNode) -> Registered:
         await self._answer()
@@ -78,18 +84,21 @@ class RecordingCoordinator(Coordinator):
         self.changed.set()
         return Registered(
             node_token="node",
-            coordinator_token=f"coordinator {len(self.registered)}",
+            coordinator_token=self.register_token or f"coordinator {len(self.registered)}",
             heartbeat_ms=500,
             lease_ms=2_000,
             partitioner_urls=("http://partitioner",),
             metrics_url="http://metrics",
             coordinator_key=COORDINATOR_KEY.public_key.hex(),
+            reach_at=self.reach_at,
+            coordinators=self.coordinators,
         )
 
-    async def tell(self, report: Report) -> None:
+    async def tell(self, report: Report) -> Ack:
         await self._answer()
         self.told.append(report)
         self.changed.set()
+        return Ack(coordinators=self.coordinators)
 
     async def until(self, condition: Callable[[], bool], limit_s: float = 10.0) -> None:
         async with asyncio.timeout(limit_s):
@@ -191,13 +200,13 @@ class MemoryWorker:
             node_id=node_id,
             carrier=self.carrier,
             seating=self.seating,
-            report=self.outbox.report,
+            report=self.report,
             tasks=self.tasks,
             clock=clock,
             events=self.events,
         )
         self.receipts = ReceiptDesk(
-            signer=KeySigner(Identity(node_id, self.key)), report=self.outbox.report, send_drafts=self.drafts.hurry
+            signer=KeySigner(Identity(node_id, self.key)), report=self.report, send_drafts=self.drafts.hurry
         )
         self.ring = Ring(
             node_id=node_id,
@@ -205,7 +214,7 @@ class MemoryWorker:
             send=self.outgoing.send,
             drafts=self.drafts,
             receipts=self.receipts,
-            report=self.outbox.report,
+            report=self.report,
             events=self.events,
             now=clock.now_s,
         )
@@ -227,7 +236,7 @@ class MemoryWorker:
             take=self.ring.take,
             max_payload_bytes=lambda: self.stages.max_payload_bytes,
             seating=self.seating,
-            report=self.outbox.report,
+            report=self.report,
             clock=clock,
         )
         self.sessions = SessionService(
@@ -239,10 +248,14 @@ class MemoryWorker:
                 node_id=node_id, numerics_hash=class_hash(NUMERICS_CLASS), coordinator_key=self.coordinator_key
             ),
             receipts=self.receipts,
-            report=self.outbox.report,
+            report=self.report,
             tasks=self.tasks,
             context_tokens=ctx_per_slot,
         )
+
+    def report(self, report: Report, _to: str | None) -> None:
+        """There is one coordinator."""
+        self.outbox.report(report)
 
     def start(self) -> None:
         self.tasks.loop("reports", self.outbox.deliver)
@@ -365,7 +378,7 @@ class MemoryCluster:
         for stage, node_id in enumerate(order.nodes):
             assignment = self.assignment(order, stage)
             await self[node_id].stages.load(assignment.stage_ref)
-            assert (await self[node_id].sessions.assign(assignment)).ready
+            assert (await self[node_id].sessions.assign(assignment, COORDINATOR_URL)).ready
 
     async def start(self, order: Order) -> None:
         start = SessionStart(task_id=order.task_id, epoch=order.epoch, lane=order.lane)

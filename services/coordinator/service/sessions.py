@@ -246,11 +246,12 @@ class Sessions(SessionsInterface):
 
     def held(self) -> Mapping[TaskId, Epoch]:
         """The sessions that are this coordinator's, as far as it knows, and their epochs."""
-        return {
+        running = {
             task_id: run.session.epoch
             for task_id, run in self._runs.items()
             if isinstance(run, SessionRun) and run.session.epoch != NO_EPOCH and not run.session.has_ended
         }
+        return dict.fromkeys(self._parts.tail.held, NO_EPOCH) | running  # of what is held back no epoch runs
 
     async def give_up(self, task_ids: Collection[TaskId]) -> None:
         """This process stops: let another one take over at once. Raises `RegistryUnavailable`: then they lapse."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Collection
 
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.tail_line import Finished, TailLine, Waiting, failure_code
@@ -68,6 +69,11 @@ class TailBook:
     def holds(self, task_id: TaskId) -> bool:
         """Whether an answer that is held back is on its way to its outcome here."""
         return task_id in self._held
+
+    @property
+    def held(self) -> Collection[TaskId]:
+        """Answers that are held back here."""
+        return tuple(self._held)
 
     def settled(self, task_id: TaskId) -> None:
         """No more is done here for an answer that was held back."""

@@ -35,16 +35,16 @@ class HttpCoordinator(Coordinator):
         self._node_token = registered.node_token
         return registered
 
-    async def tell(self, report: Report) -> None:
+    async def tell(self, report: Report) -> Ack:
         try:
-            await self._post(report)
+            return await self._post(report)
         except CircuitOpen:
             await self._client.check()
-            await self._post(report)
+            return await self._post(report)
 
-    async def _post(self, report: Report) -> None:
+    async def _post(self, report: Report) -> Ack:
         is_beat = isinstance(report, Heartbeat)  # the next one is better than this one again
-        await self._client.post(
+        return await self._client.post(
             "/messages",
             report,
             Ack,

@@ -174,6 +174,8 @@ class Seat:
     previous: NodeId | None
     next: NodeId | None
     slot: int
+    report_to: str
+    """URL of the coordinator that gave the order."""
     windows: WindowKeeper
     row_class: int = ANY_ROWS
     """Most rows that a call with a row after the prompt may have (shared.domain.numerics)."""

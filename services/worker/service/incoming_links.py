@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
-from services.worker.ports import Report
+from services.worker.ports import ReportTo
 from services.worker.service.seating import Seating
 from shared.contracts.frame import Frame, FrameKind, FrameReader
 from shared.contracts.messages import LinkFault, Peer
@@ -43,7 +43,7 @@ class IncomingLinks:
         take: Take,
         max_payload_bytes: Callable[[], int],
         seating: Seating,
-        report: Callable[[Report], None],
+        report: ReportTo,
         clock: Clock,
     ) -> None:
         """`take` takes in frames from a peer; it raises `ProtocolViolation`. `max_payload_bytes`: of a frame, as far as
@@ -171,6 +171,6 @@ class IncomingLinks:
         log.warning("link_lost", extra={"from": peer, "reason": reason, "seats": len(seats)})
         if seats:
             kind: Literal["broken", "refused"] = "refused" if is_refused else "broken"
-            self._report(LinkFault(peer=peer, outgoing=False, kind=kind, reason=reason[:500]))
+            self._report(LinkFault(peer=peer, outgoing=False, kind=kind, reason=reason[:500]), None)
         for seat in seats:
             self._seating.free(seat)

@@ -1,19 +1,21 @@
-"""This worker as a member of the cluster: joins, says that it lives, joins again when forgotten, leaves."""
+"""This worker as a member at one coordinator: joins, says that it lives, joins again when forgotten, leaves."""
 
 import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from services.worker.domain.identity import CoordinatorKey, Identity
+from services.worker.domain.seat import Seat
 from services.worker.ports import Coordinator, JoinRefused
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from shared.contracts.coordinator import Registered, RegisterNode
 from shared.contracts.messages import Heartbeat, Leave, SessionPosition, SignedText
-from shared.domain.errors import ButterflyError, InvalidCredentials, NodeNotFound, PeerUnavailable
+from shared.domain.errors import ButterflyError, InvalidCredentials, NodeNotFound
 from shared.domain.node_proof import make_proof
 from shared.domain.plan import NodeCapability
 from shared.runtime.clock import Clock
@@ -50,12 +52,15 @@ class Membership:
         seating: Seating,
         sessions: SessionService,
         on_joined: Callable[[Registered], None],
+        on_heard: Callable[[Sequence[str]], None],
         on_refused: Callable[[str], None],
+        is_told_here: Callable[[Seat], bool],
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """`coordinator_key` is set, and `on_joined` hears the cluster's addresses, at every registration. `on_refused`
-        hears why this worker will never be a member, and has to end the process. `rng`: for jitter."""
+        """`coordinator_key` is set, and `on_joined` hears the cluster's addresses, at every registration. `on_heard`
+        hears of the coordinators that are here, at every answer. `on_refused` hears why this worker will never be a
+        member. `is_told_here`: whether this coordinator is told of a seat. `rng`: for jitter."""
         self._coordinator = coordinator
         self._request = request
         self._coordinator_key = coordinator_key
@@ -63,7 +68,9 @@ class Membership:
         self._seating = seating
         self._sessions = sessions
         self._on_joined = on_joined
+        self._on_heard = on_heard
         self._on_refused = on_refused
+        self._is_told_here = is_told_here
         self._clock = clock
         self._rng = rng
         self._joined: Registered | None = None
@@ -71,19 +78,18 @@ class Membership:
         self._not_joining.set()
         self._timer_lag_ms = 0.0
 
-    async def is_coordinator(self, token: str) -> bool:
-        """Whether this is what the coordinator shows when it commands this worker.
+    @property
+    def is_joined(self) -> bool:
+        return self._joined is not None
 
-        The coordinator may command before its answer to the registration is here: then that is waited for.
-        """
-        if not self._holds(token):
-            await self._not_joining.wait()
-        return self._holds(token)
+    def holds(self, token: str) -> bool:
+        """Whether this is what the coordinator shows when it commands this worker."""
+        joined = self._joined
+        return joined is not None and hmac.compare_digest(joined.coordinator_token.encode(), token.encode())
 
-    async def check(self) -> None:
-        """For readiness: raises `PeerUnavailable` until the coordinator knows this worker."""
-        if self._joined is None:
-            raise PeerUnavailable("not registered with the coordinator")
+    async def answered(self) -> None:
+        """The coordinator may command before its answer to the registration is here: this waits for that."""
+        await self._not_joining.wait()
 
     async def live(self) -> None:
         """One turn of the loop: join if need be, wait for the next beat, send it."""
@@ -91,16 +97,18 @@ class Membership:
             joined = self._joined or await self._join()
         except JoinRefused as refused:
             self._on_refused(refused.message)
-            await asyncio.Event().wait()  # the process ends now: there is nothing left to do for this loop
+            await asyncio.Event().wait()  # there is nothing left to do for this loop
             return
         await self._wait(joined.heartbeat_ms / 1000)
         try:
-            await self._coordinator.tell(self._beat())
+            answer = await self._coordinator.tell(self._beat())
         except (NodeNotFound, InvalidCredentials):
             log.warning("forgotten_by_coordinator")
             self._joined = None
         except ButterflyError as error:  # the next beat tries again; the lease is several beats long
             log.warning("heartbeat_failed", extra={"code": error.code})
+        else:
+            self._on_heard(answer.coordinators)
 
     async def leave(self) -> None:
         """Say that this worker stops, so that nobody waits for its lease."""
@@ -110,10 +118,6 @@ class Membership:
             await self._coordinator.tell(Leave(boot_id=self._request.boot_id))
         except ButterflyError as error:
             log.warning("leave_failed", extra={"code": error.code})
-
-    def _holds(self, token: str) -> bool:
-        joined = self._joined
-        return joined is not None and hmac.compare_digest(joined.coordinator_token.encode(), token.encode())
 
     async def _join(self) -> Registered:
         wait_s = FIRST_RETRY_S
@@ -129,6 +133,7 @@ class Membership:
                 log.info("registered", extra={"node_id": self._request.capability.node_id})
                 self._coordinator_key.value = bytes.fromhex(joined.coordinator_key)
                 self._on_joined(joined)
+                self._on_heard(joined.coordinators)
                 return joined
             finally:
                 self._not_joining.set()
@@ -142,14 +147,17 @@ class Membership:
         self._timer_lag_ms = max(0.0, (self._clock.now_s() - began_s - seconds) * 1000)
 
     def _beat(self) -> Heartbeat:
+        here = [one for one in self._seating if self._is_told_here(one.seat)]
         positions = [
-            SessionPosition(task_id=one.seat.key.task_id, epoch=one.seat.epoch, rows=one.seat.computed)
-            for one in self._seating
+            SessionPosition(task_id=one.seat.key.task_id, epoch=one.seat.epoch, rows=one.seat.computed) for one in here
         ]
+        runners = self._stages.runners
+        elsewhere = Counter(one.runner for one in self._seating if not self._is_told_here(one.seat))
         return Heartbeat(
             boot_id=self._request.boot_id,
-            stages=tuple(runner.ref for runner in self._stages.runners),
+            stages=tuple(runner.ref for runner in runners),
             slots_used=len(self._seating),
+            slots_elsewhere=tuple(elsewhere[runner] for runner in runners) if elsewhere else (),
             sessions=tuple(positions[:MAX_POSITIONS]),
             timer_lag_ms=self._timer_lag_ms,
             draining=self._sessions.is_draining,

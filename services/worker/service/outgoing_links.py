@@ -6,9 +6,9 @@ epoch. The coordinator decides; its next assignment opens the link anew.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
-from services.worker.ports import LinkCarrier, Report
+from services.worker.ports import LinkCarrier, ReportTo
 from services.worker.service.seating import Seating
 from shared.contracts.frame import Frame, FrameKind, encode_frame
 from shared.contracts.messages import LinkFault, Peer
@@ -81,7 +81,7 @@ class OutgoingLinks:
         node_id: NodeId,
         carrier: LinkCarrier,
         seating: Seating,
-        report: Callable[[Report], None],
+        report: ReportTo,
         tasks: BackgroundTasks,
         clock: Clock,
         events: Publisher,
@@ -161,7 +161,7 @@ class OutgoingLinks:
         seats = [one.seat for one in self._seating if one.seat.next == peer]
         log.warning("link_lost", extra={"to": peer, "reason": reason, "seats": len(seats)})
         if seats:
-            self._report(LinkFault(peer=peer, outgoing=True, reason=reason[:500]))
+            self._report(LinkFault(peer=peer, outgoing=True, reason=reason[:500]), None)
         for seat in seats:
             self._seating.free(seat)
 

@@ -7,7 +7,7 @@ import numpy as np
 from services.worker.domain.batching import DecodeCall, PrefillCall
 from services.worker.domain.identity import Identity
 from services.worker.domain.seat import Seat
-from services.worker.ports import ReceiptSigner, Report
+from services.worker.ports import ReceiptSigner, ReportTo
 from services.worker.service.runner import EngineCall, StepResult
 from shared.contracts.messages import ReceiptPosted, SignedText
 from shared.domain.chain import hidden_bytes, id_bytes
@@ -28,9 +28,7 @@ class KeySigner(ReceiptSigner):
 class ReceiptDesk:
     """A receipt covers rows that the engine has computed, and goes to the coordinator at once."""
 
-    def __init__(
-        self, *, signer: ReceiptSigner, report: Callable[[Report], None], send_drafts: Callable[[], None]
-    ) -> None:
+    def __init__(self, *, signer: ReceiptSigner, report: ReportTo, send_drafts: Callable[[], None]) -> None:
         """`send_drafts` hurries the tokens of a window that was signed: it is checked with them."""
         self._signer = signer
         self._report = report
@@ -68,7 +66,8 @@ class ReceiptDesk:
                     window=due.receipt.window,
                     receipt=SignedText.of(signed),
                     records=due.records,
-                )
+                ),
+                seat.report_to,
             )
             if seat.tail is not None and seat.drafts_tokens:
                 self._send_drafts()

@@ -12,7 +12,7 @@ import numpy as np
 
 from services.worker.domain.batching import Hidden, PrefillCall
 from services.worker.domain.seat import Seat, SeatKey
-from services.worker.ports import Report
+from services.worker.ports import ReportTo
 from services.worker.service.runner import Deliver, EngineCall, StageRunner, StepResult
 from services.worker.service.seating import Seated, Seating
 from shared.contracts.frame import Frame, FrameKind, Row, encode_frame
@@ -49,7 +49,7 @@ class Ring(Deliver):
         send: Send,
         drafts: Drafts,
         receipts: Receipts,
-        report: Callable[[Report], None],
+        report: ReportTo,
         events: Publisher,
         now: Callable[[], float],
     ) -> None:
@@ -108,7 +108,8 @@ class Ring(Deliver):
                     stage=seat.key.stage,
                     error_code=code,
                     error=str(error)[:500],
-                )
+                ),
+                seat.report_to,
             )
 
     def _seated(self, peer: NodeId, frame: Frame, row: Row) -> Seated | None:

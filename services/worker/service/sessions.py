@@ -2,12 +2,11 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from services.worker.domain.flow import chunk_credit
 from services.worker.domain.seat import Feed, FlowKey, ReplayFeed, Seat, SeatKey, Tail
 from services.worker.domain.window_keeper import WindowKeeper
-from services.worker.ports import Report
+from services.worker.ports import ReportTo
 from services.worker.service.incoming_links import IncomingLinks
 from services.worker.service.orders import OrderCheck
 from services.worker.service.outgoing_links import OutgoingLinks
@@ -56,10 +55,11 @@ class SessionInterface(ABC):
         """Hold a stage ready. `ready` tells whether it is; else `StageReady` follows."""
 
     @abstractmethod
-    async def assign(self, message: WorkAssignment) -> Ack:
+    async def assign(self, message: WorkAssignment, report_to: str) -> Ack:
         """Take a seat in place of any older one of this task, lane and stage, and open the link to the next.
 
-        `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. Raises `StaleEpoch` (also
+        `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. `report_to`: URL of the
+        coordinator that says so; it hears whatever becomes of the seat. Raises `StaleEpoch` (also
         for a seat that was held and lost in this epoch), `NoCapacity` (no free slot), `ContextLengthExceeded`,
         `InvalidInput` (also for an order that the coordinator did not sign), `ServerDraining`.
         """
@@ -99,7 +99,7 @@ class SessionService(SessionInterface):
         incoming: IncomingLinks,
         orders: OrderCheck,
         receipts: ReceiptDesk,
-        report: Callable[[Report], None],
+        report: ReportTo,
         tasks: BackgroundTasks,
         context_tokens: int,
     ) -> None:
@@ -123,7 +123,7 @@ class SessionService(SessionInterface):
         _ = self._tasks.start(self._load(message), name=f"hold {message.stage_ref.layers} ready")
         return Ack(ready=False)
 
-    async def assign(self, message: WorkAssignment) -> Ack:
+    async def assign(self, message: WorkAssignment, report_to: str) -> Ack:
         if self.is_draining:
             raise ServerDraining("this worker takes no new seats")
         order = self._orders.read(message)
@@ -144,11 +144,13 @@ class SessionService(SessionInterface):
         runner = self._stages.get(message.stage_ref)
         if runner is not None:
             self._pending.pop(key, None)
-            self._sit_down(message, order, runner)
+            self._sit_down(message, order, runner, report_to)
             return Ack(ready=True)
         if self._pending.get(key) != message:
             self._pending[key] = message
-            _ = self._tasks.start(self._load_and_sit_down(key, message, order), name=f"seat {message.task_id}")
+            _ = self._tasks.start(
+                self._load_and_sit_down(key, message, order, report_to), name=f"seat {message.task_id}"
+            )
         return Ack(ready=False)
 
     async def start(self, message: SessionStart) -> Ack:
@@ -202,18 +204,22 @@ class SessionService(SessionInterface):
             runner = await self._stages.load(message.stage_ref)
         except ButterflyError as error:
             log.warning("stage_not_loaded", extra={"layers": str(message.stage_ref.layers), "code": error.code})
-            self._report(StageReady(stage_ref=message.stage_ref, error_code=error.code, error=error.message[:500]))
+            self._report(
+                StageReady(stage_ref=message.stage_ref, error_code=error.code, error=error.message[:500]), None
+            )
             return
-        self._report(StageReady(stage_ref=message.stage_ref, load_ms=runner.load_ms, facts=runner.loaded.facts))
+        self._report(StageReady(stage_ref=message.stage_ref, load_ms=runner.load_ms, facts=runner.loaded.facts), None)
 
-    async def _load_and_sit_down(self, key: SeatKey, message: WorkAssignment, order: Assignment) -> None:
+    async def _load_and_sit_down(
+        self, key: SeatKey, message: WorkAssignment, order: Assignment, report_to: str
+    ) -> None:
         error: ButterflyError | None = None
         try:
             runner = await self._stages.load(message.stage_ref)
             if self._pending.get(key) is not message:
                 return  # stopped or replaced meanwhile
             del self._pending[key]
-            self._sit_down(message, order, runner)
+            self._sit_down(message, order, runner, report_to)
         except ButterflyError as raised:
             error = raised
             if self._pending.get(key) is message:
@@ -227,7 +233,8 @@ class SessionService(SessionInterface):
                 stage=message.stage,
                 error_code=None if error is None else error.code,
                 error="" if error is None else error.message[:500],
-            )
+            ),
+            report_to,
         )
 
     def _first_seat(self, message: SessionStart | WindowRelease) -> tuple[StageRunner, Seat, Feed]:
@@ -239,7 +246,7 @@ class SessionService(SessionInterface):
             raise TaskNotFound("this worker holds no first seat of the session")
         return seated.runner, seated.seat, seated.seat.feed
 
-    def _sit_down(self, message: WorkAssignment, order: Assignment, runner: StageRunner) -> None:
+    def _sit_down(self, message: WorkAssignment, order: Assignment, runner: StageRunner, report_to: str) -> None:
         n_vocab = runner.loaded.n_vocab
         facts = runner.loaded.facts
         is_compared = message.lane > 0
@@ -265,6 +272,7 @@ class SessionService(SessionInterface):
             previous=None if message.previous is None else message.previous.node_id,
             next=None if message.next is None else message.next.node_id,
             slot=slot,
+            report_to=report_to,
             row_class=order.row_class,
             windows=WindowKeeper(
                 order,

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from services.worker.service.drafts import DraftSender
 from services.worker.service.incoming_links import IncomingLinks
-from services.worker.service.outbox import Outbox
 from services.worker.service.outgoing_links import OutgoingLinks
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.stages import StagePool
+from services.worker.service.uplinks import Uplinks
 from shared.contracts.peer_state import BreakerState, PeerState
 from shared.domain.ids import Epoch, NodeId, TaskId
 
@@ -63,8 +62,7 @@ class StateReader:
         seating: Seating,
         outgoing: OutgoingLinks,
         incoming: IncomingLinks,
-        drafts: DraftSender,
-        outbox: Outbox,
+        uplinks: Uplinks,
         ring: Ring,
         peers: Callable[[], Sequence[PeerState]],
     ) -> None:
@@ -73,8 +71,7 @@ class StateReader:
         self._seating = seating
         self._outgoing = outgoing
         self._incoming = incoming
-        self._drafts = drafts
-        self._outbox = outbox
+        self._uplinks = uplinks
         self._ring = ring
         self._peers = peers
 
@@ -106,8 +103,8 @@ class StateReader:
             ),
             links_to=tuple(self._outgoing.peers),
             links_from=tuple(self._incoming.peers),
-            drafts_waiting=self._drafts.num_waiting,
-            reports_waiting=self._outbox.num_waiting,
+            drafts_waiting=self._uplinks.drafts_waiting,
+            reports_waiting=self._uplinks.reports_waiting,
             rows_dropped=dict(self._ring.dropped),
             breakers={
                 peer.peer: {breaker.operation: breaker.state for breaker in peer.breakers} for peer in self._peers()

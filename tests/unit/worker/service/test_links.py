@@ -28,7 +28,7 @@ class Bench:
             take=self._take,
             max_payload_bytes=lambda: self.max_payload_bytes,
             seating=Seating(),
-            report=lambda _: None,
+            report=lambda _report, _to: None,
             clock=self.clock,
         )
 

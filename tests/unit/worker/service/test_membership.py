@@ -1,5 +1,5 @@
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -25,6 +25,7 @@ class Bench:
         self.coordinator = self.cluster.coordinator
         self.joined: list[Registered] = []
         self.refused: list[str] = []
+        self.heard: list[Sequence[str]] = []
         identity = Identity(N1, KEYS[N1])
         self.coordinator_key = CoordinatorKey()
         self.membership = Membership(
@@ -35,7 +36,9 @@ class Bench:
             seating=self.worker.seating,
             sessions=self.worker.sessions,
             on_joined=self.joined.append,
+            on_heard=self.heard.append,
             on_refused=self.refused.append,
+            is_told_here=lambda seat: seat.report_to == COORDINATOR_URL,
             clock=self.clock,
             rng=random.Random(1),
         )
@@ -56,11 +59,10 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 async def test_a_worker_joins_and_beats_at_the_rate_it_is_told(bench: Bench) -> None:
-    with pytest.raises(PeerUnavailable):
-        await bench.membership.check()
+    assert not bench.membership.is_joined
     await bench.start()
     await bench.clock.advance(3.2 * BEAT_S)
-    await bench.membership.check()
+    assert bench.membership.is_joined
     assert [beat.boot_id for beat in bench.beats()] == ["boot"] * 3
     assert len(bench.joined) == 1
 
@@ -97,7 +99,7 @@ async def test_a_worker_that_is_refused_says_so_once_and_asks_no_more(bench: Ben
     await bench.clock.advance(60.0)
     assert bench.refused == ["the join token is wrong"]
     assert bench.coordinator.registered == []
-    assert not await bench.membership.is_coordinator("coordinator 1")
+    assert not bench.membership.holds("coordinator 1")
 
 
 async def test_a_worker_that_was_forgotten_joins_again(bench: Bench) -> None:
@@ -105,8 +107,8 @@ async def test_a_worker_that_was_forgotten_joins_again(bench: Bench) -> None:
     bench.coordinator.errors.append(NodeNotFound("register again"))
     await bench.clock.advance(2 * BEAT_S)
     assert len(bench.coordinator.registered) == 2
-    assert await bench.membership.is_coordinator("coordinator 2")
-    assert not await bench.membership.is_coordinator("coordinator 1")
+    assert bench.membership.holds("coordinator 2")
+    assert not bench.membership.holds("coordinator 1")
 
 
 async def test_a_beat_that_does_not_arrive_is_followed_by_the_next(bench: Bench) -> None:
@@ -120,12 +122,13 @@ async def test_a_beat_that_does_not_arrive_is_followed_by_the_next(bench: Bench)
 async def test_a_command_that_overtakes_the_answer_to_the_registration_is_believed(bench: Bench) -> None:
     bench.coordinator.gate.clear()
     await bench.start()
-    asked = bench.worker.tasks.start(bench.membership.is_coordinator("coordinator 1"), name="command")
+    asked = bench.worker.tasks.start(bench.membership.answered(), name="command")
     await bench.clock.settle()
     assert not asked.done()
     bench.coordinator.gate.set()
     await bench.clock.settle()
-    assert await asked
+    assert asked.done()
+    assert bench.membership.holds("coordinator 1")
 
 
 async def test_a_beat_tells_of_stages_sessions_and_draining(bench: Bench) -> None:
@@ -144,3 +147,21 @@ async def test_a_worker_that_stops_says_so(bench: Bench) -> None:
     await bench.start()
     await bench.membership.leave()
     assert bench.coordinator.told[-1] == Leave(boot_id="boot")
+
+
+async def test_a_coordinator_hears_of_its_own_seats_and_how_many_slots_others_hold(bench: Bench) -> None:
+    own, other = Order("own", (1, 2, 3), 5, ["a"]), Order("other", (1, 2, 3), 5, ["a"])
+    await bench.cluster.assign(own)
+    await bench.worker.sessions.assign(bench.cluster.assignment(other, 0), "http://another")
+    await bench.start()
+    await bench.clock.advance(BEAT_S)
+    beat = bench.beats()[-1]
+    assert [position.task_id for position in beat.sessions] == ["own"]
+    assert (beat.slots_used, beat.slots_elsewhere) == (2, (1,))
+
+
+async def test_every_answer_tells_of_the_coordinators_that_are_here(bench: Bench) -> None:
+    bench.coordinator.coordinators = ("http://x", "http://y")
+    await bench.start()
+    await bench.clock.advance(BEAT_S)
+    assert bench.heard == [("http://x", "http://y")] * 2

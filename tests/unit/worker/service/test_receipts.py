@@ -241,7 +241,11 @@ async def test_releases_that_make_no_sense_are_refused() -> None:
 def test_nothing_is_signed_for_a_seat_that_was_freed() -> None:
     told: list[Report] = []
     key = SigningKey.generate()
-    desk = ReceiptDesk(signer=KeySigner(Identity(key.node_id, key)), report=told.append, send_drafts=lambda: None)
+    desk = ReceiptDesk(
+        signer=KeySigner(Identity(key.node_id, key)),
+        report=lambda report, _: told.append(report),
+        send_drafts=lambda: None,
+    )
     stays, goes = seat_of("stays", stage=1), seat_of("goes", stage=1)
     rows = np.ones((3, 8), np.float32)
     goes.live = False

@@ -5,6 +5,7 @@ import pytest
 from shared.contracts.messages import LoadStage, SeatReady, SessionStop, StageReady
 from shared.domain.errors import OutOfMemory, PeerUnavailable
 from shared.domain.numerics import Profile, StageFacts
+from tests.fakes.identities import COORDINATOR_URL
 from tests.fakes.worker_parts import MemoryCluster, Order
 
 PROMPT = (1, 2, 3)
@@ -51,17 +52,17 @@ async def test_a_stage_in_use_is_never_dropped() -> None:
 async def test_a_seat_whose_stage_must_be_loaded_first_is_told_when_it_is_ready() -> None:
     async with MemoryCluster("a").running() as cluster:
         order = Order("task", PROMPT, 3, ["a"])
-        assert not (await cluster["a"].sessions.assign(cluster.assignment(order, 0))).ready
+        assert not (await cluster["a"].sessions.assign(cluster.assignment(order, 0), COORDINATOR_URL)).ready
         await cluster.coordinator.until(lambda: bool(cluster.coordinator.told))
         assert cluster.coordinator.told == [SeatReady(task_id=order.task_id, epoch=order.epoch, lane=0, stage=0)]
-        assert (await cluster["a"].sessions.assign(cluster.assignment(order, 0))).ready
+        assert (await cluster["a"].sessions.assign(cluster.assignment(order, 0), COORDINATOR_URL)).ready
 
 
 async def test_a_seat_that_cannot_be_taken_is_told_with_its_reason() -> None:
     async with MemoryCluster("a").running() as cluster:
         cluster["a"].files.errors.append(PeerUnavailable("the partitioner is away"))
         order = Order("task", PROMPT, 3, ["a"])
-        await cluster["a"].sessions.assign(cluster.assignment(order, 0))
+        await cluster["a"].sessions.assign(cluster.assignment(order, 0), COORDINATOR_URL)
         await cluster.coordinator.until(lambda: bool(cluster.coordinator.told))
         report = cluster.coordinator.told[0]
         assert isinstance(report, SeatReady)
@@ -73,7 +74,7 @@ async def test_a_session_that_is_stopped_while_its_stage_loads_takes_no_slot() -
         worker, order = cluster["a"], Order("task", PROMPT, 3, ["a"])
         worker.files.gate.clear()
         assignment = cluster.assignment(order, 0)
-        await worker.sessions.assign(assignment)
+        await worker.sessions.assign(assignment, COORDINATOR_URL)
         await worker.sessions.stop(SessionStop(task_id=order.task_id, epoch=order.epoch, reason="cancelled"))
         worker.files.gate.set()
         await worker.stages.load(assignment.stage_ref)
