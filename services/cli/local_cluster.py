@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.cli.domain.cluster import Kind, Seat, last_port, port_of, seats
+from services.cli.domain.cluster import ONE_EACH, Kind, Seat, port_of, seats
 from services.cli.domain.environment import EVERYWHERE, Layout, environment_of
 from services.cli.domain.memory import worker_memory_mb
 from services.cli.machine import available_memory_bytes
@@ -33,6 +33,8 @@ class Wishes:
     host: str
     model: str
     num_stages: int | None
+    replicas: Mapping[Kind, int] = ONE_EACH
+    """How many of a service, where not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,11 @@ def plan_cluster(
 ) -> LocalCluster:
     """Raises `InvalidInput` and `ConfigError` for what cannot run here, `RegistryUnavailable` without a server."""
     own_redis = config.redis.url is None
-    wanted = seats(wishes.base_port, wishes.num_workers, with_redis=own_redis)
-    if last_port(wishes.base_port, wishes.num_workers) > _HIGHEST_PORT:
+    wanted = seats(wishes.base_port, wishes.num_workers, with_redis=own_redis, replicas=wishes.replicas)
+    if max(seat.port for seat in wanted) > _HIGHEST_PORT:
         raise InvalidInput(f"{len(wanted)} processes need ports beyond {_HIGHEST_PORT}: choose a lower --base-port")
+    if len({seat.port for seat in wanted}) < len(wanted):
+        raise InvalidInput("so many workers need the ports of the services' replicas: start fewer of the ones here")
     check_exposure(config, "api", f"{wishes.host}:{wishes.base_port}")
     layout = _layout(wishes, config, data.secrets(), data.path, parent_pid)
     check_ports(wanted, wishes.host)
@@ -88,6 +92,7 @@ def _layout(wishes: Wishes, config: Config, secrets: Secrets, data_dir: Path, pa
         verification=_verification(wishes, config.coordination),
         worker_memory_mb=config.worker.memory_mb or share_mb,
         parent_pid=parent_pid,
+        replicas=wishes.replicas,
     )
 
 

@@ -85,7 +85,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         clock=clock,
         tasks=tasks,
         new_token=lambda: secrets.token_urlsafe(32),
-        coordinators=lambda: replicas.addresses,
+        coordinators=lambda: replicas.addresses if coordination.advertise_url else (),
     )
     relays = Relays(
         links=HttpLinks(telemetry.peers),

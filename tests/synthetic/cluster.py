@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.cli.domain.cluster import Kind, port_of
+from services.cli.domain.cluster import ONE_EACH, Kind, port_of
 from services.cli.domain.environment import join_environment
 from services.cli.stores.data_dir import DataDir, Secrets
 from shared.domain.ids import ModelId
@@ -55,8 +55,8 @@ class SyntheticCluster:
     def spare_address(self) -> str:
         return f"{HOST}:{port_of(self.base_port, Kind.WORKER) + self.num_workers}"
 
-    def url(self, kind: Kind) -> str:
-        return f"http://{HOST}:{port_of(self.base_port, kind)}"
+    def url(self, kind: Kind, index: int = 0) -> str:
+        return f"http://{HOST}:{port_of(self.base_port, kind, index)}"
 
     def worker_environment(self, listen: str, data_dir: Path) -> dict[str, str]:
         """What a worker needs to join, beside what it inherits."""
@@ -73,16 +73,20 @@ class SyntheticCluster:
 
 
 @contextmanager
-def synthetic_cluster(folder: Path, *, workers: int, stages: int) -> Iterator[SyntheticCluster]:
+def synthetic_cluster(
+    folder: Path, *, workers: int, stages: int, replicas: Mapping[Kind, int] = ONE_EACH
+) -> Iterator[SyntheticCluster]:
     """The processes have started; the workers join in a moment."""
     data = DataDir(folder)
     data.prepare()
     write_tiny_model(data.models / f"{MODEL_ID}.gguf", num_layers=NUM_LAYERS)
-    base_port = free_base_port(workers + SPARE_PORTS)
+    base_port = free_base_port(workers + SPARE_PORTS, replicas)
     started: list[subprocess.Popen[bytes]] = []
     try:
         command = [sys.executable, "-m", "services.cli", "up", "--workers", "0", "--stages", str(stages)]
         command += ["--base-port", str(base_port), "--data-dir", str(folder), "--model", MODEL_ID]
+        if replicas:
+            command += ["--replicas", ",".join(f"{kind}={count}" for kind, count in replicas.items())]
         output = folder / "up.out"
         started.append(_start(command, CONTROL_SETTINGS, output))
         until(lambda: "not placed" in output.read_text() or started[0].poll() is not None, limit_s=START_LIMIT_S)

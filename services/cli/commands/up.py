@@ -5,10 +5,12 @@ import json
 import os
 import shlex
 import sys
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.cli.commands.arguments import DEMO, Invocation, Subcommands, add_data_dir, not_negative, positive
-from services.cli.domain.cluster import Kind
+from services.cli.domain.cluster import ONE_EACH, REPLICATED, Kind
 from services.cli.domain.model_names import SUFFIX, checked, name_from
 from services.cli.foreground import STOP_SIGNALS, show
 from services.cli.local_cluster import LOOPBACK, LocalCluster, Wishes, plan_cluster
@@ -26,6 +28,7 @@ _VERIFIED = {
     "audit": "are verified: every token is computed by nodes that check each other (audit)",
     "quorum": "are verified: every token is computed by a quorum of nodes (quorum)",
 }
+MAX_REPLICAS = 9
 
 
 def add_to(commands: Subcommands) -> None:
@@ -43,6 +46,13 @@ def add_to(commands: Subcommands) -> None:
     add_data_dir(parser)
     parser.add_argument("--model", default=DEMO, metavar="M", help="name of a model, or a GGUF file (%(default)s)")
     parser.add_argument("--stages", type=positive, metavar="K", help="cut the model into K stages (default: as fits)")
+    parser.add_argument(
+        "--replicas",
+        type=_replicas,
+        default=ONE_EACH,
+        metavar="SERVICE=N,...",
+        help=f"several processes of {', '.join(REPLICATED)} (default: one each)",
+    )
     parser.add_argument("--host", default=LOOPBACK, metavar="ADDR", help="address to listen on (%(default)s)")
     parser.set_defaults(run=run)
 
@@ -61,6 +71,7 @@ def run(invocation: Invocation) -> int:
             host=arguments.host,
             model=name_from(arguments.model) if _is_file(arguments.model) else checked(arguments.model),
             num_stages=arguments.stages,
+            replicas=arguments.replicas,
         )
         cluster = plan_cluster(wishes, config, data, parent_pid=os.getpid(), environ=invocation.environ)
         _ensure_model(arguments.model, ModelFolder(data.models))
@@ -122,6 +133,20 @@ class _Up:
         else:
             show(f"Butterfly is ready: {self._wishes.model} at {self._cluster.url(Kind.API)}/v1", sys.stdout)
         show(_instructions(self._cluster, self._wishes.model, self._data.path), sys.stdout)
+
+
+def _replicas(text: str) -> Mapping[Kind, int]:
+    """Of `scheduler=2,coordinator=2`. Raises `ArgumentTypeError` saying what would be right."""
+    found: dict[Kind, int] = {}
+    for part in text.split(","):
+        name, _, count = part.strip().partition("=")
+        if name not in REPLICATED or not count.isdecimal() or not 1 <= int(count) <= MAX_REPLICAS:
+            raise ArgumentTypeError(
+                f"{part!r} should be a service and a number up to {MAX_REPLICAS}, such as scheduler=2; services are"
+                f" {', '.join(REPLICATED)}"
+            )
+        found[Kind(name)] = int(count)
+    return found
 
 
 def _is_file(model: str) -> bool:

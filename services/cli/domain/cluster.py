@@ -1,8 +1,9 @@
 """What a local cluster consists of: its processes, their ports, and the order in which they start and stop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 
 class Kind(StrEnum):
@@ -44,6 +45,11 @@ _OFFSETS = {
     Kind.WORKER: 10,
 }
 
+REPLICATED = (Kind.API, Kind.SCHEDULER, Kind.PARTITIONER, Kind.COORDINATOR)
+"""Of which there may be several."""
+_PORTS_APART = 100
+"""Between two replicas of a service."""
+
 _PORT_SETTINGS = {
     Kind.API: "api.bind_address",
     Kind.SCHEDULER: "scheduling.bind_address",
@@ -55,13 +61,16 @@ _PORT_SETTINGS = {
 }
 
 
+ONE_EACH: Mapping[Kind, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
     """The place of one process in the cluster."""
 
     kind: Kind
     name: str
-    """`api`, `worker-0`, …: what logs, status and messages call it."""
+    """`api`, `api-1`, `worker-0`, …: what logs, status and messages call it."""
     port: int
     index: int = 0
     """Among the processes of its kind."""
@@ -71,25 +80,26 @@ class Seat:
         return _PORT_SETTINGS[self.kind]
 
 
-def seats(base_port: int, num_workers: int, *, with_redis: bool) -> tuple[Seat, ...]:
-    """All processes, in start order."""
+def seats(
+    base_port: int, num_workers: int, *, with_redis: bool, replicas: Mapping[Kind, int] = ONE_EACH
+) -> tuple[Seat, ...]:
+    """All processes, in start order. `replicas`: how many of a service, where not one."""
     found: list[Seat] = []
     for kind in (kind for together in START_ORDER for kind in together):
-        port = base_port + _OFFSETS[kind]
         if kind is Kind.WORKER:
+            port = port_of(base_port, kind)
             found += [Seat(kind, f"{kind}-{index}", port + index, index) for index in range(num_workers)]
         elif kind is not Kind.REDIS or with_redis:
-            found.append(Seat(kind, kind.value, port))
+            found += [
+                Seat(kind, f"{kind}-{index}" if index else kind.value, port_of(base_port, kind, index), index)
+                for index in range(replicas.get(kind, 1))
+            ]
     return tuple(found)
 
 
-def last_port(base_port: int, num_workers: int) -> int:
-    """The highest port that a cluster takes."""
-    return base_port + max(_OFFSETS[Kind.REDIS], _OFFSETS[Kind.WORKER] + num_workers - 1)
-
-
-def port_of(base_port: int, kind: Kind) -> int:
-    return base_port + _OFFSETS[kind]
+def port_of(base_port: int, kind: Kind, index: int = 0) -> int:
+    """Of the replica with this index."""
+    return base_port + _OFFSETS[kind] + index * _PORTS_APART
 
 
 def waves(wanted: Sequence[Seat]) -> tuple[tuple[Seat, ...], ...]:

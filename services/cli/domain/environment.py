@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.cli.domain.cluster import Kind, Seat, port_of
+from services.cli.domain.cluster import ONE_EACH, Kind, Seat, port_of
 
 CONTROL_SECRETS = frozenset({"REDIS_URL", "BUTTERFLY_REDIS__URL", "BUTTERFLY_SECURITY__SERVICE_TOKEN"})
 """Variables that no worker may see."""
@@ -35,9 +35,15 @@ class Layout:
     """Of tasks that do not say."""
     worker_memory_mb: int
     parent_pid: int
+    replicas: Mapping[Kind, int] = ONE_EACH
 
-    def url(self, kind: Kind) -> str:
-        return f"http://{bracketed(self.reach_host)}:{port_of(self.base_port, kind)}"
+    def url(self, kind: Kind, index: int = 0) -> str:
+        """Of the replica with this index."""
+        return f"http://{bracketed(self.reach_host)}:{port_of(self.base_port, kind, index)}"
+
+    def urls(self, kind: Kind) -> str:
+        """Of all replicas, separated by commas."""
+        return ",".join(self.url(kind, index) for index in range(self.replicas.get(kind, 1)))
 
 
 def bracketed(host: str) -> str:
@@ -64,6 +70,8 @@ def environment_of(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> 
         "BUTTERFLY_COORDINATION__DEFAULT_VERIFICATION": layout.verification,
         "BUTTERFLY_SCHEDULING__PRELOAD_MODELS": ",".join(layout.preload_models),
     }
+    if seat.kind is Kind.COORDINATOR and layout.replicas.get(Kind.COORDINATOR, 1) > 1:
+        control["BUTTERFLY_COORDINATION__ADVERTISE_URL"] = layout.url(Kind.COORDINATOR, seat.index)
     if layout.num_stages is not None:
         control["BUTTERFLY_PARTITION__NUM_STAGES"] = str(layout.num_stages)
     return {**inherited, **variables, **control, **_ONE_THREAD}
@@ -79,7 +87,8 @@ def join_environment(
     memory_mb: int | None,
     inherited: Mapping[str, str],
 ) -> dict[str, str]:
-    """What a worker needs, beside what it inherits, to join a cluster of another machine."""
+    """What a worker needs, beside what it inherits, to join a cluster of another machine. `coordinator_url`: of
+    several, separated by commas, any one."""
     variables = {
         "BUTTERFLY_NETWORK__PEER_ADDRESSES": coordinator_url,
         "BUTTERFLY_SERVICES__COORDINATOR_URL": coordinator_url,
@@ -115,16 +124,16 @@ _BIND_VARIABLES = {
 def _shared_keys(layout: Layout) -> dict[str, str]:
     return {
         "PARENT_PID": str(layout.parent_pid),
-        "SERVICES__SCHEDULER_URL": layout.url(Kind.SCHEDULER),
-        "SERVICES__PARTITIONER_URL": layout.url(Kind.PARTITIONER),
-        "SERVICES__COORDINATOR_URL": layout.url(Kind.COORDINATOR),
+        "SERVICES__SCHEDULER_URL": layout.urls(Kind.SCHEDULER),
+        "SERVICES__PARTITIONER_URL": layout.urls(Kind.PARTITIONER),
+        "SERVICES__COORDINATOR_URL": layout.urls(Kind.COORDINATOR),
         "SERVICES__METRICS_URL": layout.url(Kind.METRICS),
     }
 
 
 def _worker_variables(seat: Seat, layout: Layout, inherited: Mapping[str, str]) -> dict[str, str]:
     return join_environment(
-        coordinator_url=layout.url(Kind.COORDINATOR),
+        coordinator_url=layout.urls(Kind.COORDINATOR),
         join_token=layout.join_token,
         listen=f"{bracketed(layout.host)}:{seat.port}",
         advertise=f"{bracketed(layout.reach_host)}:{seat.port}",

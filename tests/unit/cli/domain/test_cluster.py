@@ -1,6 +1,4 @@
-import pytest
-
-from services.cli.domain.cluster import Kind, last_port, port_of, seats, stop_waves, waves
+from services.cli.domain.cluster import Kind, port_of, seats, stop_waves, waves
 
 
 def test_ports_follow_the_base_port() -> None:
@@ -44,11 +42,16 @@ def test_no_redis_is_started_when_one_is_configured() -> None:
     assert Kind.REDIS not in {seat.kind for seat in seats(8080, 1, with_redis=False)}
 
 
-@pytest.mark.parametrize(("num_workers", "expected"), [(0, 8089), (1, 8090), (4, 8093)])
-def test_the_last_port_is_that_of_the_last_worker(num_workers: int, expected: int) -> None:
-    assert last_port(8080, num_workers) == expected
-    taken = {seat.port for seat in seats(8080, num_workers, with_redis=True)}
-    assert max(taken) <= expected
+def test_replicas_have_names_and_ports_of_their_own() -> None:
+    found = seats(8080, 0, with_redis=False, replicas={Kind.SCHEDULER: 3, Kind.COORDINATOR: 2})
+    ports = {seat.name: seat.port for seat in found if seat.kind in {Kind.SCHEDULER, Kind.COORDINATOR}}
+    assert ports == {
+        "coordinator": 8083,
+        "coordinator-1": 8183,
+        "scheduler": 8081,
+        "scheduler-1": 8181,
+        "scheduler-2": 8281,
+    }
 
 
 def test_every_seat_names_the_setting_of_its_port() -> None:

@@ -134,3 +134,17 @@ def test_a_joining_worker_gets_nothing_but_what_it_was_told() -> None:
     assert config.network.peer_addresses == ("http://10.0.0.1:8083",)
     assert config.worker.memory_mb is None
     assert config.network.advertise_address is None
+
+
+def test_replicas_are_told_where_all_of_them_are_and_coordinators_where_each_is() -> None:
+    layout = replace(LAYOUT, replicas={Kind.COORDINATOR: 2, Kind.SCHEDULER: 2})
+    first, second = (
+        load_config(None, environment_of(seat, layout, {}))
+        for seat in seats(9000, 0, with_redis=False, replicas=layout.replicas)
+        if seat.kind is Kind.COORDINATOR
+    )
+    urls = ("http://127.0.0.1:9003", "http://127.0.0.1:9103")
+    assert first.services.coordinator_url == second.services.coordinator_url == urls
+    assert (first.coordination.advertise_url, second.coordination.advertise_url) == urls
+    assert first.services.scheduler_url == ("http://127.0.0.1:9001", "http://127.0.0.1:9101")
+    assert second.coordination.bind_address == "127.0.0.1:9103"
