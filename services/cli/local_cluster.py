@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli.domain.cluster import ONE_EACH, Kind, Seat, port_of, seats
+from services.cli.domain.cluster import Kind, Seat, port_of, seats
 from services.cli.domain.environment import EVERYWHERE, Layout, environment_of
 from services.cli.domain.memory import worker_memory_mb
 from services.cli.machine import available_memory_bytes
@@ -33,7 +33,7 @@ class Wishes:
     host: str
     model: str
     num_stages: int | None
-    replicas: Mapping[Kind, int] = ONE_EACH
+    replicas: Mapping[Kind, int] = field(default_factory=dict)
     """How many of a service, where not one."""
 
 

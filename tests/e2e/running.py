@@ -68,14 +68,18 @@ def start_cluster(
     workers: int,
     stages: int,
     environ: Mapping[str, str] | None = None,
+    replicas: str = "",
 ) -> Cluster:
-    """Returns once the cluster says that it is ready. `environ`: beside the environment of this process."""
+    """Returns once the cluster says that it is ready. `environ`: beside the environment of this process. `replicas`: as
+    `--replicas` of `butterfly up`."""
     models = data_dir / "models"
     models.mkdir(parents=True)
     (models / model.name).symlink_to(model)
     output = data_dir / "up.out"
     command = [sys.executable, "-m", "services.cli", "up", "--workers", str(workers), "--stages", str(stages)]
     command += ["--base-port", str(base_port), "--data-dir", str(data_dir), "--model", model.stem]
+    if replicas:
+        command += ["--replicas", replicas]
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,

@@ -1,9 +1,9 @@
 """What each process of a local cluster is told by its environment, over whatever config.toml says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from services.cli.domain.cluster import ONE_EACH, Kind, Seat, port_of
+from services.cli.domain.cluster import Kind, Seat, port_of
 
 CONTROL_SECRETS = frozenset({"REDIS_URL", "BUTTERFLY_REDIS__URL", "BUTTERFLY_SECURITY__SERVICE_TOKEN"})
 """Variables that no worker may see."""
@@ -35,7 +35,7 @@ class Layout:
     """Of tasks that do not say."""
     worker_memory_mb: int
     parent_pid: int
-    replicas: Mapping[Kind, int] = ONE_EACH
+    replicas: Mapping[Kind, int] = field(default_factory=dict)
 
     def url(self, kind: Kind, index: int = 0) -> str:
         """Of the replica with this index."""
