@@ -126,7 +126,6 @@ def submit(api: str, **headers: str) -> str:
         "kind": "completion",
         "model": "smollm2-135m",
         "input": {"prompt": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0},
-        "butterfly": {"verification": "audit"},
     }
     accepted = httpx.post(f"{api}/v1/tasks", json=body, headers=headers, trust_env=False, timeout=30.0)
     assert accepted.status_code == 202, accepted.text
@@ -135,7 +134,7 @@ def submit(api: str, **headers: str) -> str:
 
 def wait_ready(replicated: Replicated) -> None:
     """After a kill: everybody is back."""
-    until(lambda: all(process["state"] == "ready" for process in replicated.cluster.status()["processes"]))
+    until(lambda: all(process["ready"] for process in replicated.cluster.status()["processes"]))
 
 
 def play(replicated: Replicated, disturb: Callable[[str], Callable[[], None] | None]) -> tuple[Following, float]:
