@@ -129,7 +129,7 @@ def submit(api: str, **headers: str) -> str:
     }
     accepted = httpx.post(f"{api}/v1/tasks", json=body, headers=headers, trust_env=False, timeout=30.0)
     assert accepted.status_code == 202, accepted.text
-    return str(accepted.json()["id"])
+    return str(accepted.json()["task_id"])
 
 
 def wait_ready(replicated: Replicated) -> None:
