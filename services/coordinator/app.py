@@ -14,7 +14,7 @@ from services.coordinator.clients.http_workers import HttpWorkers
 from services.coordinator.domain.blame import PairMarks
 from services.coordinator.domain.lane_rules import LaneRules
 from services.coordinator.domain.link_token import link_secret
-from services.coordinator.domain.replica import Replica, replica_name
+from services.coordinator.domain.replica import RENEW_EVERY_S, Replica, replica_name
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
@@ -152,6 +152,10 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         await draining.wait()
         relays.close_all()
 
+    async def hear_of_others() -> None:
+        await clock.sleep(RENEW_EVERY_S)
+        await members.hear_of_others()
+
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         async with telemetry.running():
@@ -159,6 +163,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
             tasks.loop("watch", sessions.watch_once)
             tasks.loop("hold", sessions.hold_once)
             tasks.loop("announce", replicas.announce_once)
+            tasks.loop("standings", hear_of_others)
             _ = tasks.start(close_links_when_told(), name="close links when told")
             tasks.loop("tail-audit", tail_audits.run_once)
             tasks.loop("held-answers", tail_audits.run_held_once)

@@ -304,6 +304,20 @@ class Membership(MembershipInterface):
                 log.warning("eviction_not_saved", extra={"node_id": node_id, "error": error.message})
                 await self._clock.sleep(SAVE_AGAIN_S)
 
+    async def hear_of_others(self) -> None:
+        """Whom other coordinators have evicted, put in quarantine or reinstated. Raises `RegistryUnavailable`."""
+        await self._standings.refresh()
+        has_changed = False
+        for member in list(self._members.values()):
+            standing = self._standings.of(member.node_id)
+            if standing is not None and standing.is_evicted:
+                reason = f"node {member.node_id} is evicted: {reason_of(standing)}"
+                self._remove(member, reason, state=NodeState.EVICTED)
+            else:
+                has_changed |= self._update(member)
+        if has_changed:
+            self._tell_changed()
+
     async def set_aside(self, node_id: NodeId, reason: str) -> None:
         """Put a node in quarantine, if it is still here."""
         try:

@@ -18,6 +18,8 @@ class StandingBook:
         self._clock = clock
         self._known: dict[NodeId, Standing] = {}
         self._is_recalled = False
+        self._unsaved: set[NodeId] = set()
+        """What the store does not know yet."""
         self._saving = asyncio.Lock()
         """One write at a time, of what is known then: a late one cannot undo a newer one."""
 
@@ -27,6 +29,14 @@ class StandingBook:
             kept = {standing.node_id: standing for standing in await self._store.all()}
             self._known = kept | self._known
             self._is_recalled = True
+
+    async def refresh(self) -> None:
+        """Read what other coordinators have kept since, or ended."""
+        kept = {standing.node_id: standing for standing in await self._store.all()}
+        own = {node_id: self._known[node_id] for node_id in self._unsaved if node_id in self._known}
+        evicted = {node_id: standing for node_id, standing in kept.items() if standing.is_evicted}
+        self._known = kept | own | evicted
+        self._is_recalled = True
 
     def of(self, node_id: NodeId) -> Standing | None:
         """What keeps this node away now, if anything does."""
@@ -41,6 +51,7 @@ class StandingBook:
         known = self._known.get(node_id)
         if known is not None and known.is_evicted:
             return False
+        self._unsaved.add(node_id)
         self._known[node_id] = Standing(
             node_id=node_id,
             is_evicted=True,
@@ -52,6 +63,7 @@ class StandingBook:
         return True
 
     def quarantine(self, node_id: NodeId, *, reason: str, address: str, until_reinstated: bool) -> None:
+        self._unsaved.add(node_id)
         self._known[node_id] = quarantined(
             self._known.get(node_id),
             node_id,
@@ -66,6 +78,8 @@ class StandingBook:
             standing = self._known.get(node_id)
             if standing is not None:
                 await self._store.put(standing)
+                if self._known.get(node_id) is standing:
+                    self._unsaved.discard(node_id)
 
     async def reinstate(self, node_id: NodeId) -> Standing:
         """Forget what kept it away, in the store first. Raises `NodeNotFound` when nothing does."""

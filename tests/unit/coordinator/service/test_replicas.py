@@ -6,7 +6,8 @@ import pytest
 
 from services.coordinator.domain.replica import LEASE_S, look_in_s
 from shared.contracts.messages import Heartbeat
-from shared.domain.errors import NoCapacity, StaleEpoch
+from shared.domain.errors import Forbidden, NoCapacity, StaleEpoch
+from shared.domain.session import NodeState
 from shared.domain.task_state import TaskState
 from shared.registry.base import Commit
 from tests.fakes.identities import N1
@@ -113,6 +114,29 @@ async def test_slots_that_sessions_of_others_hold_are_not_given_twice(coordinato
     await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-1", stages=(ref,)))
     assert coordinator.members.nodes().nodes[0].slots_used == 1
     await coordinator.open(make_task())
+
+
+async def test_whom_one_evicts_all_do_without_and_refuse(coordinator: Coordinator) -> None:
+    other = await Coordinator(clock=coordinator.clock, standings=coordinator.standings, boot_id="run-2").start()
+    await coordinator.members.evict(N1, "ev-1", "lied")
+    await other.members.hear_of_others()
+    assert other.members.find(N1) is None
+    with pytest.raises(Forbidden):
+        await other.join(N1)
+    await coordinator.members.reinstate(N1)
+    await other.members.hear_of_others()
+    await other.join(N1)
+    await other.stop()
+
+
+async def test_what_could_not_be_saved_yet_is_not_forgotten_by_hearing_of_others(coordinator: Coordinator) -> None:
+    coordinator.standings.is_away = True
+    await coordinator.members.set_aside(N1, "odd")
+    coordinator.standings.is_away = False
+    await coordinator.members.hear_of_others()
+    member = coordinator.members.find(N1)
+    assert member is not None
+    assert member.state is NodeState.QUARANTINED
 
 
 def test_the_next_look_is_when_the_first_lease_lapses() -> None:

@@ -14,6 +14,8 @@ from services.worker.service.uplinks import UNNAMED_S, Uplink, Uplinks
 from shared.contracts.messages import Heartbeat, LinkFault, SessionFault
 from shared.domain.errors import NodeNotFound, PeerUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
+from shared.resilience.hooks import PeerHooks
+from shared.resilience.http_client import PeerClient
 from shared.runtime.tasks import BackgroundTasks
 from tests.fakes.clock import FakeClock
 from tests.fakes.identities import KEYS, N1, capability
@@ -39,9 +41,6 @@ class Bench:
     def _make(self, url: str, uplinks: Uplinks) -> Uplink:
         coordinator, tasks = self.coordinators[url], BackgroundTasks(self.clock)
 
-        async def close() -> None:
-            return
-
         membership = Membership(
             coordinator=coordinator,
             request=registration(Identity(N1, KEYS[N1]), capability(N1), "http://w:1", boot_id="boot", coordinator=url),
@@ -57,7 +56,9 @@ class Bench:
             rng=random.Random(1),
         )
         drafts = DraftSender(coordinator=coordinator, tasks=tasks, clock=self.clock)
-        return Uplink(membership, Outbox(coordinator=coordinator, clock=self.clock), drafts, tasks, close)
+        outbox = Outbox(coordinator=coordinator, clock=self.clock)
+        client = PeerClient(name=url, base_url=url, hooks=PeerHooks(), now=self.clock.now_s)
+        return Uplink(membership, outbox, drafts, tasks, client.state, client.aclose)
 
     async def start(self) -> None:
         self.tasks.loop("coordinators", self.uplinks.watch)
