@@ -258,27 +258,6 @@ async def test_a_wrong_join_token_is_refused(running: Running) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
 
 
-async def test_a_second_run_of_the_coordinator_adopts_what_the_first_one_left(
-    valkey: ValkeyServer, running: Running, tmp_path: Path
-) -> None:
-    task = make_task(max_tokens=3)
-    await running.open(task, [N1, N2])
-    await running.workers[N1].started(task.task_id)
-    await running.say(N2, drafts(task, 10))
-    async with AsyncExitStack() as stack:
-        partitioner_url = await stack.enter_async_context(running_partitioner())
-        # The first run stands still meanwhile: nothing tells it anything.
-        url = await stack.enter_async_context(served(create_app(config(valkey, partitioner_url, tmp_path))))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, headers=JSON))
-        later = Running(http, running.registry, running.stack, running.workers)
-        for name in (N1, N2):
-            await later.join(name)
-        await later.workers[N1].started(task.task_id, epoch=2)
-        assert (await later.say(N2, drafts(task, 11, 12, first=1, epoch=2))).status_code == 200
-        assert (await later.ended(task)).state is TaskState.COMPLETED
-    assert [token.token_id for token in await running.registry.tokens(task.task_id)] == [10, 11, 12]
-
-
 async def test_operators_get_the_public_keys_and_the_list_of_evidence(running: Running) -> None:
     keys = (await running.http.get("/keys", headers=TRUSTED)).json()
     assert keys["nodes"] == {node_id: KEYS[NodeId(node_id)].public_key.hex() for node_id in sorted(running.node_tokens)}
