@@ -103,7 +103,9 @@ class Load:
 
     async def _answer(self, task_id: TaskId) -> None:
         registry, ledger = self._registry, self._ledger
-        epoch, _, _ = await registry.open_session(task_id, attempt=None, plan_id="plan-1")
+        epoch, _, _ = await registry.open_session(
+            task_id, attempt=None, plan_id="plan-1", coordinator="coordinator-1", lease_s=60.0
+        )
         await registry.advance(task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
         for index in range(TOKENS_PER_TASK):
             (count,) = await registry.commit([Commit(task_id, epoch, index, make_tokens(index))])
