@@ -9,7 +9,8 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification e2e byzantine byzantine-long demo-byzantine power-cut chaos bench-recovery clean
+.PHONY: setup model run test lint types bench bench-verification bench-recovery e2e byzantine byzantine-long demo-byzantine power-cut \
+        chaos image compose-test k8s-check locks clean
 
 setup: $(VENV)/.installed
 
@@ -77,3 +78,20 @@ bench-recovery: setup model
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The images of deploy/docker, with the engine that `docker` reaches.
+image: setup
+	docker compose build setup redis partitioner worker
+
+# docker-compose.yml on this machine's Docker engine, else (as root, with apt) on one of its own that is gone afterwards.
+compose-test: setup model
+	$(BIN)/uv sync --frozen --quiet --inexact --group deploy
+	$(BIN)/pytest -q -ra -x --timeout=600 --durations=10 tests/containers
+
+# What the images install, as uv.lock has it.
+locks: setup
+	for target in control worker; do \
+	  { echo '# Of uv.lock, by `make locks`.'; \
+	    $(BIN)/uv export --frozen --quiet --no-header --no-annotate --no-emit-project --only-group $$target; \
+	  } > deploy/docker/requirements-$$target.lock || exit 1; \
+	done

@@ -19,7 +19,7 @@ from shared.domain.signing import SigningKey
 from shared.domain.task import SamplerParams
 from tests.byzantine.roles import RANKS, STAGES, Cell
 from tests.e2e.running import HOST, Cluster, end_cluster, start_cluster, until
-from tests.e2e.tokens import expected_tokens, generated_tokens
+from tests.e2e.tokens import Gateway, expected_tokens, generated_tokens
 from tests.fakes.free_ports import free_base_port
 from tests.integration.engine.stages import Chain
 
@@ -46,7 +46,7 @@ class Question:
         """The answer of the whole model in one process."""
         return expected_tokens(whole, self.prompt, SamplerParams(**self.sampling), num_tokens=NUM_TOKENS)  # type: ignore[arg-type]  # the API's names are the sampler's
 
-    def ask(self, cluster: Cluster) -> list[int] | str:
+    def ask(self, cluster: Gateway) -> list[int] | str:
         """What the cluster committed; why it did not answer."""
         try:
             return generated_tokens(cluster, self.prompt, self.sampling, num_tokens=NUM_TOKENS)
@@ -70,7 +70,7 @@ def oracle(model: Path) -> tuple[list[int], ...]:
         whole.close()
 
 
-def ask_all(cluster: Cluster) -> list[list[int] | str]:
+def ask_all(cluster: Gateway) -> list[list[int] | str]:
     """All questions at once."""
     with ThreadPoolExecutor(len(QUESTIONS)) as pool:
         return list(pool.map(lambda question: question.ask(cluster), QUESTIONS))
@@ -100,12 +100,12 @@ def join_token(cluster: Cluster) -> str:
     return DataDir(cluster.data_dir).secrets().join_token
 
 
-def nodes(cluster: Cluster) -> dict[str, dict[str, Any]]:  # JSON as a program that reads it gets it
+def nodes(cluster: Gateway) -> dict[str, dict[str, Any]]:  # JSON as a program that reads it gets it
     listed = httpx.get(f"{cluster.api_url}/v1/nodes", trust_env=False).json()["data"]
     return {node["node_id"]: node for node in listed}
 
 
-def states(cluster: Cluster) -> dict[str, str]:
+def states(cluster: Gateway) -> dict[str, str]:
     return {node_id: str(node["state"]) for node_id, node in nodes(cluster).items()}
 
 

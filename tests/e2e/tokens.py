@@ -2,16 +2,26 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import httpx
 
 from shared.domain.task import SamplerParams, TokenRecord
 from shared.domain.token_rule import choose_token
-from tests.e2e.running import Cluster
 from tests.integration.engine.stages import Chain
 
 NUM_TOKENS = 40
 TASK_LIMIT_S = 120.0
+
+
+class Gateway(Protocol):
+    """Of a running cluster, however it was started."""
+
+    @property
+    def api_url(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
 
 
 def expected_tokens(
@@ -31,7 +41,7 @@ def expected_tokens(
 
 
 def generated_tokens(
-    cluster: Cluster, prompt: Sequence[int], sampling: Mapping[str, float], *, num_tokens: int = NUM_TOKENS
+    cluster: Gateway, prompt: Sequence[int], sampling: Mapping[str, float], *, num_tokens: int = NUM_TOKENS
 ) -> list[int]:
     """What the cluster commits for a task, read from the task's event stream. Raises `AssertionError` for a task that
     does not complete."""
