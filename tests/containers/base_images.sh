@@ -36,7 +36,7 @@ tar -C "$prefix" --exclude='lib/python*/test' --exclude='lib/python*/site-packag
 # Programs of packages carry the old prefix; pip comes again from the interpreter itself.
 find "$root/usr/local/bin" -type f ! -name 'python3*' -delete
 chroot "$root" ldconfig
-chroot "$root" /usr/local/bin/python3 -m ensurepip >/dev/null
+chroot "$root" env PIP_ROOT_USER_ACTION=ignore /usr/local/bin/python3 -m ensurepip >/dev/null
 ln -sf python3 "$root/usr/local/bin/python"
 ln -sf pip3 "$root/usr/local/bin/pip"
 tar -C "$root" -c . | docker import --change 'CMD ["python3"]' \

@@ -14,7 +14,8 @@ ADDED_MB = {CONTROL: 150, WORKER: 150, SETUP: 260}
 TOOLS = ("gcc", "cc", "g++", "clang", "ld", "as", "make", "strip", "git", "curl", "wget")
 UNWANTED = """
 import json, pathlib, shutil
-tests = [str(path) for pattern in ("test_*.py", "conftest.py", "tests") for path in pathlib.Path("/opt").rglob(pattern)]
+places = {"tests": "/opt", "conftest.py": "/opt", "test_*.py": "/opt/butterfly"}
+tests = [str(path) for name, place in places.items() for path in pathlib.Path(place).rglob(name)]
 settings = [str(path) for folder in ("/etc/butterfly", "/data") for path in pathlib.Path(folder).iterdir()]
 print(json.dumps({"tools": [tool for tool in %r if shutil.which(tool)], "tests": tests, "settings": settings}))
 """
