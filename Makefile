@@ -74,11 +74,6 @@ bench-verification: setup model
 bench-recovery: setup model
 	$(BIN)/python -m bench.recovery
 
-# The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
-clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-
 # The images of deploy/docker, with the engine that `docker` reaches.
 image: setup
 	docker compose build setup redis partitioner worker
@@ -95,3 +90,14 @@ locks: setup
 	    $(BIN)/uv export --frozen --quiet --no-header --no-annotate --no-emit-project --only-group $$target; \
 	  } > deploy/docker/requirements-$$target.lock || exit 1; \
 	done
+
+# deploy/ without an engine or a cluster: what kustomize renders, against schemas and against the code; Dockerfiles; rules.
+k8s-check: setup
+	$(BIN)/uv sync --frozen --quiet --inexact --group deploy
+	$(BIN)/hadolint deploy/docker/Dockerfile deploy/docker/redis/Dockerfile tests/containers/Dockerfile
+	$(BIN)/pytest -q -ra tests/deploy
+
+# The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,11 @@ def main() -> str | None:
     except OSError as error:
         return f"port {port}: {error}"
     status, _, rest = answer.partition(b"\r\n")
-    return None if status.split(b" ")[1:2] == [b"200"] else f"port {port}: {(status + rest[-500:]).decode(errors='replace')}"
+    return (
+        None
+        if status.split(b" ")[1:2] == [b"200"]
+        else f"port {port}: {(status + rest[-500:]).decode(errors='replace')}"
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def _install() -> None:
     tell(f"installing {', '.join(PACKAGES)}")
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise NoEngine(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}")
 
@@ -96,6 +98,7 @@ def _started(scratch: Path) -> Iterator[Mapping[str, str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        subprocess.run(["umount", f"{scratch}/run/netns/default"], capture_output=True, check=False)
         if not had_bridge:
             subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
         subprocess.run(["iptables-restore"], input=_NO_RULES + rules, text=True, check=True)
@@ -125,4 +128,6 @@ def _python_prefix() -> Path:
 
 
 def _succeeds(command: list[str], environ: Mapping[str, str]) -> bool:
-    return subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+    )

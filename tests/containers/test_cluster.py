@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from tests.byzantine.clusters import ask_all, key_for, nodes, oracle, states
 from tests.byzantine.roles import LIES, Cell
-from tests.containers.compose import CONTROL_SERVICES, ComposeCluster
+from tests.containers.compose import CONTROL_SERVICES, PROJECT, ComposeCluster
 from tests.containers.engine import tell
 from tests.e2e.running import until
 
@@ -144,14 +145,17 @@ def reaches(host, port):
         return False
     return True
 told = pathlib.Path("/etc/butterfly/settings.toml").read_text()
-found = {name: reaches(name, port) for name, port in {"redis": 6379, "scheduler": 8081, "api": 8080, "coordinator": 8083}.items()}
+ports = {"redis": 6379, "scheduler": 8081, "api": 8080, "coordinator": 8083}
+found = {name: reaches(name, port) for name, port in ports.items()}
 print(json.dumps({"service_token": "service_token" in told, **found}))
 """
     found = json.loads(cluster.compose("exec", "-T", "worker", "python", "-c", program))
     assert found == {"service_token": False, "redis": False, "scheduler": False, "api": False, "coordinator": True}
     address = next(
         network["IPAddress"]
-        for name, network in cluster.engine.inspect(cluster.containers("redis")[0])["NetworkSettings"]["Networks"].items()
+        for name, network in cluster.engine.inspect(cluster.containers("redis")[0])["NetworkSettings"][
+            "Networks"
+        ].items()
         if name.endswith("registry")
     )
     probe = f"import socket; socket.create_connection(({address!r}, 6379), timeout=2)"
@@ -172,7 +176,10 @@ def test_answers_go_on_after_a_container_was_killed(cluster: ComposeCluster, ser
 
 def test_a_worker_cut_off_from_the_network_is_done_without_and_comes_back(cluster: ComposeCluster) -> None:
     until(lambda: len(ready_nodes(cluster)) == 4, limit_s=RECOVERY_LIMIT_S)
-    network, container = f"{cluster.engine.inspect(cluster.containers('coordinator')[0])['Config']['Labels']['com.docker.compose.project']}_workers", cluster.containers("worker")[0]
+    network, container = (
+        f"{cluster.engine.inspect(cluster.containers('coordinator')[0])['Config']['Labels']['com.docker.compose.project']}_workers",
+        cluster.containers("worker")[0],
+    )
     with under_load(cluster) as load:
         cluster.engine.docker("network", "disconnect", network, container)
         until(lambda: len(ready_nodes(cluster)) == 3, limit_s=RECOVERY_LIMIT_S)
@@ -193,6 +200,31 @@ def test_a_fifth_worker_joins_and_is_given_layers(cluster: ComposeCluster) -> No
         timed("the fifth worker holds layers", lambda: until(lambda: bool(nodes(cluster)[fifth]["stages"]), limit_s=60))
     assert load.errors == []
     cluster.up("--scale", "worker=4", "--no-recreate")
+
+
+def test_a_finished_task_is_there_again_after_redis_was_restored(cluster: ComposeCluster, tmp_path: Path) -> None:
+    """As docs/operating.md says."""
+    users = ("api", "scheduler", "coordinator", "redis")
+    with make_client(cluster) as client:
+        answered = client.chat.completions.with_raw_response.create(
+            model=cluster.model, messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
+        )
+    task = f"{cluster.api_url}/v1/tasks/{answered.headers['x-butterfly-task-id']}"
+    before = httpx.get(task, trust_env=False).json()
+    assert before["status"] == "completed"
+
+    def on_the_volume(command: str) -> None:
+        mounts = ("--volume", f"{PROJECT}_redis:/data", "--volume", f"{tmp_path}:/backup")
+        image = "butterfly-control:0.1.0"
+        cluster.engine.docker("run", "--rm", "--user", "0:0", "--entrypoint", "sh", *mounts, image, "-c", command)
+
+    cluster.compose("stop", *users)
+    on_the_volume("tar -C /data -czf /backup/redis.tar.gz . && rm -rf /data/*")
+    on_the_volume("tar -C /data -xzf /backup/redis.tar.gz")
+    cluster.compose("start", *reversed(users))
+    with make_client(cluster) as client:
+        answer(client, cluster)
+    assert httpx.get(task, trust_env=False).json() == before
 
 
 def test_a_container_that_lies_is_evicted(cluster: ComposeCluster, demo_model: Path) -> None:

@@ -23,7 +23,9 @@ print(json.dumps({"tools": [tool for tool in %r if shutil.which(tool)], "tests":
 
 @pytest.mark.parametrize("image", [CONTROL, WORKER])
 def test_an_image_holds_its_own_services_and_can_load_them(engine: Engine, image: str) -> None:
-    listed = "import json, pathlib; print(json.dumps([p.name for p in pathlib.Path('services').iterdir() if p.is_dir()]))"
+    listed = (
+        "import json, pathlib; print(json.dumps([p.name for p in pathlib.Path('services').iterdir() if p.is_dir()]))"
+    )
     held = {name for name in json.loads(engine.python(image, listed)) if not name.startswith("__")}
     assert held == SERVICES[image]
     apps = ", ".join(f"services.{name}.app" for name in sorted(held))
@@ -39,7 +41,9 @@ def test_no_compiler_no_test_and_no_setting_is_inside(engine: Engine, image: str
 @pytest.mark.parametrize("image", [CONTROL, WORKER, SETUP])
 def test_no_secret_is_in_an_image(engine: Engine, image: str) -> None:
     told = json.dumps(engine.inspect(image)["Config"]["Env"]) + engine.docker("history", "--no-trunc", image)
-    assert [word for word in ("TOKEN", "PASSWORD", "SECRET", "redis://", "index-url", "find-links") if word in told] == []
+    assert [
+        word for word in ("TOKEN", "PASSWORD", "SECRET", "redis://", "index-url", "find-links") if word in told
+    ] == []
 
 
 @pytest.mark.parametrize("image", [CONTROL, WORKER, SETUP])

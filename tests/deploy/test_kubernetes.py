@@ -65,9 +65,7 @@ def test_the_schemas_accept_every_object(overlay: str, tmp_path: Path) -> None:
     file = tmp_path / f"{overlay}.yaml"
     file.write_text(yaml.safe_dump_all(known))
     validate = Path(sys.executable).with_name("kubernetes-validate")
-    done = subprocess.run(
-        [validate, "--strict", "-k", "1.31", file], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([validate, "--strict", "-k", "1.31", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARN" not in done.stdout + done.stderr
 

@@ -2,23 +2,106 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
 
 from services.api.metrics import GatewayMetrics
 from services.scheduler.own_series import QueueWatch, SchedulerMetrics
-from shared.events.local_metrics import LocalMetrics, PublisherMetrics
-from shared.events.publisher import HttpPublisher
 from shared.registry.base import QueueView
+from shared.runtime.app import make_app
 from shared.runtime.clock import SystemClock
+from shared.runtime.config import Config
+from shared.runtime.telemetry import Telemetry
 from tests.deploy.rendered import ROOT, of_kind
-from tests.fakes.task_registry import FakeTaskRegistry
+from tests.fakes.task_registry import MemoryTaskRegistry
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "butterfly.json"
 OF_PROMETHEUS = {"up"}
-OF_EVERY_PROCESS = {"process_resident_memory_bytes"}
-NAME = re.compile(r"\b(?:butterfly_\w+|\w+_total|\w+_seconds(?:_bucket|_sum|_count)?|\w+_bytes|up|job:[\w:]+)\b(?!\s*=)")
+NAME = re.compile(r"\b(?:job:[\w:]+|up|[a-z_]+_[a-z_]+)\b(?=[{\[)\s]|$)")
+"""A series in a PromQL expression: it is followed by its labels, its range, or the end of what it stands in."""
+FUNCTIONS = {"histogram_quantile"}
+
+
+def groups() -> list[dict[str, object]]:
+    found: list[dict[str, object]] = yaml.safe_load(RULES.read_text())["groups"]
+    return found
+
+
+def rules() -> Iterator[dict[str, str]]:
+    for group in groups():
+        listed = group["rules"]
+        assert isinstance(listed, list)
+        yield from listed
+
+
+def expressions() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [rule["expr"] for rule in rules()] + [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+async def exposed() -> set[str]:
+    """The names in what the services answer at /metrics, as Prometheus stores them."""
+    clock = SystemClock()
+    telemetry = Telemetry(source="any", address="127.0.0.1:1", config=Config(), clock=clock)
+    GatewayMetrics(telemetry.registry, now=clock.now_s)
+    watch = QueueWatch(registry=MemoryTaskRegistry(), clock=clock)
+    watch.view = QueueView(depth=0, oldest_age_s=None, by_priority={}, running=0)
+    telemetry.registry.register(SchedulerMetrics(watch, {}))
+    transport = httpx.ASGITransport(make_app("any", routers=[], registry=telemetry.registry))
+    async with httpx.AsyncClient(transport=transport, base_url="http://any") as client:
+        text = (await client.get("/metrics")).text
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
+        names |= {f"{name}{end}" for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+    assert "tasks_total" in names
+    return names
+
+
+async def test_every_series_that_is_asked_for_exists() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    known = await exposed() | recorded | OF_PROMETHEUS
+    for expression in expressions():
+        grouped = re.sub(r"\bby \([^)]*\)|\{[^}]*\}", " ", expression)
+        asked = set(NAME.findall(grouped)) - FUNCTIONS
+        assert asked, expression
+        assert asked <= known, expression
+
+
+def test_the_rules_in_kubernetes_are_those_of_the_file() -> None:
+    (rule,) = of_kind("prod", "PrometheusRule")
+    assert rule["spec"]["groups"] == groups()
+
+
+def test_the_rules_are_valid_for_prometheus() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    done = subprocess.run([promtool, "check", "rules", RULES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_panels_of_the_dashboard_stand_side_by_side() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in panels)
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_monitors_choose_ports_that_exist() -> None:
+    ports = {port["name"] for item in of_kind("prod", "Service") for port in item["spec"]["ports"]}
+    for monitor in of_kind("prod", "ServiceMonitor", "PodMonitor"):
+        listed = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+        assert {endpoint["port"] for endpoint in listed} <= ports
+        assert {endpoint["path"] for endpoint in listed} == {"/metrics"}
