@@ -81,7 +81,7 @@ image: setup
 # docker-compose.yml on this machine's Docker engine, else (as root, with apt) on one of its own that is gone afterwards.
 compose-test: setup model
 	$(BIN)/uv sync --frozen --quiet --inexact --group deploy
-	$(BIN)/pytest -q -ra -x --timeout=600 --durations=10 tests/containers
+	$(BIN)/pytest -q -ra -x --capture=sys --timeout=600 --durations=10 tests/containers
 
 # What the images install, as uv.lock has it.
 locks: setup
