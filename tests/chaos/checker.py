@@ -27,8 +27,8 @@ class Findings:
     """Of the accepted tasks."""
     failures: Counter[str]
     """By reason."""
-    refused: int
-    """Requests that were never accepted."""
+    refusals: Counter[str]
+    """Why requests were never accepted."""
     num_tokens: int
     """Committed."""
 
@@ -59,7 +59,7 @@ def check(history: History, oracle: Oracle) -> Findings:
         violations=tuple(violations),
         states=Counter(task.state for task in accepted),
         failures=failures,
-        refused=sum(not story.accepted for story in history.stories),
+        refusals=Counter(story.refusal for story in history.stories if not story.accepted),
         num_tokens=sum(len(task.token_ids) for task in history.tasks),
     )
 

@@ -163,7 +163,8 @@ def report(outcome: Outcome) -> str:
     findings, faults = outcome.findings, Counter(strike.fault.value for _, strike in outcome.done)
     lines = [
         f"  struck: {len(outcome.done)} times: {_counts(faults)}; processes started again: {outcome.restarts}",
-        f"  requests: {outcome.num_requests}, never accepted: {findings.refused}",
+        f"  requests: {outcome.num_requests}, never accepted: {findings.refusals.total()}",
+        *(f"    {count} x {reason}" for reason, count in findings.refusals.most_common()),
         f"  tokens committed: {findings.num_tokens}",
         f"  accepted tasks: {_counts(findings.states)}",
         *(f"    {count} x failed with {reason}" for reason, count in findings.failures.most_common()),

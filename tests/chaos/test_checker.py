@@ -68,7 +68,7 @@ def test_good_histories_break_no_promise(told: Story, end: TaskEnd) -> None:
 def test_a_request_that_was_never_accepted_is_no_loss() -> None:
     findings = check(History((story(Way.POLL, accepted=[], refusal="503"),), ()), oracle)
     assert findings.violations == ()
-    assert findings.refused == 1
+    assert findings.refusals == {"503": 1}
 
 
 PLANTED: list[tuple[str, Callable[[], tuple[list[Story], list[TaskEnd]]]]] = [
