@@ -2,11 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from shared.domain.errors import InvalidPlanInput, VerificationUnavailable
 from shared.domain.ids import ModelId, NodeId, PlanId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
+from shared.domain.measured import Measured
 from shared.domain.task import Verification
+
+
+class Objective(StrEnum):
+    """What a plan is to be good at."""
+
+    LATENCY = "latency"
+    """The time of one token around the ring: all stages and all hops."""
+    THROUGHPUT = "throughput"
+    """The time of the slowest stage or transfer: it sets the pace once every stage has work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class NodeCapability:
     memory_bytes: int
     """Memory the worker may use for weights and KV cache."""
     speed: float
-    """FLOPs per second while decoding, relative: only ratios between nodes matter."""
+    """FLOPs per second while decoding, relative: only ratios between nodes matter. Used where nothing is `measured`."""
     slots: int
     """Sequences each stage of this node holds at once."""
     context_tokens: int
@@ -43,6 +54,9 @@ class NodeCapability:
     labels: tuple[tuple[str, str], ...] = ()
     kin: str = ""
     """Tells nodes of one class apart whose self-tests differ; the coordinator's word, not the node's."""
+    device: str = "cpu"
+    """Kind of device that computes."""
+    measured: Measured | None = None
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -114,6 +128,7 @@ class PlanInput:
     num_stages: int | None = None
     """None: as many as the strategy likes, at most one per node."""
     seating: Seating = Seating()
+    objective: Objective = Objective.THROUGHPUT
 
 
 @dataclass(frozen=True, slots=True)

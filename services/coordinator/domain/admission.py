@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 from shared.domain.errors import InvalidInput
+from shared.domain.measured import check_measured
 from shared.domain.plan import NodeCapability
 
 _HOST_LABEL = re.compile(r"(?!xn--)[A-Za-z0-9_-]{1,63}")
@@ -32,9 +33,12 @@ def check_capability(capability: NodeCapability) -> None:
     ):
         if not low <= value <= high:
             raise InvalidInput(f"{name} must lie in [{low}, {high}], not {value}", param=f"capability.{name}")
-    texts = [capability.host, capability.numerics_class, *(text for label in capability.labels for text in label)]
+    texts = [text for label in capability.labels for text in label]
+    texts += [capability.host, capability.numerics_class, capability.device]
     if any(len(text) > MAX_TEXT for text in texts):
-        raise InvalidInput(f"host, class and labels have at most {MAX_TEXT} characters", param="capability")
+        raise InvalidInput(f"host, class, device and labels have at most {MAX_TEXT} characters", param="capability")
+    if capability.measured is not None:
+        check_measured(capability.node_id, capability.measured)
 
 
 def check_address(address: str) -> None:

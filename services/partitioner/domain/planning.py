@@ -116,7 +116,7 @@ def spares_of(lanes: Sequence[Lane], rooms: Sequence[SeatRoom]) -> tuple[tuple[N
     seated = {seat.node_id for seat in seats}
     kinds = {room.node.node_id: room.node.kind for room in rooms}
     able = [room for room in rooms if len(lanes) > 1 or room.node.node_id not in seated]
-    able.sort(key=lambda room: (room.node.node_id in seated, -room.node.speed, room.node.node_id))
+    able.sort(key=lambda room: (room.node.node_id in seated, -room.speed, room.node.node_id))
     free = {room.node.node_id: free_memory(room, seats) for room in able}
 
     def could_hold(room: SeatRoom, seat: Partition) -> bool:

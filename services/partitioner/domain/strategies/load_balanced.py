@@ -19,6 +19,8 @@ _EXACT_WORK = 40_000
 """Layer-by-layer steps of one trial up to which all choices are tried: some milliseconds."""
 _CLOSE = 1e-7
 """Limits nearer than this (relative) are the same: far below what a speed is known to."""
+_DIGITS = 9
+"""Of shares that are compared: rounding must not decide between equal ones."""
 _MAX_TRIALS = 64
 _CANDIDATES = 16
 """Rooms compared for a place, the best ranked of those not seated."""
@@ -60,7 +62,7 @@ def _fastest(trial: _Trial, rooms: Sequence[SeatRoom], num_stages: int) -> _Seat
     if best is None:
         return None
     # No cut is faster than all work spread without rest over the fastest nodes.
-    speeds = sorted((room.node.speed for room in rooms), reverse=True)[:num_stages]
+    speeds = sorted((room.speed for room in rooms), reverse=True)[:num_stages]
     too_low_s = rooms[0].step_sums[-1] / sum(speeds) * (1 - _CLOSE)
     for _ in range(_MAX_TRIALS):
         if best.slowest_s <= too_low_s * (1 + 2 * _CLOSE):
@@ -78,7 +80,7 @@ def _classes(rooms: Sequence[SeatRoom]) -> list[tuple[SeatRoom, ...]]:
     """Rooms that are equal in all that counts, each class in order of node id, classes by their first node."""
 
     def kind(room: SeatRoom) -> tuple[int, float, int]:
-        return room.node.memory_bytes, room.node.speed, room.node.slots * room.node.context_tokens
+        return room.node.memory_bytes, room.speed, room.node.slots * room.node.context_tokens
 
     ordered = sorted(rooms, key=lambda room: (kind(room), room.node.node_id))
     classes = [tuple(members) for _, members in groupby(ordered, key=kind)]
@@ -136,7 +138,7 @@ class _AllChoices(_Trial):
         ends, chosen, end = [], [], self._num_layers
         for before in reversed(stages[:-1]):
             ends.append(end)
-            speed = sum(count * members[0].node.speed for count, members in zip(taken, self._classes, strict=True))
+            speed = sum(count * members[0].speed for count, members in zip(taken, self._classes, strict=True))
             share_s = self._classes[0][0].step_sums[end] / speed
             ways = self._steps_to(before, taken, end, reaches)
             index, end, taken = min(ways, key=lambda way: self._unevenness(way[0], way[1], ends[-1], share_s))
@@ -145,7 +147,8 @@ class _AllChoices(_Trial):
 
     def _unevenness(self, index: int, start: int, end: int, share_s: float) -> tuple[float, int, int]:
         """Of equal ones the smaller stage, then the later class: earlier stages get the more and the lower ids."""
-        return abs(self._classes[index][0].step_s(start, end) - share_s), -start, -index
+        off = abs(self._classes[index][0].step_s(start, end) / share_s - 1) if share_s else 0.0
+        return round(off, _DIGITS), -start, -index
 
     def _steps_to(
         self, before: dict[tuple[int, ...], int], taken: tuple[int, ...], end: int, reaches: list[list[int]]
@@ -209,9 +212,9 @@ class _Ranked(_Trial):
 
     def _layers_within(self, index: int, limit_s: float, *, memory: float = 0, steps: float = 0) -> float:
         """How many average layers a node takes beside so many other bytes."""
-        node = self._rooms[index].node
-        by_memory = (node.memory_bytes - memory) / self._memory[index]
-        return min(by_memory, (limit_s * node.speed - steps) / self._steps)
+        room = self._rooms[index]
+        by_memory = (room.node.memory_bytes - memory) / self._memory[index]
+        return min(by_memory, (limit_s * room.speed - steps) / self._steps)
 
     def _arranged(self, chosen: list[int], limit_s: float) -> list[int]:
         def lost(index: int, layer: int) -> float:

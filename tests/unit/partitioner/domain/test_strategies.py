@@ -156,7 +156,7 @@ def test_a_thousand_uneven_nodes_are_planned_close_to_the_bound(num_stages: int)
     rooms = rooms_of(sums_of(model), nodes)
     seats = LoadBalanced().seat(rooms, 200, num_stages)
     assert seats is not None
-    fastest = sorted((entry.speed for entry in nodes), reverse=True)[:num_stages]
+    fastest = sorted((room.speed for room in rooms), reverse=True)[:num_stages]
     bound_s = rooms[0].step_sums[-1] / sum(fastest)
     assert slowest_s(rooms, seats) <= bound_s * 1.1
 
