@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from services.partitioner.domain.planning import DEFAULT_STAGES, SeatRules
+from services.partitioner.domain.planning import SeatRules
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.uniform import Uniform
@@ -33,7 +33,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         strategies=StrategyRegistry([Uniform(), LoadBalanced()]),
         cache=MemoryPlanCache(capacity=partition.cache_size, recompute_threshold=partition.recompute_threshold),
         events=telemetry.events,
-        preferred_stages=partition.num_stages or DEFAULT_STAGES,
+        preferred_stages=partition.num_stages,
         rules=SeatRules(
             spread_by=config.coordination.spread_by, always_blind=config.coordination.require_blind == "always"
         ),

@@ -52,12 +52,12 @@ DEFAULT_RULES = SeatRules()
 
 
 def make_plan(
-    wanted: PlanInput, strategy: Strategy, *, preferred_stages: int = DEFAULT_STAGES, rules: SeatRules = DEFAULT_RULES
+    wanted: PlanInput, strategy: Strategy, *, preferred_stages: int | None = None, rules: SeatRules = DEFAULT_RULES
 ) -> PartitionPlan:
     """Lane 0 by the strategy, the other lanes over the same stages on other nodes.
 
     `wanted.num_stages` is kept to; without it there are `preferred_stages`, or as many as there are nodes that can
-    hold a layer if those are fewer. More when the model does not fit else, and fewer when even that does not help
+    hold a layer if those are fewer. None of both leaves it to the strategy, else there are `DEFAULT_STAGES`. More when the model does not fit else, and fewer when even that does not help
     (one roomy node among small ones). Where lane 0 leaves no seats for the others, its nodes are chosen anew, and the
     model is cut for smaller memories.
 
@@ -138,10 +138,10 @@ def _sought(
     strategy: Strategy,
     sums: ModelSums,
     rooms: Sequence[SeatRoom],
-    preferred_stages: int,
+    preferred_stages: int | None,
     rules: SeatRules,
 ) -> tuple[Lane, ...]:
-    for num_stages in _stage_counts(wanted, rooms, preferred_stages):
+    for num_stages in _stage_counts(wanted, strategy, rooms, preferred_stages):
         for blind in _degrees(wanted, rules):
             for layers, fixed in _starts(wanted, strategy, rooms, num_stages):
                 lanes = seat_lanes(layers, rooms, wanted.seating, fixed=fixed, blind=blind, spread_by=rules.spread_by)
@@ -166,25 +166,29 @@ _Start = tuple[Sequence[LayerRange], tuple[Lane, ...]]
 """Stages, and lane 0 if it is settled."""
 
 
-def _starts(wanted: PlanInput, strategy: Strategy, rooms: Sequence[SeatRoom], num_stages: int) -> Iterator[_Start]:
+def _starts(
+    wanted: PlanInput, strategy: Strategy, rooms: Sequence[SeatRoom], num_stages: int | None
+) -> Iterator[_Start]:
     """What to build lanes on, best first: the strategy's own lane 0; one of a single class, or cut for nodes that hold
     several stages; then the same stages with lane 0 on any nodes."""
     num_layers, seating = wanted.model.num_layers, wanted.seating
     cuts: dict[tuple[LayerRange, ...], None] = {}
     for some in _choices_of_rooms(rooms, num_stages, seating):
-        seats = strategy.seat(some, num_layers, num_stages)
+        seats = strategy.seat(some, num_layers, num_stages, wanted.objective)
         if seats is not None:
             layers = tuple(seat.layers for seat in seats)
             cuts[layers] = None
             yield layers, (Lane(0, seats),)
-    if seating != Seating() and num_stages <= num_layers:
+    if seating != Seating() and num_stages is not None and num_stages <= num_layers:
         ends = even_ends(num_layers, num_stages)
         cuts[tuple(LayerRange(start, end) for start, end in pairwise((0, *ends)))] = None
         for layers in cuts:
             yield layers, ()
 
 
-def _choices_of_rooms(rooms: Sequence[SeatRoom], num_stages: int, seating: Seating) -> Iterator[Sequence[SeatRoom]]:
+def _choices_of_rooms(
+    rooms: Sequence[SeatRoom], num_stages: int | None, seating: Seating
+) -> Iterator[Sequence[SeatRoom]]:
     yield rooms
     if seating.num_lanes == 1:
         return
@@ -193,7 +197,7 @@ def _choices_of_rooms(rooms: Sequence[SeatRoom], num_stages: int, seating: Seati
         by_kind.setdefault(room.node.kind, []).append(room)
     if len(by_kind) > 1:
         yield from sorted(by_kind.values(), key=len, reverse=True)[:_MAX_KINDS]
-    stages_per_node = -(-seating.num_lanes * num_stages // len(rooms))
+    stages_per_node = -(-seating.num_lanes * (num_stages or 1) // len(rooms))
     if stages_per_node > 1:
         yield [
             replace(room, node=replace(room.node, memory_bytes=room.node.memory_bytes // stages_per_node))
@@ -344,8 +348,10 @@ def _bare_layer_bytes(sums: ModelSums, room: SeatRoom, layer: int) -> int:
     return sums.layer_bytes[layer] + kv * room.node.slots * room.node.context_tokens
 
 
-def _stage_counts(wanted: PlanInput, rooms: Sequence[SeatRoom], preferred: int) -> Iterator[int]:
-    """The numbers of stages to try, in order."""
+def _stage_counts(
+    wanted: PlanInput, strategy: Strategy, rooms: Sequence[SeatRoom], preferred: int | None
+) -> Iterator[int | None]:
+    """The numbers of stages to try, in order; None: what the strategy chooses."""
     if wanted.num_stages is not None:
         yield wanted.num_stages
         return
@@ -355,7 +361,9 @@ def _stage_counts(wanted: PlanInput, rooms: Sequence[SeatRoom], preferred: int) 
         return
     usable = sum(any(room.holds(layer, layer + 1) for layer in range(num_layers)) for room in rooms)
     most = min(usable, num_layers)
-    first = min(preferred, most)
+    if preferred is None and strategy.chooses_stages:
+        yield None
+    first = min(preferred or DEFAULT_STAGES, most)
     yield from range(max(1, first), most + 1)
     yield from range(first - 1, 0, -1)
 

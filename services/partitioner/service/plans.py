@@ -44,7 +44,7 @@ class PartitionService(PartitionInterface):
         strategies: StrategyRegistry,
         cache: PlanCache,
         events: Publisher,
-        preferred_stages: int,
+        preferred_stages: int | None,
         rules: SeatRules,
         now: Callable[[], float],
     ) -> None:

@@ -4,14 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from services.partitioner.domain.placement import SeatRoom
-from shared.domain.plan import LayerRange, Partition
+from shared.domain.plan import LayerRange, Objective, Partition
 
 
 class Strategy(ABC):
     name: str
+    chooses_stages: bool = False
+    """Whether `seat` takes None for the number of stages, and chooses it."""
 
     @abstractmethod
-    def seat(self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int) -> tuple[Partition, ...] | None:
+    def seat(
+        self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int | None, objective: Objective
+    ) -> tuple[Partition, ...] | None:
         """`num_stages` stages that hold layers [0, num_layers) in order, each at least one, on different nodes.
 
         None when they do not fit into the nodes' memory. `rooms` are in order of node id; equal input gives equal

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from services.partitioner.domain.placement import SeatRoom
 from services.partitioner.domain.strategies.base import Strategy, partitions
-from shared.domain.plan import Partition
+from shared.domain.plan import Objective, Partition
 
 
 class Uniform(Strategy):
@@ -13,8 +13,10 @@ class Uniform(Strategy):
 
     name = "uniform"
 
-    def seat(self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int) -> tuple[Partition, ...] | None:
-        if not num_stages <= min(len(rooms), num_layers):
+    def seat(
+        self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int | None, objective: Objective
+    ) -> tuple[Partition, ...] | None:
+        if num_stages is None or not num_stages <= min(len(rooms), num_layers):
             return None
         ends = even_ends(num_layers, num_stages)
         roomiest = sorted(rooms, key=lambda room: (-room.node.memory_bytes, room.node.node_id))[:num_stages]

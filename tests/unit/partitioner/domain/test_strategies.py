@@ -11,7 +11,7 @@ from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.uniform import Uniform
 from shared.domain.errors import InvalidPlanInput
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, Partition
+from shared.domain.plan import NodeCapability, Objective, Partition
 from tests.fakes.planning import node, planned_model
 
 BOTH = [Uniform(), LoadBalanced()]
@@ -35,7 +35,7 @@ LIMIT = 1 + 1e-6
 def seats_of(
     strategy: Strategy, model: ModelInfo, nodes: tuple[NodeCapability, ...], num_stages: int
 ) -> list[str] | None:
-    seats = strategy.seat(rooms_of(sums_of(model), nodes), model.num_layers, num_stages)
+    seats = strategy.seat(rooms_of(sums_of(model), nodes), model.num_layers, num_stages, Objective.THROUGHPUT)
     return None if seats is None else [f"{seat.node_id}:{seat.layers}" for seat in seats]
 
 
@@ -63,7 +63,7 @@ def test_seats_hold_every_layer_once_in_order_and_within_memory(
     strategy = data.draw(st.sampled_from(BOTH))
     num_stages = data.draw(st.integers(1, 6))
     rooms = rooms_of(sums_of(model), nodes)
-    seats = strategy.seat(rooms, model.num_layers, num_stages)
+    seats = strategy.seat(rooms, model.num_layers, num_stages, Objective.THROUGHPUT)
     if seats is None:
         return
     by_id = {room.node.node_id: room for room in rooms}
@@ -73,7 +73,7 @@ def test_seats_hold_every_layer_once_in_order_and_within_memory(
     assert all(len(seat.layers) >= 1 for seat in seats)
     assert len({seat.node_id for seat in seats}) == num_stages
     assert all(by_id[seat.node_id].holds(seat.layers.start, seat.layers.end) for seat in seats)
-    assert strategy.seat(rooms_of(sums_of(model), nodes), model.num_layers, num_stages) == seats
+    assert strategy.seat(rooms_of(sums_of(model), nodes), model.num_layers, num_stages, Objective.THROUGHPUT) == seats
 
 
 @given(model=MODELS, nodes=NODES, num_stages=st.integers(1, 4))
@@ -84,7 +84,7 @@ def test_load_balanced_is_as_fast_as_the_best_of_all_plans(
     if num_stages > min(len(nodes), model.num_layers):
         return
     best = best_s(rooms, model.num_layers, num_stages)
-    seats = LoadBalanced().seat(rooms, model.num_layers, num_stages)
+    seats = LoadBalanced().seat(rooms, model.num_layers, num_stages, Objective.THROUGHPUT)
     assert (seats is None) == (best is None)
     if seats is not None and best is not None:
         assert slowest_s(rooms, seats) <= best * LIMIT
@@ -154,7 +154,7 @@ def test_a_thousand_uneven_nodes_are_planned_close_to_the_bound(num_stages: int)
         for index in range(1_000)
     )
     rooms = rooms_of(sums_of(model), nodes)
-    seats = LoadBalanced().seat(rooms, 200, num_stages)
+    seats = LoadBalanced().seat(rooms, 200, num_stages, Objective.THROUGHPUT)
     assert seats is not None
     fastest = sorted((room.speed for room in rooms), reverse=True)[:num_stages]
     bound_s = rooms[0].step_sums[-1] / sum(fastest)

@@ -12,7 +12,7 @@ from services.partitioner.service.plans import PartitionService
 from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
 from shared.domain.errors import InvalidPlanInput, NoCapacity
 from shared.domain.ids import ModelId
-from shared.domain.plan import Partition
+from shared.domain.plan import Objective, Partition
 from shared.events.catalogue import PartitionCacheHit, PartitionCacheMiss, PartitionComputed
 from tests.fakes.clock import FakeClock
 from tests.fakes.events import RecordingPublisher
@@ -30,11 +30,13 @@ class CountingStrategy(LoadBalanced):
         self.go = threading.Event()
         self.go.set()
 
-    def seat(self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int) -> tuple[Partition, ...] | None:
+    def seat(
+        self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int | None, objective: Objective
+    ) -> tuple[Partition, ...] | None:
         self.calls += 1
         self.entered.release()
         assert self.go.wait(10)
-        return super().seat(rooms, num_layers, num_stages)
+        return super().seat(rooms, num_layers, num_stages, objective)
 
 
 @pytest.fixture

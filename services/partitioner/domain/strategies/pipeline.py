@@ -1,0 +1,158 @@
+"""Nodes in a given order: what a cut costs, and the best one.
+
+A cut is where each stage ends. Its *token time* is that of one token around the ring, all stages and hops; its *pace*
+is that of the slowest stage or transfer. Latency asks for the least token time, throughput for the least pace, and
+among cuts of equal pace for the least token time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops, Seconds
+from services.partitioner.domain.placement import SeatRoom
+from shared.domain.plan import Objective
+
+CLOSE = 1e-9
+"""Times nearer than this (relative) are the same."""
+_MAX_HALVINGS = 48
+
+Order = tuple[int, ...]
+"""Rooms by place, stage by stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    order: Order
+    ends: tuple[int, ...]
+    token_s: float
+    pace_s: float
+
+    def value(self, objective: Objective) -> tuple[float, float]:
+        """Less is better."""
+        if objective is Objective.LATENCY:
+            return self.token_s, self.pace_s
+        return self.pace_s, self.token_s
+
+
+class Pipelines:
+    """Cuts of one model over some rooms. Keeps what it computes of each room: make one per question."""
+
+    def __init__(self, rooms: Sequence[SeatRoom], num_layers: int, hops: Hops) -> None:
+        self.rooms, self.num_layers, self.hops = rooms, num_layers, hops
+        self._row_bytes = np.array((0, *rooms[0].row_bytes), dtype=np.float64)  # by the layer at which a stage ends
+        self._most_bytes = max(rooms[0].row_bytes)
+        self._steps: dict[int, Seconds] = {}
+
+    def best(self, order: Order, objective: Objective) -> Cut | None:
+        """The best cut in which every room holds at least one layer; None when none fits."""
+        if objective is Objective.LATENCY:
+            return self.quickest(order)
+        widest = self.within(order, float("inf"))
+        return None if widest is None else self._evened(widest)
+
+    def rated(self, order: Order, ends: tuple[int, ...]) -> Cut:
+        starts = (0, *ends[:-1])
+        steps = [self.rooms[index].step_s(*span) for index, span in zip(order, zip(starts, ends, strict=True), strict=True)]
+        hops = self._hops_of(order, ends)
+        return Cut(
+            order,
+            ends,
+            token_s=sum(steps) + sum(hop.total_s(size) for hop, size in hops),
+            pace_s=max(*steps, *(hop.transfer_s(size) for hop, size in hops), 0.0),
+        )
+
+    def within(self, order: Order, limit_s: float) -> Cut | None:
+        """A cut whose pace is at most `limit_s`, or None when there is none.
+
+        Each room in turn takes all it can, a layer left for each to come. That is best unless a room comes to a layer
+        too large for it: then earlier ones might have to stop before, and all cuts are looked at.
+        """
+        ends, start, left = [], 0, len(order)
+        for index, after in pairwise((*order, None)):
+            left -= 1
+            end = min(self.rooms[index].reach(start, limit_s), self.num_layers - left)
+            if after is not None:
+                end = self._sendable(end, self.hops.between(index, after).s_per_byte, limit_s)
+            if end <= start:
+                return self.quickest(order, limit_s)
+            ends.append(end)
+            start = end
+        if start < self.num_layers or self._back_s(order) > limit_s:
+            return None
+        return self.rated(order, tuple(ends))
+
+    def quickest(self, order: Order, pace_s: float = float("inf")) -> Cut | None:
+        """The cut of least token time with a pace of at most `pace_s`: a shortest path over the layers."""
+        ways = [self._steps_within(order[0], pace_s)[0]]
+        for sender, receiver in pairwise(order):
+            ways.append(self._one_more(ways[-1], sender, receiver, pace_s).min(axis=0))
+        if not np.isfinite(ways[-1][-1]):
+            return None
+        ends = [self.num_layers]
+        for place in range(len(order) - 1, 0, -1):
+            matrix = self._one_more(ways[place - 1], order[place - 1], order[place], pace_s)
+            ends.append(int(matrix[:, ends[-1]].argmin()))
+        found = self.rated(order, tuple(reversed(ends)))
+        return found if found.pace_s <= pace_s else None
+
+    def steps(self, index: int) -> Seconds:
+        """Seconds of a step through layers [row, column); infinite where the room does not hold them."""
+        if index not in self._steps:
+            room = self.rooms[index]
+            work = np.array(room.step_sums, dtype=np.float64)
+            memory = np.array(room.memory_sums, dtype=np.float64)
+            step = (work[None, :] - work[:, None]) / room.speed  # rounded as `step_s` does
+            is_out = memory[None, :] - memory[:, None] > room.node.memory_bytes
+            step[is_out | np.tri(len(work), dtype=bool)] = np.inf
+            self._steps[index] = step
+        return self._steps[index]
+
+    def _one_more(self, before: Seconds, sender: int, receiver: int, pace_s: float) -> Seconds:
+        """Token time by (where the receiver's stage starts, where it ends)."""
+        hop = self.hops.between(sender, receiver)
+        arrived = before + hop.latency_s + self._row_bytes * hop.s_per_byte
+        if pace_s < float("inf"):
+            arrived = np.where(self._row_bytes * hop.s_per_byte <= pace_s, arrived, np.inf)
+        return arrived[:, None] + self._steps_within(receiver, pace_s)
+
+    def _steps_within(self, index: int, pace_s: float) -> Seconds:
+        steps = self.steps(index)
+        return steps if pace_s == float("inf") else np.where(steps <= pace_s, steps, np.inf)
+
+    def _evened(self, found: Cut) -> Cut:
+        """Halve the distance between what is reached and what cannot be, then take the least token time."""
+        speed = sum(self.rooms[index].speed for index in found.order)
+        too_low_s = self.rooms[0].step_sums[-1] / speed * (1 - CLOSE)
+        for _ in range(_MAX_HALVINGS):
+            if found.pace_s <= too_low_s * (1 + 2 * CLOSE):
+                break
+            limit_s = (too_low_s + found.pace_s) / 2
+            closer = self.within(found.order, limit_s)
+            if closer is None:
+                too_low_s = limit_s
+            else:
+                found = closer
+        return self.quickest(found.order, found.pace_s) or found
+
+    def _sendable(self, end: int, s_per_byte: float, limit_s: float) -> int:
+        """The last layer up to `end` after which a row may be sent within the limit; 0 when there is none."""
+        if self._most_bytes * s_per_byte <= limit_s:
+            return end
+        row_bytes = self.rooms[0].row_bytes
+        while end > 0 and row_bytes[end - 1] * s_per_byte > limit_s:
+            end -= 1
+        return end
+
+    def _back_s(self, order: Order) -> float:
+        return self.hops.between(order[-1], order[0]).transfer_s(TOKEN_ID_BYTES)
+
+    def _hops_of(self, order: Order, ends: Sequence[int]) -> list[tuple[Hop, int]]:
+        if len(order) == 1:
+            return []
+        row_bytes = self.rooms[0].row_bytes
+        ways = zip(pairwise(order), ends[:-1], strict=True)
+        hops = [(self.hops.between(one, other), row_bytes[end - 1]) for (one, other), end in ways]
+        return [*hops, (self.hops.between(order[-1], order[0]), TOKEN_ID_BYTES)]

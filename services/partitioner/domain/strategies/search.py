@@ -1,0 +1,171 @@
+"""Good nodes, order and cut for clusters too large to try every choice: starts, then small changes while they help.
+
+Starts are the orders that others use, by memory, by speed, by id and balanced by load, and walks from near node to near
+node. A change swaps two stages, reverses a run of them, or puts another node in, beside or out. Each order gets its best
+cut, so the result is never worse than any cut of an order it starts from. How far from the optimum it stays is measured
+(`make bench-placement`), not bounded.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
+
+from services.partitioner.domain.strategies.pipeline import Cut, Order, Pipelines
+from shared.domain.plan import Objective
+
+MAX_POOL = 64
+"""Nodes that changes are made with."""
+MAX_FREE_STAGES = 64
+"""Where the number of stages is free: each costs a hop per token."""
+_WORK = 9_000_000
+"""Additions that changes may cost: some hundredths of a second."""
+_WORK_PER_STAGE = 4_000
+"""What a stage costs beside its additions, in additions."""
+_NUM_IMPROVED = 3
+"""Starts that are changed, the best ones."""
+_NUM_WALKS = 4
+_HELPS = 1 - 1e-6
+
+Balanced = Callable[[int], Order | None]
+"""The order in which nodes of different speed share the load best, hops apart, for a number of stages."""
+
+
+class Search:
+    def __init__(self, pipelines: Pipelines, objective: Objective, balanced: Balanced) -> None:
+        self._pipelines, self._objective, self._balanced = pipelines, objective, balanced
+        self._rooms, self._num_layers = pipelines.rooms, pipelines.num_layers
+        self._work_left = _WORK
+
+    def best(self, num_stages: int | None) -> Cut | None:
+        """None when nothing fits, or nothing was found that does."""
+        found: dict[Order, Cut] = {}
+        for order in self._starts(num_stages):
+            if order in found:
+                continue
+            cut = self._pipelines.best(order, self._objective)
+            if cut is not None:
+                found[order] = cut
+        ranked = sorted(found.values(), key=self._value)[:_NUM_IMPROVED]
+        if not ranked:
+            return None
+        pool = self._pool([cut.order for cut in ranked])
+        share = self._work_left // len(ranked)
+        return min((self._improved(cut, pool, share, is_free=num_stages is None) for cut in ranked), key=self._value)
+
+    def _value(self, cut: Cut) -> tuple[float, float, Order]:
+        return *cut.value(self._objective), cut.order
+
+    # --- where to start
+
+    def _starts(self, num_stages: int | None) -> Iterator[Order]:
+        places = range(len(self._rooms))
+        by_speed = sorted(places, key=lambda index: (-self._rooms[index].speed, index))
+        by_memory = sorted(places, key=lambda index: (-self._rooms[index].node.memory_bytes, index))
+        for count in self._counts(num_stages):
+            balanced = self._balanced(count)
+            if balanced is not None:
+                yield balanced
+            for ranked in (by_speed, by_memory):
+                yield tuple(ranked[:count])
+                yield tuple(sorted(ranked[:count]))
+        for first in by_speed[:_NUM_WALKS]:
+            walk = self._walk(first, by_speed[:MAX_POOL])
+            if walk is not None and num_stages in {None, len(walk)}:
+                yield walk
+
+    def _counts(self, num_stages: int | None) -> list[int]:
+        if num_stages is not None:
+            return [num_stages]
+        most = min(len(self._rooms), self._num_layers, MAX_FREE_STAGES)
+        doubled = [count for power in range(7) for count in (1 << power, 3 << power) if count < most]
+        return [*sorted(doubled), most]
+
+    def _walk(self, first: int, others: Sequence[int]) -> Order | None:
+        """From node to node, each time to where a layer costs least, the hop included."""
+        order, seen = [first], {first}
+        start = self._rooms[first].reach(0, float("inf"))
+        while start < self._num_layers:
+            best = min(
+                ((self._s_per_layer(order[-1], index, start), index) for index in others if index not in seen),
+                default=(float("inf"), -1),
+            )
+            if best[0] == float("inf"):
+                return None
+            order.append(best[1])
+            seen.add(best[1])
+            start = self._rooms[best[1]].reach(start, float("inf"))
+        return tuple(order)
+
+    def _s_per_layer(self, sender: int, receiver: int, start: int) -> float:
+        room = self._rooms[receiver]
+        end = room.reach(start, float("inf"))
+        if end <= start:
+            return float("inf")
+        hop_s = self._pipelines.hops.between(sender, receiver).total_s(room.row_bytes[start - 1] if start else 0)
+        return (hop_s + room.step_s(start, end)) / (end - start)
+
+    # --- changes
+
+    def _pool(self, orders: Iterable[Order]) -> list[int]:
+        """Nodes of the starts, then the fastest, the roomiest, and those that fit best between."""
+        places = range(len(self._rooms))
+        fastest = sorted(places, key=lambda index: (-self._rooms[index].speed, index))[:MAX_POOL]
+        roomiest = sorted(places, key=lambda index: (-self._rooms[index].node.memory_bytes, index))[:MAX_POOL]
+        mixed = [index for pair in zip(fastest, roomiest, strict=True) for index in pair]
+        chosen = dict.fromkeys([*(index for order in orders for index in order), *mixed])
+        return list(chosen)[:MAX_POOL]
+
+    def _improved(self, cut: Cut, pool: Sequence[int], work: int, *, is_free: bool) -> Cut:
+        is_over = False
+        while not is_over:
+            is_over = True
+            for order in _changes(cut.order, pool, is_free=is_free):
+                if len(order) > self._num_layers:
+                    continue
+                if work < 0:
+                    return cut
+                better, cost = self._better(order, cut)
+                work -= cost
+                if better is not None:
+                    cut, is_over = better, False
+                    break
+        return cut
+
+    def _better(self, order: Order, than: Cut) -> tuple[Cut | None, int]:
+        """The order's best cut if it is better, and what it took to find out."""
+        if self._objective is Objective.LATENCY:
+            if self._at_least_s(order) > than.token_s * _HELPS:
+                return None, _WORK_PER_STAGE
+            cut = self._pipelines.quickest(order)
+            is_better = cut is not None and cut.token_s < than.token_s * _HELPS
+            return (cut if is_better else None), len(order) * (_WORK_PER_STAGE + (self._num_layers + 1) ** 2)
+        if self._pipelines.within(order, than.pace_s * _HELPS) is None:
+            return None, len(order) * _WORK_PER_STAGE // 4
+        return self._pipelines.best(order, self._objective), len(order) * 20 * _WORK_PER_STAGE
+
+    def _at_least_s(self, order: Order) -> float:
+        """All work on the fastest of these nodes, and the latency of the hops."""
+        work_s = min(self._rooms[index].step_s(0, self._num_layers) for index in order)
+        ring = zip(order, (*order[1:], order[0]), strict=True)
+        return work_s + sum(self._pipelines.hops.between(*ends).latency_s for ends in ring)
+
+
+def _changes(order: Order, pool: Sequence[int], *, is_free: bool) -> Iterator[Order]:
+    """Orders one change away, the cheap kinds first."""
+    unused = [index for index in pool if index not in order]
+    if is_free and len(order) > 1:
+        for place in range(len(order)):
+            yield order[:place] + order[place + 1 :]
+    for place in range(len(order)):
+        for index in unused:
+            yield (*order[:place], index, *order[place + 1 :])
+    for one, other in combinations(range(len(order)), 2):
+        swapped = list(order)
+        swapped[one], swapped[other] = order[other], order[one]
+        yield tuple(swapped)
+        if other - one > 1:
+            yield order[:one] + order[one : other + 1][::-1] + order[other + 1 :]
+    if is_free:
+        for place in range(len(order) + 1):
+            for index in unused:
+                yield (*order[:place], index, *order[place:])
+
