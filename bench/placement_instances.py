@@ -15,8 +15,8 @@ from shared.domain.measured import MAX_LINKS, Measured, PeerLink
 from shared.domain.plan import NodeCapability, Objective
 
 _MIB = 1 << 20
-_TIGHTEST = 1.05
-"""The nodes' memory by the model's, at least."""
+TIGHT, ROOMY = (1.05, 3.0), (2.0, 8.0)
+"""Memory of all nodes by the model's, from and to."""
 
 
 def random_model(rng: random.Random, num_layers: int) -> ModelInfo:
@@ -44,15 +44,17 @@ def random_model(rng: random.Random, num_layers: int) -> ModelInfo:
     )
 
 
-def random_cluster(rng: random.Random, model: ModelInfo, num_nodes: int) -> tuple[NodeCapability, ...]:
+def random_cluster(
+    rng: random.Random, model: ModelInfo, num_nodes: int, *, memory: tuple[float, float] = TIGHT
+) -> tuple[NodeCapability, ...]:
     """Nodes in up to three sites: near each other within one, 5 to 80 ms apart between two.
 
-    Speeds differ by a factor of ten; together they have memory for the model once or up to three times.
+    Speeds differ by a factor of ten, with some nodes ten times faster yet. `memory`: of all together, by the model's.
     """
     sites = [rng.randrange(rng.randint(1, 3)) for _ in range(num_nodes)]
     shares = [rng.uniform(0.2, 1) for _ in range(num_nodes)]
     needed = model.embedding_bytes + model.head_bytes + sum(layer.weight_bytes for layer in model.layers)
-    offered = needed * rng.uniform(_TIGHTEST, 3)
+    offered = needed * rng.uniform(*memory)
     between_s = rng.uniform(0.005, 0.08)
     ids = [NodeId(f"n{index:05}") for index in range(num_nodes)]
     nodes = []

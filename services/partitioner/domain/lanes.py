@@ -70,11 +70,13 @@ class _Search:
                 self._load(self._index[seat.node_id], seat.stage, 1)
 
     def run(self) -> tuple[Lane, ...] | None:
-        for stage in range(len(self._layers)):
-            found = self._of_stage(stage)
-            if not self._are_enough(found):
-                return None
-            self._candidates.append(found)
+        if self._num_lanes > len(self._fixed):
+            by_speed = sorted(range(len(self._rooms)), key=lambda index: (-self._rooms[index].speed, index))
+            for stage in range(len(self._layers)):
+                found = self._of_stage(stage, by_speed)
+                if not self._are_enough(found):
+                    return None
+                self._candidates.append(found)
         if not self._fill([(lane, stage) for stage in range(len(self._layers)) for lane in range(self._num_lanes)]):
             return None
         return tuple(Lane(lane, self._partitions(lane)) for lane in range(self._num_lanes))
@@ -87,22 +89,21 @@ class _Search:
 
     # --- whom to look at
 
-    def _of_stage(self, stage: int) -> list[int]:
+    def _of_stage(self, stage: int, by_speed: Sequence[int]) -> list[int]:
         """Nodes that hold the stage alone: of each failure domain the fastest first, then the second of each..."""
         layers = self._layers[stage]
-        able = [
-            index
-            for index, room in enumerate(self._rooms)
-            if room.holds(layers.start, layers.end) and (stage, room.node.node_id) not in self._excluded
-        ]
-        able.sort(key=lambda index: (self._rooms[index].step_s(layers.start, layers.end), index))
+        limit = min(_MAX_CANDIDATES, max(_MIN_CANDIDATES, 2 * self._num_lanes * len(self._layers)))
         seen: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
         ranked: list[tuple[int, int, int]] = []
-        for index in able:
-            kind = self._rooms[index].node.kind, self._domains[index]
+        for index in by_speed:
+            room = self._rooms[index]
+            if not room.holds(layers.start, layers.end) or (stage, room.node.node_id) in self._excluded:
+                continue
+            kind = room.node.kind, self._domains[index]
             ranked.append((seen[kind], len(ranked), index))
             seen[kind] += 1
-        limit = min(_MAX_CANDIDATES, max(_MIN_CANDIDATES, 2 * self._num_lanes * len(self._layers)))
+            if len(seen) == limit:  # as many are first of their domain: no other comes before them
+                break
         return [index for _, _, index in sorted(ranked)[:limit]]
 
     def _are_enough(self, candidates: Sequence[int]) -> bool:

@@ -1,6 +1,6 @@
 """Good nodes, order and cut for clusters too large to try every choice: starts, then small changes while they help.
 
-Starts are the orders that others use, by memory, by speed, by id and balanced by load, and walks from near node to near
+Starts are the orders that others use, by memory, by speed, by id and balanced by load, and a good way from node to
 node. A change swaps two stages, reverses a run of them, or puts another node in, beside or out. Each order gets its best
 cut, so the result is never worse than any cut of an order it starts from. How far from the optimum it stays is measured
 (`make bench-placement`), not bounded.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from services.partitioner.domain.strategies.pipeline import Cut, Order, Pipelines
+from services.partitioner.domain.strategies.walks import walk
 from shared.domain.plan import Objective
 
 MAX_POOL = 64
@@ -22,7 +23,6 @@ _WORK_PER_STAGE = 4_000
 """What a stage costs beside its additions, in additions."""
 _NUM_IMPROVED = 3
 """Starts that are changed, the best ones."""
-_NUM_WALKS = 4
 _HELPS = 1 - 1e-6
 
 Balanced = Callable[[int], Order | None]
@@ -67,10 +67,9 @@ class Search:
             for ranked in (by_speed, by_memory):
                 yield tuple(ranked[:count])
                 yield tuple(sorted(ranked[:count]))
-        for first in by_speed[:_NUM_WALKS]:
-            walk = self._walk(first, by_speed[:MAX_POOL])
-            if walk is not None and num_stages in {None, len(walk)}:
-                yield walk
+        found = walk(self._pipelines, self._pool([by_speed[:1]]), self._objective)
+        if found is not None and num_stages in {None, len(found)}:
+            yield found
 
     def _counts(self, num_stages: int | None) -> list[int]:
         if num_stages is not None:
@@ -79,33 +78,9 @@ class Search:
         doubled = [count for power in range(7) for count in (1 << power, 3 << power) if count < most]
         return [*sorted(doubled), most]
 
-    def _walk(self, first: int, others: Sequence[int]) -> Order | None:
-        """From node to node, each time to where a layer costs least, the hop included."""
-        order, seen = [first], {first}
-        start = self._rooms[first].reach(0, float("inf"))
-        while start < self._num_layers:
-            best = min(
-                ((self._s_per_layer(order[-1], index, start), index) for index in others if index not in seen),
-                default=(float("inf"), -1),
-            )
-            if best[0] == float("inf"):
-                return None
-            order.append(best[1])
-            seen.add(best[1])
-            start = self._rooms[best[1]].reach(start, float("inf"))
-        return tuple(order)
-
-    def _s_per_layer(self, sender: int, receiver: int, start: int) -> float:
-        room = self._rooms[receiver]
-        end = room.reach(start, float("inf"))
-        if end <= start:
-            return float("inf")
-        hop_s = self._pipelines.hops.between(sender, receiver).total_s(room.row_bytes[start - 1] if start else 0)
-        return (hop_s + room.step_s(start, end)) / (end - start)
-
     # --- changes
 
-    def _pool(self, orders: Iterable[Order]) -> list[int]:
+    def _pool(self, orders: Iterable[Sequence[int]]) -> list[int]:
         """Nodes of the starts, then the fastest, the roomiest, and those that fit best between."""
         places = range(len(self._rooms))
         fastest = sorted(places, key=lambda index: (-self._rooms[index].speed, index))[:MAX_POOL]
