@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 
 from services.partitioner.domain.lanes import free_memory, seat_lanes, seated_at
 from services.partitioner.domain.placement import ModelSums, SeatRoom, rooms_of, sums_of
@@ -359,13 +359,21 @@ def _stage_counts(
     if not wanted.model.splittable:
         yield 1
         return
+    fewest = _fewest_stages(rooms, num_layers)
     usable = sum(any(room.holds(layer, layer + 1) for layer in range(num_layers)) for room in rooms)
     most = min(usable, num_layers)
     if preferred is None and strategy.chooses_stages:
         yield None
     first = min(preferred or DEFAULT_STAGES, most)
-    yield from range(max(1, first), most + 1)
-    yield from range(first - 1, 0, -1)
+    yield from range(max(1, first, fewest), most + 1)
+    yield from range(first - 1, fewest - 1, -1)
+
+
+def _fewest_stages(rooms: Sequence[SeatRoom], num_layers: int) -> int:
+    """With fewer, even the roomiest nodes have too little memory together."""
+    needed = min(room.memory_bytes(0, num_layers) for room in rooms)
+    roomiest = sorted((room.node.memory_bytes for room in rooms), reverse=True)
+    return next((count for count, held in enumerate(accumulate(roomiest), 1) if held >= needed), len(rooms) + 1)
 
 
 def _no_capacity(wanted: PlanInput, sums: ModelSums, rooms: Sequence[SeatRoom]) -> NoCapacity:

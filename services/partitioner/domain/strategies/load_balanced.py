@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from services.partitioner.domain.hops import NoHops
 from services.partitioner.domain.placement import SeatRoom
-from services.partitioner.domain.strategies.base import Strategy, partitions
-from services.partitioner.domain.strategies.choosing import best_cut
+from services.partitioner.domain.strategies.base import Strategy
+from services.partitioner.domain.strategies.choosing import best_seats
 from services.partitioner.domain.strategies.parametric import balanced
-from services.partitioner.domain.strategies.pipeline import Pipelines
 from shared.domain.plan import Objective, Partition
 
 
@@ -23,5 +22,4 @@ class LoadBalanced(Strategy):
             return None
         if objective is Objective.THROUGHPUT:
             return balanced(rooms, num_layers, num_stages)
-        cut = best_cut(Pipelines(rooms, num_layers, NoHops(rooms)), num_stages, objective)
-        return None if cut is None else partitions(cut.ends, [rooms[index] for index in cut.order])
+        return best_seats(rooms, num_layers, num_stages, objective, hops=NoHops)

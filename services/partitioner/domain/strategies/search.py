@@ -6,15 +6,13 @@ cut, so the result is never worse than any cut of an order it starts from. How f
 (`make bench-placement`), not bounded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 from services.partitioner.domain.strategies.pipeline import Cut, Order, Pipelines
 from services.partitioner.domain.strategies.walks import walk
 from shared.domain.plan import Objective
 
-MAX_POOL = 64
-"""Nodes that changes are made with."""
 MAX_FREE_STAGES = 64
 """Where the number of stages is free: each costs a hop per token."""
 _WORK = 9_000_000
@@ -39,17 +37,17 @@ class Search:
         """None when nothing fits, or nothing was found that does."""
         found: dict[Order, Cut] = {}
         for order in self._starts(num_stages):
-            if order in found:
-                continue
-            cut = self._pipelines.best(order, self._objective)
+            cut = None if order in found else self._pipelines.best(order, self._objective)
             if cut is not None:
                 found[order] = cut
+            self._work_left -= self._cost(order)
+            if self._work_left < _WORK // 2 and found:
+                break
         ranked = sorted(found.values(), key=self._value)[:_NUM_IMPROVED]
         if not ranked:
             return None
-        pool = self._pool([cut.order for cut in ranked])
         share = self._work_left // len(ranked)
-        return min((self._improved(cut, pool, share, is_free=num_stages is None) for cut in ranked), key=self._value)
+        return min((self._improved(cut, share, is_free=num_stages is None) for cut in ranked), key=self._value)
 
     def _value(self, cut: Cut) -> tuple[float, float, Order]:
         return *cut.value(self._objective), cut.order
@@ -57,6 +55,9 @@ class Search:
     # --- where to start
 
     def _starts(self, num_stages: int | None) -> Iterator[Order]:
+        found = walk(self._pipelines, self._objective)
+        if found is not None and num_stages in {None, len(found)}:
+            yield found
         places = range(len(self._rooms))
         by_speed = sorted(places, key=lambda index: (-self._rooms[index].speed, index))
         by_memory = sorted(places, key=lambda index: (-self._rooms[index].node.memory_bytes, index))
@@ -67,29 +68,19 @@ class Search:
             for ranked in (by_speed, by_memory):
                 yield tuple(ranked[:count])
                 yield tuple(sorted(ranked[:count]))
-        found = walk(self._pipelines, self._pool([by_speed[:1]]), self._objective)
-        if found is not None and num_stages in {None, len(found)}:
-            yield found
 
     def _counts(self, num_stages: int | None) -> list[int]:
+        """The likeliest first: hops cost time, and stages share the load."""
         if num_stages is not None:
             return [num_stages]
         most = min(len(self._rooms), self._num_layers, MAX_FREE_STAGES)
         doubled = [count for power in range(7) for count in (1 << power, 3 << power) if count < most]
-        return [*sorted(doubled), most]
+        return sorted([*doubled, most], reverse=self._objective is Objective.THROUGHPUT)
 
     # --- changes
 
-    def _pool(self, orders: Iterable[Sequence[int]]) -> list[int]:
-        """Nodes of the starts, then the fastest, the roomiest, and those that fit best between."""
-        places = range(len(self._rooms))
-        fastest = sorted(places, key=lambda index: (-self._rooms[index].speed, index))[:MAX_POOL]
-        roomiest = sorted(places, key=lambda index: (-self._rooms[index].node.memory_bytes, index))[:MAX_POOL]
-        mixed = [index for pair in zip(fastest, roomiest, strict=True) for index in pair]
-        chosen = dict.fromkeys([*(index for order in orders for index in order), *mixed])
-        return list(chosen)[:MAX_POOL]
-
-    def _improved(self, cut: Cut, pool: Sequence[int], work: int, *, is_free: bool) -> Cut:
+    def _improved(self, cut: Cut, work: int, *, is_free: bool) -> Cut:
+        pool = range(len(self._rooms))
         is_over = False
         while not is_over:
             is_over = True
@@ -112,10 +103,15 @@ class Search:
                 return None, _WORK_PER_STAGE
             cut = self._pipelines.quickest(order)
             is_better = cut is not None and cut.token_s < than.token_s * _HELPS
-            return (cut if is_better else None), len(order) * (_WORK_PER_STAGE + (self._num_layers + 1) ** 2)
+            return (cut if is_better else None), self._cost(order)
         if self._pipelines.within(order, than.pace_s * _HELPS) is None:
             return None, len(order) * _WORK_PER_STAGE // 4
-        return self._pipelines.best(order, self._objective), len(order) * 20 * _WORK_PER_STAGE
+        return self._pipelines.best(order, self._objective), self._cost(order)
+
+    def _cost(self, order: Order) -> int:
+        """Of the order's best cut: a shortest path, and for throughput some tries at the pace before."""
+        tries = 1 if self._objective is Objective.LATENCY else 6
+        return len(order) * (_WORK_PER_STAGE * tries + (self._num_layers + 1) ** 2)
 
     def _at_least_s(self, order: Order) -> float:
         """All work on the fastest of these nodes, and the latency of the hops."""

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from services.partitioner.domain.hops import Hops
 from services.partitioner.domain.placement import SeatRoom
-from services.partitioner.domain.strategies.base import Strategy, partitions
-from services.partitioner.domain.strategies.choosing import best_cut
-from services.partitioner.domain.strategies.pipeline import Pipelines
+from services.partitioner.domain.strategies.base import Strategy
+from services.partitioner.domain.strategies.choosing import best_seats
 from shared.domain.plan import Objective, Partition
 
 
@@ -19,7 +17,4 @@ class TopologyAware(Strategy):
     def seat(
         self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int | None, objective: Objective
     ) -> tuple[Partition, ...] | None:
-        if num_stages is not None and not num_stages <= min(len(rooms), num_layers):
-            return None
-        cut = best_cut(Pipelines(rooms, num_layers, Hops(rooms)), num_stages, objective)
-        return None if cut is None else partitions(cut.ends, [rooms[index] for index in cut.order])
+        return best_seats(rooms, num_layers, num_stages, objective)

@@ -4,22 +4,18 @@ One label is kept for each (layer reached, node), the best found, and a node is 
 proof of the shortest way, only a good one. Petals' clients find their way through its servers alike.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from services.partitioner.domain.strategies.pipeline import Order, Pipelines
 from shared.domain.plan import Objective
 
 
-def walk(pipelines: Pipelines, pool: Sequence[int], objective: Objective) -> Order | None:
-    """Nodes of `pool` in the order of a good way; None when none was found."""
-    size, num_layers = len(pool), pipelines.num_layers
+def walk(pipelines: Pipelines, objective: Objective) -> Order | None:
+    """The order of a good way; None when none was found."""
+    size, num_layers = len(pipelines.rooms), pipelines.num_layers
     combine = np.add if objective is Objective.LATENCY else np.maximum
-    steps = np.stack([pipelines.steps(index) for index in pool])
-    hops = [[pipelines.hops.between(one, other) for other in pool] for one in pool]
-    latency = np.array([[hop.latency_s for hop in row] for row in hops])
-    s_per_byte = np.array([[hop.s_per_byte for hop in row] for row in hops])
+    steps = np.stack([pipelines.steps(index) for index in range(size)])
+    latency, s_per_byte = pipelines.hops.tables()
     if objective is Objective.THROUGHPUT:
         latency = np.zeros_like(latency)
     value = np.full((num_layers + 1, size), np.inf)
@@ -45,6 +41,6 @@ def walk(pipelines: Pipelines, pool: Sequence[int], objective: Objective) -> Ord
         return None
     order, end, place = list[int](), num_layers, int(value[num_layers].argmin())
     while place >= 0:
-        order.append(pool[place])
+        order.append(place)
         end, place = (int(part) for part in came_from[end, place])
     return tuple(reversed(order))
