@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from services.partitioner.domain.hops import TOKEN_ID_BYTES, Seconds
-from services.partitioner.domain.strategies.pipeline import Cut, Pipelines
+from services.partitioner.domain.strategies.pipeline import CLOSE, Cut, Pipelines
 from shared.domain.plan import Objective
 
 _MAX_CELLS = 40_000_000
@@ -48,9 +48,10 @@ class EveryChoice:
             )
             if best is None or not np.isfinite(best[0]):
                 continue
-            _, chosen, first, last = best
+            value, chosen, first, last = best
             order = self._walk_back(ways, chosen, first, last)
-            cut = self._pipelines.best(order, self._objective)
+            is_latency = self._objective is Objective.LATENCY
+            cut = self._pipelines.quickest(order, np.inf if is_latency else value * (1 + CLOSE))
             if cut is not None:
                 yield cut
 

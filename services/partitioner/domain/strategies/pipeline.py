@@ -47,10 +47,13 @@ class Pipelines:
         self._steps: dict[int, Seconds] = {}
 
     def best(self, order: Order, objective: Objective) -> Cut | None:
-        """The best cut in which every room holds at least one layer; None when none fits."""
+        """The best cut in which every room holds at least one layer; None when none fits.
+
+        For throughput, of those that `within` finds.
+        """
         if objective is Objective.LATENCY:
             return self.quickest(order)
-        widest = self.within(order, float("inf"))
+        widest = self.within(order, float("inf")) or self.quickest(order)
         return None if widest is None else self._evened(widest)
 
     def rated(self, order: Order, ends: tuple[int, ...]) -> Cut:
@@ -65,10 +68,9 @@ class Pipelines:
         )
 
     def within(self, order: Order, limit_s: float) -> Cut | None:
-        """A cut whose pace is at most `limit_s`, or None when there is none.
+        """A cut whose pace is at most `limit_s`: each room in turn takes all it can, a layer left for each to come.
 
-        Each room in turn takes all it can, a layer left for each to come. That is best unless a room comes to a layer
-        too large for it: then earlier ones might have to stop before, and all cuts are looked at.
+        None when that does not work out. Then there is none, unless a room came to a layer too large for it alone.
         """
         ends, start, left = [], 0, len(order)
         for index, after in pairwise((*order, None)):
@@ -77,7 +79,7 @@ class Pipelines:
             if after is not None:
                 end = self._sendable(end, self.hops.between(index, after).s_per_byte, limit_s)
             if end <= start:
-                return self.quickest(order, limit_s)
+                return None
             ends.append(end)
             start = end
         if start < self.num_layers or self._back_s(order) > limit_s:
