@@ -7,7 +7,6 @@ import heapq
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from services.partitioner.domain.placement import SeatRoom
 from services.partitioner.domain.strategies.pipeline import Cut, Pipelines
 from shared.domain.plan import Objective
 

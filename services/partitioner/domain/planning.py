@@ -10,8 +10,9 @@ from services.partitioner.domain.placement import ModelSums, SeatRoom, rooms_of,
 from services.partitioner.domain.plan_key import plan_id
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.uniform import even_ends
-from shared.domain.errors import InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
+from shared.domain.errors import InvalidInput, InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
 from shared.domain.ids import NodeId
+from shared.domain.measured import check_measured
 from shared.domain.numerics import Profile
 from shared.domain.plan import (
     Lane,
@@ -57,9 +58,9 @@ def make_plan(
     """Lane 0 by the strategy, the other lanes over the same stages on other nodes.
 
     `wanted.num_stages` is kept to; without it there are `preferred_stages`, or as many as there are nodes that can
-    hold a layer if those are fewer. None of both leaves it to the strategy, else there are `DEFAULT_STAGES`. More when the model does not fit else, and fewer when even that does not help
-    (one roomy node among small ones). Where lane 0 leaves no seats for the others, its nodes are chosen anew, and the
-    model is cut for smaller memories.
+    hold a layer if those are fewer. None of both leaves it to the strategy, or there are `DEFAULT_STAGES`. More when
+    the model does not fit else, and fewer when even that does not help (one roomy node among small ones). Where lane 0
+    leaves no seats for the others, its nodes are chosen anew, and the model is cut for smaller memories.
 
     C1 and C4 always hold. An audit that begins has C2 and C3 too, a quorum that begins C3: its lanes all decode, so C2
     is kept where possible. A recovery has both where possible, with `rules.always_blind` C2 always.
@@ -328,6 +329,11 @@ def _check_node(node: NodeCapability) -> None:
             "tokens: memory must not be below 0, the others not below 1",
             param="nodes",
         )
+    if node.measured is not None:
+        try:
+            check_measured(node.node_id, node.measured)
+        except InvalidInput as error:
+            raise InvalidPlanInput(f"the node {node.node_id}: {error.message}", param="nodes") from None
 
 
 def _check_layers(sums: ModelSums, rooms: Sequence[SeatRoom]) -> None:

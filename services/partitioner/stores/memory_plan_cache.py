@@ -1,38 +1,37 @@
 """Keeps the plans used last in memory."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.partitioner.domain.plan_key import plan_key, speeds_alike, speeds_of
+from services.partitioner.domain.plan_key import Figures, figures_alike, figures_of, plan_key
 from services.partitioner.ports import PlanCache
-from shared.domain.ids import ModelId, NodeId
+from shared.domain.ids import ModelId
 from shared.domain.plan import PartitionPlan, PlanInput
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
     plan: PartitionPlan
-    speeds: Mapping[NodeId, float]
+    figures: Figures
 
 
 class MemoryPlanCache(PlanCache):
     def __init__(self, *, capacity: int, recompute_threshold: float) -> None:
-        """`recompute_threshold`: the change of a node's speed beside the others from which a plan is made anew."""
+        """`recompute_threshold`: the change of a node's speed beside the others, or of a link, from which a plan is made anew."""
         self._capacity, self._threshold = capacity, recompute_threshold
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     def get(self, wanted: PlanInput) -> PartitionPlan | None:
         key = plan_key(wanted)
         kept = self._kept.get(key)
-        if kept is None or not speeds_alike(kept.speeds, speeds_of(wanted), self._threshold):
+        if kept is None or not figures_alike(kept.figures, figures_of(wanted), self._threshold):
             return None
         self._kept.move_to_end(key)
         return kept.plan
 
     def put(self, wanted: PlanInput, plan: PartitionPlan) -> None:
         key = plan_key(wanted)
-        self._kept[key] = _Kept(plan, speeds_of(wanted))
+        self._kept[key] = _Kept(plan, figures_of(wanted))
         self._kept.move_to_end(key)
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)

@@ -58,7 +58,8 @@ class Pipelines:
 
     def rated(self, order: Order, ends: tuple[int, ...]) -> Cut:
         starts = (0, *ends[:-1])
-        steps = [self.rooms[index].step_s(*span) for index, span in zip(order, zip(starts, ends, strict=True), strict=True)]
+        seated = zip(order, starts, ends, strict=True)
+        steps = [self.rooms[index].step_s(start, end) for index, start, end in seated]
         hops = self._hops_of(order, ends)
         return Cut(
             order,
@@ -73,11 +74,11 @@ class Pipelines:
         None when that does not work out. Then there is none, unless a room came to a layer too large for it alone.
         """
         ends, start, left = [], 0, len(order)
-        for index, after in pairwise((*order, None)):
+        for place, index in enumerate(order, 1):
             left -= 1
             end = min(self.rooms[index].reach(start, limit_s), self.num_layers - left)
-            if after is not None:
-                end = self._sendable(end, self.hops.between(index, after).s_per_byte, limit_s)
+            if left:
+                end = self._sendable(end, self.hops.between(index, order[place]).s_per_byte, limit_s)
             if end <= start:
                 return None
             ends.append(end)

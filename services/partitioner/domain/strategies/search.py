@@ -1,9 +1,8 @@
 """Good nodes, order and cut for clusters too large to try every choice: starts, then small changes while they help.
 
 Starts are the orders that others use, by memory, by speed, by id and balanced by load, and a good way from node to
-node. A change swaps two stages, reverses a run of them, or puts another node in, beside or out. Each order gets its best
-cut, so the result is never worse than any cut of an order it starts from. How far from the optimum it stays is measured
-(`make bench-placement`), not bounded.
+node. A change swaps two stages, reverses a run of them, or puts another node in, beside or out. Each order
+gets its best cut. How far from the optimum the result stays is measured (`make bench-placement`), not bounded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from shared.domain.plan import Objective
 
 MAX_FREE_STAGES = 64
 """Where the number of stages is free: each costs a hop per token."""
-_WORK = 9_000_000
+_WORK = 6_000_000
 """Additions that changes may cost: some hundredths of a second."""
 _WORK_PER_STAGE = 4_000
 """What a stage costs beside its additions, in additions."""
@@ -139,4 +138,3 @@ def _changes(order: Order, pool: Sequence[int], *, is_free: bool) -> Iterator[Or
         for place in range(len(order) + 1):
             for index in unused:
                 yield (*order[:place], index, *order[place:])
-

@@ -1,7 +1,7 @@
 """A short way through the layers from node to node: where the search starts.
 
-One label is kept for each (layer reached, node), the best found, and a node is not visited twice on a way; so this is no
-proof of the shortest way, only a good one. Petals' clients find their way through its servers alike.
+One label is kept for each (layer reached, node), the best found, and a node is not visited twice on a way; so this is
+no proof of the shortest way, only a good one. Petals' clients find their way through its servers alike.
 """
 
 import numpy as np
