@@ -10,7 +10,7 @@ STAGES ?= 3
 BASE_PORT ?= 8080
 
 .PHONY: setup model run test lint types bench bench-verification bench-recovery e2e byzantine byzantine-long demo-byzantine power-cut \
-        chaos image compose-test k8s-check locks clean
+        chaos image bench-placement compose-test k8s-check locks clean
 
 setup: $(VENV)/.installed
 
@@ -96,6 +96,9 @@ k8s-check: setup
 	$(BIN)/uv sync --frozen --quiet --inexact --group deploy
 	$(BIN)/hadolint deploy/docker/Dockerfile deploy/docker/redis/Dockerfile tests/containers/Dockerfile
 	$(BIN)/pytest -q -ra tests/deploy
+# Plans against brute force, against what others do, and against the clock. No model and no network.
+bench-placement: setup
+	$(BIN)/python -m bench.placement
 
 # The environment and what tools leave behind; the models and tasks in $(DATA_DIR) stay.
 clean:

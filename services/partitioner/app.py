@@ -8,12 +8,14 @@ from fastapi import FastAPI
 from services.partitioner.domain.planning import SeatRules
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
+from services.partitioner.domain.strategies.topology_aware import TopologyAware
 from services.partitioner.domain.strategies.uniform import Uniform
 from services.partitioner.routes import PUBLIC_PATHS, build_models_router, build_plans_router, build_stages_router
 from services.partitioner.service.catalogue import CatalogueService
 from services.partitioner.service.plans import PartitionService
 from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
 from services.partitioner.stores.model_folder import ModelFolder
+from shared.domain.plan import Objective
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config
@@ -30,13 +32,14 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     tasks = BackgroundTasks(clock)
     catalogue = CatalogueService(store=ModelFolder(partition.models_dir), now=clock.now_s)
     plans = PartitionService(
-        strategies=StrategyRegistry([Uniform(), LoadBalanced()]),
+        strategies=StrategyRegistry([Uniform(), LoadBalanced(), TopologyAware()]),
         cache=MemoryPlanCache(capacity=partition.cache_size, recompute_threshold=partition.recompute_threshold),
         events=telemetry.events,
         preferred_stages=partition.num_stages,
         rules=SeatRules(
             spread_by=config.coordination.spread_by, always_blind=config.coordination.require_blind == "always"
         ),
+        worth_changing=partition.recompute_threshold,
         now=clock.now_s,
     )
 
@@ -55,7 +58,12 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         routers=[
             build_models_router(catalogue),
             build_stages_router(catalogue),
-            build_plans_router(plans, catalogue, default_strategy=partition.default_strategy),
+            build_plans_router(
+                plans,
+                catalogue,
+                default_strategy=partition.default_strategy,
+                default_objective=Objective(partition.default_objective),
+            ),
         ],
         lifespan=lifespan,
         readiness={"models": catalogue.check_ready},

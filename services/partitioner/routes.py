@@ -1,18 +1,27 @@
 """HTTP of the partitioner: parse, call, answer."""
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from fastapi import APIRouter, Request, Response
 
 from services.partitioner.file_response import file_response, is_known
-from services.partitioner.schemas import DroppedPlans, QualityRequest, QualityResponse
+from services.partitioner.schemas import (
+    DroppedPlans,
+    PreviewRequest,
+    PreviewResponse,
+    QualityRequest,
+    QualityResponse,
+    RebalanceRequest,
+    RebalanceResponse,
+)
 from services.partitioner.service.catalogue import CatalogueInterface
 from services.partitioner.service.plans import PartitionInterface
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse, RefusedFile, StageFileInfo
 from shared.domain.errors import WrongServiceToken
-from shared.domain.ids import ModelId
+from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import PlanInput
+from shared.domain.plan import NodeCapability, Objective, PlanInput
 
 PUBLIC_PATHS = ("/models",)
 """Not covered by the service token as a whole: workers, which do not hold it, fetch their stages here. The other
@@ -85,32 +94,55 @@ def build_stages_router(catalogue: CatalogueInterface) -> APIRouter:
     return router
 
 
-def build_plans_router(plans: PartitionInterface, catalogue: CatalogueInterface, *, default_strategy: str) -> APIRouter:
+def build_plans_router(
+    plans: PartitionInterface, catalogue: CatalogueInterface, *, default_strategy: str, default_objective: Objective
+) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/plans")
-    async def create_plan(body: PlanRequest) -> PlanResponse:
-        model = await catalogue.get_model(body.model_id)
-        wanted = PlanInput(
-            model=model,
+    async def input_of(body: PlanRequest) -> PlanInput:
+        return PlanInput(
+            model=await catalogue.get_model(body.model_id),
             nodes=tuple(sorted(body.nodes, key=lambda node: node.node_id)),
             strategy=body.strategy or default_strategy,
             num_stages=body.num_stages,
             seating=body.seating,
+            objective=body.objective or default_objective,
         )
+
+    @router.post("/plans")
+    async def create_plan(body: PlanRequest) -> PlanResponse:
+        wanted = await input_of(body)
         plan, is_cached = await plans.compute_plan(wanted)
-        return PlanResponse(plan=plan, model=model, cached=is_cached)
+        return PlanResponse(plan=plan, model=wanted.model, cached=is_cached)
+
+    @router.post("/plans/preview")
+    async def preview(body: PreviewRequest) -> PreviewResponse:
+        wanted = await input_of(body.wanted)
+        nodes = _by_id(wanted.nodes)
+        plan, _ = await plans.compute_plan(wanted)
+        prediction, quality = plans.predict(plan, wanted.model, nodes, body.load), plans.rate(plan, wanted.model, nodes)
+        return PreviewResponse(plan=plan, prediction=prediction, quality=quality)
+
+    @router.post("/plans/advice")
+    async def advise(body: RebalanceRequest) -> RebalanceResponse:
+        wanted = await input_of(body.wanted)
+        plan, _ = await plans.compute_plan(wanted)
+        return RebalanceResponse(plan=plan, advice=plans.advise(body.present, plan, wanted))
 
     @router.post("/plans/quality")
     async def rate_plan(body: QualityRequest) -> QualityResponse:
         model = await catalogue.get_model(body.plan.model_id)
-        return QualityResponse(quality=plans.rate(body.plan, model, {node.node_id: node for node in body.nodes}))
+        return QualityResponse(quality=plans.rate(body.plan, model, _by_id(body.nodes)))
 
     @router.delete("/plans")
     async def forget_plans(model_id: ModelId | None = None) -> DroppedPlans:
         return DroppedPlans(dropped=plans.forget(model_id))
 
     return router
+
+
+def _by_id(nodes: Iterable[NodeCapability]) -> dict[NodeId, NodeCapability]:
+    return {node.node_id: node for node in nodes}
 
 
 def _require_service_token(request: Request) -> None:

@@ -2,8 +2,11 @@
 
 from pydantic import Field
 
+from services.partitioner.domain.prediction import Load, Prediction
 from services.partitioner.domain.quality import PlanQuality
+from services.partitioner.domain.rebalancing import Advice
 from shared.contracts.base import Contract
+from shared.contracts.partitioner import PlanRequest
 from shared.domain.plan import NodeCapability, PartitionPlan
 
 
@@ -16,6 +19,37 @@ class QualityRequest(Contract):
 
 class QualityResponse(Contract):
     quality: PlanQuality
+
+
+class PreviewRequest(Contract):
+    """`POST /plans/preview`: what a plan would be, and do under this load."""
+
+    wanted: PlanRequest
+    sequences: int = Field(default=1, ge=1, le=4_096)
+    prompt_tokens: int = Field(default=128, ge=1, le=1 << 24)
+    context_tokens: int = Field(default=1_024, ge=1, le=1 << 24)
+
+    @property
+    def load(self) -> Load:
+        return Load(self.sequences, self.prompt_tokens, self.context_tokens)
+
+
+class PreviewResponse(Contract):
+    plan: PartitionPlan
+    prediction: Prediction
+    quality: PlanQuality
+
+
+class RebalanceRequest(Contract):
+    """`POST /plans/advice`: whether the plan that would be made now is worth leaving `present` for."""
+
+    wanted: PlanRequest
+    present: PartitionPlan
+
+
+class RebalanceResponse(Contract):
+    plan: PartitionPlan
+    advice: Advice
 
 
 class DroppedPlans(Contract):

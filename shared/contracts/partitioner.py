@@ -5,7 +5,7 @@ from pydantic import Field
 from shared.contracts.base import Contract
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, PartitionPlan, Seating
+from shared.domain.plan import NodeCapability, Objective, PartitionPlan, Seating
 
 
 class ModelList(Contract):
@@ -28,6 +28,7 @@ class PlanRequest(Contract):
     model_id: ModelId
     nodes: tuple[NodeCapability, ...] = Field(max_length=20_000)
     strategy: str | None = None
+    objective: Objective | None = None
     num_stages: int | None = Field(default=None, ge=1)
     seating: Seating = Seating()
     """Which lanes, and what their seats must keep. Node ids in it that are not among `nodes` mean nothing."""

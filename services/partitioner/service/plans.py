@@ -7,7 +7,9 @@ from weakref import WeakValueDictionary
 
 from services.partitioner.domain.plan_key import plan_key
 from services.partitioner.domain.planning import SeatRules, check_input, make_plan
+from services.partitioner.domain.prediction import Load, Prediction, predict
 from services.partitioner.domain.quality import PlanQuality, estimate_quality
+from services.partitioner.domain.rebalancing import Advice, advise
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.ports import PlanCache
 from shared.domain.ids import ModelId, NodeId
@@ -33,6 +35,16 @@ class PartitionInterface(ABC):
         """How good a plan is. Raises `InvalidPlanInput` when it is none for this model and these nodes."""
 
     @abstractmethod
+    def predict(
+        self, plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load
+    ) -> Prediction:
+        """What a plan of this service will do under `load`."""
+
+    @abstractmethod
+    def advise(self, present: PartitionPlan, other: PartitionPlan, wanted: PlanInput) -> Advice:
+        """Whether `other` saves more than the configured threshold. Raises `InvalidPlanInput` as `rate`."""
+
+    @abstractmethod
     def forget(self, model_id: ModelId | None) -> int:
         """Drop what is remembered of one model, or all for None; returns how many plans there were."""
 
@@ -46,10 +58,13 @@ class PartitionService(PartitionInterface):
         events: Publisher,
         preferred_stages: int | None,
         rules: SeatRules,
+        worth_changing: float,
         now: Callable[[], float],
     ) -> None:
+        """`worth_changing`: share of its time that another plan must save to be advised."""
         self._strategies, self._cache, self._events = strategies, cache, events
         self._preferred_stages, self._rules, self._now = preferred_stages, rules, now
+        self._worth_changing = worth_changing
         self._computing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def compute_plan(self, wanted: PlanInput) -> tuple[PartitionPlan, bool]:
@@ -81,6 +96,15 @@ class PartitionService(PartitionInterface):
 
     def rate(self, plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> PlanQuality:
         return estimate_quality(plan, model, nodes)
+
+    def predict(
+        self, plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load
+    ) -> Prediction:
+        return predict(plan, model, nodes, load)
+
+    def advise(self, present: PartitionPlan, other: PartitionPlan, wanted: PlanInput) -> Advice:
+        nodes = {node.node_id: node for node in wanted.nodes}
+        return advise(present, other, wanted.model, nodes, objective=wanted.objective, threshold=self._worth_changing)
 
     def forget(self, model_id: ModelId | None) -> int:
         return self._cache.forget(model_id)

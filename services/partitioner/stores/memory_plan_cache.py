@@ -17,7 +17,8 @@ class _Kept:
 
 class MemoryPlanCache(PlanCache):
     def __init__(self, *, capacity: int, recompute_threshold: float) -> None:
-        """`recompute_threshold`: the change of a node's speed beside the others, or of a link, from which a plan is made anew."""
+        """`recompute_threshold`: the change of a node's speed beside the others, or of a link, from which on a plan is
+        made anew."""
         self._capacity, self._threshold = capacity, recompute_threshold
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 

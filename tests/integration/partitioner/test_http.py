@@ -233,3 +233,22 @@ async def test_a_plan_is_rated(control: httpx.AsyncClient) -> None:
     assert quality["network_bytes_per_token"] == 128 * 4 + 4
     assert 0.5 <= quality["balance"] <= 1
     assert len(quality["stages"]) == 2
+
+
+async def test_a_preview_tells_the_plan_and_what_it_will_do(control: httpx.AsyncClient) -> None:
+    wanted = {"model_id": "tiny", "nodes": nodes(3), "strategy": "topology_aware", "objective": "latency"}
+    answer = await control.post("/plans/preview", json={"wanted": wanted, "sequences": 4})
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["prediction"]["tokens_per_s"] > 0
+    assert told["prediction"]["is_measured"] is False
+    assert [seat["node_id"] for seat in told["prediction"]["seats"]] == [
+        seat["node_id"] for seat in told["plan"]["lanes"][0]["partitions"]
+    ]
+
+
+async def test_the_plan_that_stands_is_not_worth_leaving(control: httpx.AsyncClient) -> None:
+    wanted = {"model_id": "tiny", "nodes": nodes(3)}
+    present = (await control.post("/plans", json=wanted)).json()["plan"]
+    answer = await control.post("/plans/advice", json={"wanted": wanted, "present": present})
+    assert answer.json()["advice"] == {"worth_it": False, "gain": 0.0}

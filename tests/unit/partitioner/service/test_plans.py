@@ -57,6 +57,7 @@ def service(strategy: CountingStrategy, events: RecordingPublisher) -> Partition
         events=events,
         preferred_stages=3,
         rules=SeatRules(),
+        worth_changing=0.1,
         now=FakeClock().now_s,
     )
 
