@@ -5,6 +5,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from fastapi import FastAPI
 
@@ -18,6 +19,7 @@ from services.coordinator.domain.replica import RENEW_EVERY_S, Replica, replica_
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
+from services.coordinator.ports import EvidenceStore, Replicas, Standings
 from services.coordinator.routes import (
     PUBLIC_PATHS,
     build_evidence_router,
@@ -44,9 +46,12 @@ from services.coordinator.stores.replicas import RedisReplicas
 from services.coordinator.stores.standings import RedisStandings
 from shared.domain.errors import RegistryUnavailable
 from shared.domain.ids import NodeId
-from shared.registry.connection import RedisClients, make_clients
+from shared.registry.base import TaskRegistry
+from shared.registry.connection import make_clients
+from shared.registry.receipts import ReceiptStore
 from shared.registry.redis_receipts import RedisReceiptStore
 from shared.registry.redis_registry import RedisTaskRegistry
+from shared.resilience.pool import Connect
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config, ConfigError, is_loopback
@@ -55,51 +60,80 @@ from shared.runtime.telemetry import Telemetry
 
 MESSAGE_BYTES = 4 * 1024 * 1024  # the most drafts that fit one message, with alternatives
 NODE_BYTES = 64 * 1024
+TOKEN_BYTES = 32
 HEARTBEATS_TO_SETTLE = 2  # after which every living worker has registered with a coordinator started again
 
 
-def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What outlives a coordinator."""
+
+    registry: TaskRegistry
+    receipts: ReceiptStore
+    evidence: EvidenceStore
+    standings: Standings
+    replicas: Replicas
+
+
+def create_app(
+    config: Config,
+    *,
+    clock: Clock | None = None,
+    connect: Connect | None = None,
+    stores: Stores | None = None,
+    secret: random.Random | None = None,
+    rng: random.Random | None = None,
+) -> FastAPI:
+    """`connect` None: others are called over sockets. `stores` None: those in Redis. `secret` (None: the system's)
+    draws what no worker may foresee: tokens, auditors, which answers are audited once more. `rng` (None: seeded by the
+    system): for jitter."""
     clock = clock or SystemClock()
+    secret = secret or secrets.SystemRandom()
+    stores = stores or _redis_stores(config)
+    registry = stores.registry
     coordination = config.coordination
-    telemetry = Telemetry(source="coordinator", address=coordination.bind_address, config=config, clock=clock)
-    clients = _clients(config)
-    registry = RedisTaskRegistry(clients, allow_weak_durability=config.redis.allow_weak_durability)
+    telemetry = Telemetry(
+        source="coordinator", address=coordination.bind_address, config=config, clock=clock, connect=connect, rng=rng
+    )
     key = load_coordinator_key(coordination.data_dir)
     tasks = BackgroundTasks(clock)
     draining = asyncio.Event()
     own = Replica(
-        boot_id=secrets.token_hex(8),
+        boot_id=secret.randbytes(8).hex(),
         address=coordination.advertise_url or config.services.coordinator_url[0],
         key=key.public_key.hex(),
     )
-    replicas = ReplicaSet(RedisReplicas(clients.commands), own, clock)
+    replicas = ReplicaSet(stores.replicas, own, clock)
     partitioner_client = telemetry.replicas("partitioner", config.services.partitioner_url)
     partitioner = HttpPartitioner(partitioner_client)
     slots = SlotLedger()
+
+    def new_token() -> str:
+        return secret.randbytes(TOKEN_BYTES).hex()
+
     members = Membership(
         terms=_terms(config, key.public_key),
         workers=HttpWorkers(telemetry.peers),
-        standings=StandingBook(RedisStandings(clients.commands), clock),
+        standings=StandingBook(stores.standings, clock),
         slots=slots,
         events=telemetry.events,
         clock=clock,
         tasks=tasks,
-        new_token=lambda: secrets.token_urlsafe(32),
+        new_token=new_token,
         coordinators=lambda: replicas.addresses if coordination.advertise_url else (),
     )
     relays = Relays(
         links=HttpLinks(telemetry.peers),
         tasks=tasks,
-        new_token=lambda: secrets.token_urlsafe(32),
+        new_token=new_token,
         name=replica_name(own.address),
     )
     committer = Committer(registry=registry, events=telemetry.events, now=clock.now_s)
-    evidence = RedisEvidenceStore(clients.commands)
     pair_marks = PairMarks()
     parts = Parts(
         registry=registry,
-        receipts=RedisReceiptStore(clients),
-        evidence=evidence,
+        receipts=stores.receipts,
+        evidence=stores.evidence,
         members=members,
         partitioner=partitioner,
         committer=committer,
@@ -116,11 +150,11 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         relays=relays,
         trusted=frozenset(map(NodeId, coordination.trusted_nodes)),
         lane_rules=LaneRules(spread_by=coordination.spread_by, always_blind=coordination.require_blind == "always"),
-        shuffled=lambda nodes: random.SystemRandom().sample(nodes, len(nodes)),
+        shuffled=lambda nodes: secret.sample(nodes, len(nodes)),
         tail=TailBook(
             fraction=coordination.tail_audit_fraction,
             line=TailLine(keep_s=coordination.tail_keep_s),
-            secret=secrets.SystemRandom(),
+            secret=secret,
             registry=registry,
             events=telemetry.events,
             clock=clock,
@@ -182,7 +216,7 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
         "coordinator",
         routers=[
             build_nodes_router(members),
-            build_evidence_router(EvidenceShelf(evidence)),
+            build_evidence_router(EvidenceShelf(stores.evidence)),
             build_links_router(relays),
             build_router(sessions, Placements(members), messages),
         ],
@@ -199,12 +233,19 @@ def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
     )
 
 
-def _clients(config: Config) -> RedisClients:
+def _redis_stores(config: Config) -> Stores:
     if config.redis.url is None:
         raise ConfigError(
             "redis.url is not set: the coordinator needs the task registry, such as redis://127.0.0.1:6379"
         )
-    return make_clients(config.redis.url.get_secret_value())
+    clients = make_clients(config.redis.url.get_secret_value())
+    return Stores(
+        registry=RedisTaskRegistry(clients, allow_weak_durability=config.redis.allow_weak_durability),
+        receipts=RedisReceiptStore(clients),
+        evidence=RedisEvidenceStore(clients.commands),
+        standings=RedisStandings(clients.commands),
+        replicas=RedisReplicas(clients.commands),
+    )
 
 
 def _terms(config: Config, coordinator_key: bytes) -> Terms:

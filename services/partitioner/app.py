@@ -1,5 +1,6 @@
 """Joins the partitioner's parts: the only file that knows which concrete ones."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from services.partitioner.service.plans import PartitionService
 from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
 from services.partitioner.stores.model_folder import ModelFolder
 from shared.domain.plan import Objective
+from shared.resilience.pool import Connect
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config
@@ -25,10 +27,19 @@ from shared.runtime.telemetry import Telemetry
 STOP_GRACE_S = 1.0
 
 
-def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
+def create_app(
+    config: Config,
+    *,
+    clock: Clock | None = None,
+    connect: Connect | None = None,
+    rng: random.Random | None = None,
+) -> FastAPI:
+    """`connect` None: others are called over sockets. `rng` (None: seeded by the system): for jitter."""
     clock = clock or SystemClock()
     partition = config.partition
-    telemetry = Telemetry(source="partitioner", address=partition.bind_address, config=config, clock=clock)
+    telemetry = Telemetry(
+        source="partitioner", address=partition.bind_address, config=config, clock=clock, connect=connect, rng=rng
+    )
     tasks = BackgroundTasks(clock)
     catalogue = CatalogueService(store=ModelFolder(partition.models_dir), now=clock.now_s)
     plans = PartitionService(

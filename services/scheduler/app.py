@@ -1,6 +1,7 @@
 """Joins the scheduler's parts: the only file that knows which concrete ones."""
 
 import asyncio
+import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,9 @@ from services.scheduler.service.scheduling import SchedulingService
 from shared.domain.ids import ModelId
 from shared.domain.plan import Seating
 from shared.domain.task import Verification
-from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
+from shared.registry.base import TaskRegistry
+from shared.registry.redis_registry import connect_registry
+from shared.resilience.pool import Connect
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.config import Config, ConfigError
@@ -28,12 +31,23 @@ from shared.runtime.tasks import BackgroundTasks
 from shared.runtime.telemetry import Telemetry
 
 
-def create_app(config: Config, *, clock: Clock | None = None) -> FastAPI:
+def create_app(
+    config: Config,
+    *,
+    clock: Clock | None = None,
+    connect: Connect | None = None,
+    registry: TaskRegistry | None = None,
+    rng: random.Random | None = None,
+) -> FastAPI:
+    """`connect` None: others are called over sockets. `registry` None: the one in Redis. `rng` (None: seeded by the
+    system): for jitter."""
     clock = clock or SystemClock()
     scheduling = config.scheduling
-    telemetry = Telemetry(source="scheduler", address=scheduling.bind_address, config=config, clock=clock)
+    telemetry = Telemetry(
+        source="scheduler", address=scheduling.bind_address, config=config, clock=clock, connect=connect, rng=rng
+    )
     events = telemetry.events
-    registry = _registry(config)
+    registry = registry or _registry(config)
     partitioner_client = telemetry.replicas("partitioner", config.services.partitioner_url)
     coordinator_client = telemetry.replicas("coordinator", config.services.coordinator_url)
     partitioner, coordinator = HttpPartitioner(partitioner_client), HttpCoordinator(coordinator_client)
@@ -120,7 +134,7 @@ def _default_seating(config: Config) -> Seating:
     return Seating() if mode is Verification.NONE else Seating(mode, config.coordination.max_byzantine)
 
 
-def _registry(config: Config) -> RedisTaskRegistry:
+def _registry(config: Config) -> TaskRegistry:
     if config.redis.url is None:
         raise ConfigError("redis.url is not set: the scheduler needs the task registry, such as redis://127.0.0.1:6379")
     return connect_registry(

@@ -58,6 +58,7 @@ from shared.events.publisher import FanOutPublisher, HttpPublisher
 from shared.llama.library import Library, load_library
 from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.http_client import PeerClient, PeerClients
+from shared.resilience.pool import Connect
 from shared.resilience.retry import RetryPolicy
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
@@ -99,8 +100,15 @@ def assemble(
     make_signer: Callable[[Identity], ReceiptSigner] = KeySigner,
     make_carrier: Callable[[PeerClients], LinkCarrier] = HttpLinkCarrier,
     make_coordinator: Callable[[PeerClient, str], Coordinator] = HttpCoordinator,
+    connect: Connect | None = None,
+    thread: EngineThread | None = None,
+    rng: random.Random | None = None,
 ) -> FastAPI:
-    """The worker's app around a loader of engines. `make_coordinator` gets the join token beside the client."""
+    """The worker's app around a loader of engines. `make_coordinator` gets the join token beside the client. `connect`
+    None: others are called over sockets. `thread` None: one of its own. `rng` (None: seeded by the system): for jitter.
+    """
+    rng = rng or random.Random()  # noqa: S311  jitter, not secrets
+    thread = thread or EngineThread()
     network, settings = config.network, config.worker
     identity = load_identity(settings.data_dir)
     node_id = identity.node_id
@@ -123,11 +131,19 @@ def assemble(
         ),
         tasks=tasks,
         clock=clock,
+        connect=connect,
     )
     events = FanOutPublisher((LocalMetrics(registry), metrics))
     hooks = peer_hooks(events, source=node_id, now=clock.now_s)
     retry = RetryPolicy(attempts=network.retry_attempts, base_s=network.retry_backoff_ms / 1000)
-    peers = PeerClients(hooks=hooks, now=clock.now_s, max_connections=network.max_connections, retry=retry)
+    peers = PeerClients(
+        hooks=hooks,
+        now=clock.now_s,
+        max_connections=network.max_connections,
+        retry=retry,
+        rng=rng,
+        connect=connect,
+    )
     source = PartitionerStages(peers)
 
     seating = Seating()
@@ -135,7 +151,14 @@ def assemble(
     def make_uplink(url: str, uplinks: Uplinks) -> Uplink:
         """Called once all that it uses is there: a coordinator is looked for when the app runs."""
         client = PeerClient(
-            name="coordinator", base_url=url, hooks=hooks, now=clock.now_s, retry=retry, breaker=COORDINATOR_BREAKER
+            name="coordinator",
+            base_url=url,
+            hooks=hooks,
+            now=clock.now_s,
+            retry=retry,
+            breaker=COORDINATOR_BREAKER,
+            rng=rng,
+            connect=connect,
         )
         coordinator = make_coordinator(client, config.security.join_token.get_secret_value())
         own_tasks = BackgroundTasks(clock)
@@ -157,7 +180,7 @@ def assemble(
             on_refused=lambda reason: uplinks.refused(url, reason),
             is_told_here=lambda seat: uplinks.is_told(url, seat),
             clock=clock,
-            rng=random.Random(),  # noqa: S311  jitter, not secrets
+            rng=rng,
         )
         return Uplink(
             membership=membership,
@@ -195,7 +218,6 @@ def assemble(
         events=events,
         now=clock.now_s,
     )
-    thread = EngineThread()
     memory_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
     stages = StagePool(
         node_id=node_id,

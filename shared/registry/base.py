@@ -338,3 +338,7 @@ class TaskRegistry(ABC):
     @abstractmethod
     async def ping(self) -> None:
         """Raise `RegistryUnavailable` unless the store answers with the durability it must have."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of the store; nothing is called any more."""

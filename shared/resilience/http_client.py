@@ -36,7 +36,7 @@ from shared.resilience.context import (
 )
 from shared.resilience.hooks import BytesSent, PeerHooks, PoolRebuilt, Retried, tell
 from shared.resilience.outcomes import CallFailed, failed_transport, outcome_of, refusal
-from shared.resilience.pool import ConnectionPool
+from shared.resilience.pool import Connect, ConnectionPool, Connections
 from shared.resilience.retry import Retrier, RetryPolicy, Sleep
 
 T = TypeVar("T", bound=BaseModel)
@@ -98,9 +98,11 @@ class PeerClient:
         breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008  frozen
         rng: random.Random | None = None,
         sleep: Sleep | None = None,
+        connect: Connect | None = None,
     ) -> None:
         """`name` stands for the peer in errors, logs and metrics. `now`: the monotonic clock, in seconds.
         `rng` (None: seeded by the system) and `sleep` (None: the event loop's) serve backoff and breaker.
+        `connect` None: over sockets.
         """
         rng = rng or random.Random()  # noqa: S311  jitter, not secrets
         self.name = name
@@ -114,7 +116,7 @@ class PeerClient:
         self._breakers = CircuitBreakers(
             peer=name, policy=breaker, classify=outcome_of, on_change=hooks.breaker_changed, now=now, rng=rng
         )
-        self._pool = ConnectionPool(base_url, max_connections=max_connections)
+        self._pool = ConnectionPool(base_url, max_connections=max_connections, connect=connect)
         self._pool_timeouts = 0
         self._rebuilds = 0
         self._durations_s: dict[str, deque[float]] = {}
@@ -432,7 +434,7 @@ class PeerClient:
             raise self._transport_failure(error, own_deadline=False) from error
 
     @asynccontextmanager
-    async def _lease(self) -> AsyncIterator[httpx.AsyncClient]:
+    async def _lease(self) -> AsyncIterator[Connections]:
         if self._closed:
             raise CallFailed.neutral(PeerUnavailable(f"{self.name} is not called any more: this service stops"))
         async with self._pool.lease() as client:
@@ -501,6 +503,7 @@ class PeerClients:
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  frozen
         rng: random.Random | None = None,
+        connect: Connect | None = None,
     ) -> None:
         """`service_token` is shown to the peers at `trusted_urls` alone: a worker must never see it. These also have
         breakers of their own policy."""
@@ -512,6 +515,7 @@ class PeerClients:
         self._max_connections = max_connections
         self._retry = retry
         self._rng = rng
+        self._connect = connect
         self._clients: dict[tuple[str, str], PeerClient] = {}
 
     def get(
@@ -532,6 +536,7 @@ class PeerClients:
                 max_connections=self._max_connections,
                 retry=retry or self._retry,
                 rng=self._rng,
+                connect=self._connect,
             )
             self._clients[name, url] = client
         if incarnation is not None:

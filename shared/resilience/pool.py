@@ -1,12 +1,36 @@
 """The connections to one peer, replaceable while calls run on them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Protocol
 
 import httpx
 
 KEEPALIVE_S = 30.0  # below the server's 75 s: a connection must not be closed while a call is put on it
+
+
+class Connections(Protocol):
+    """What carries requests to one peer; `httpx.AsyncClient` does so over sockets."""
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes | AsyncIterator[bytes] | None,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        timeout: httpx.Timeout,
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        """The answer, once its head has come. `url`: path on the peer. Raises `httpx.TransportError`."""
+
+    async def aclose(self) -> None:
+        """Calls under way fail with `httpx.TransportError`."""
+
+
+Connect = Callable[[str], Connections]
+"""Makes the connections to a base URL, each time other ones."""
 
 
 class _Transport(httpx.AsyncHTTPTransport):
@@ -23,24 +47,14 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 
 class ConnectionPool:
-    def __init__(self, base_url: str, *, max_connections: int) -> None:
+    def __init__(self, base_url: str, *, max_connections: int, connect: Connect | None = None) -> None:
+        """`connect` None: sockets."""
         self._base_url = base_url
         self._max_connections = max_connections
+        self._connect = connect
         self._calls = 0
         self._retired = False
-        self._client = httpx.AsyncClient(
-            base_url=base_url,
-            transport=_Transport(
-                trust_env=False,
-                http2=False,
-                verify=base_url.startswith("https:"),  # loading the trust store takes time that plain HTTP can spare
-                limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
-            ),
-            trust_env=False,
-            follow_redirects=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow as the peer likes
-            headers={"Accept-Encoding": "identity", "User-Agent": "butterfly"},
-        )
+        self._client = connect(base_url) if connect else _sockets(base_url, max_connections)
 
     @property
     def calls(self) -> int:
@@ -48,7 +62,7 @@ class ConnectionPool:
         return self._calls
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[httpx.AsyncClient]:
+    async def lease(self) -> AsyncIterator[Connections]:
         self._calls += 1
         try:
             yield self._client
@@ -60,7 +74,23 @@ class ConnectionPool:
     def replaced(self) -> "ConnectionPool":
         """A fresh pool for later calls; this one closes when its last call has ended."""
         self._retired = True
-        return ConnectionPool(self._base_url, max_connections=self._max_connections)
+        return ConnectionPool(self._base_url, max_connections=self._max_connections, connect=self._connect)
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+def _sockets(base_url: str, max_connections: int) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=base_url,
+        transport=_Transport(
+            trust_env=False,
+            http2=False,
+            verify=base_url.startswith("https:"),  # loading the trust store takes time that plain HTTP can spare
+            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
+        ),
+        trust_env=False,
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept ones would grow as the peer likes
+        headers={"Accept-Encoding": "identity", "User-Agent": "butterfly"},
+    )

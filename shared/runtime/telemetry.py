@@ -14,6 +14,7 @@ from shared.resilience.breaker import BreakerPolicy
 from shared.resilience.hooks import PeerHooks
 from shared.resilience.http_client import PeerClient, PeerClients
 from shared.resilience.peer_group import PeerGroup
+from shared.resilience.pool import Connect
 from shared.resilience.retry import RetryPolicy
 from shared.runtime.clock import Clock
 from shared.runtime.config import Config
@@ -26,9 +27,20 @@ CONTROL_BREAKER = BreakerPolicy(open_s=3.0)
 class Telemetry:
     """Made first by an `app.py`: `events` and `peers` go to the service, `registry` to `make_app`."""
 
-    def __init__(self, *, source: str, address: str, config: Config, clock: Clock) -> None:
-        """`source`: name of the service, or id of the node. `address`: host:port where it serves /metrics."""
+    def __init__(
+        self,
+        *,
+        source: str,
+        address: str,
+        config: Config,
+        clock: Clock,
+        connect: Connect | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`source`: name of the service, or id of the node. `address`: host:port where it serves /metrics. `connect`
+        None: peers are called over sockets. `rng` (None: seeded by the system): for jitter."""
         security = config.security
+        self._rng = rng or random.Random()  # noqa: S311  jitter, not secrets
         self.registry = CollectorRegistry()
         self._tasks = BackgroundTasks(clock)
         # The publisher's own calls publish nothing: events about events would never end.
@@ -39,6 +51,8 @@ class Telemetry:
             hooks=PeerHooks(),
             now=clock.now_s,
             breaker=CONTROL_BREAKER,
+            rng=self._rng,
+            connect=connect,
         )
         self._publisher = HttpPublisher(
             self._metrics_peer,
@@ -59,7 +73,8 @@ class Telemetry:
             trusted_breaker=CONTROL_BREAKER,
             max_connections=config.network.max_connections,
             retry=RetryPolicy(attempts=config.network.retry_attempts, base_s=config.network.retry_backoff_ms / 1000),
-            rng=random.Random(),  # noqa: S311  jitter, not secrets
+            rng=self._rng,
+            connect=connect,
         )
 
     def replicas(self, name: str, urls: Sequence[str]) -> PeerGroup:
@@ -68,7 +83,7 @@ class Telemetry:
             return PeerGroup([self.peers.get(name, urls[0])])
         once = RetryPolicy(attempts=1)
         clients = [self.peers.get(f"{name}-{place}", url, retry=once) for place, url in enumerate(urls)]
-        return PeerGroup(clients, first=random.randrange(len(clients)))  # noqa: S311  no secret
+        return PeerGroup(clients, first=self._rng.randrange(len(clients)))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -417,6 +417,9 @@ class MemoryTaskRegistry(TaskRegistry):
     async def ping(self) -> None:
         return
 
+    async def aclose(self) -> None:
+        return
+
     def _submission(self, task_id: TaskId, *, created: bool) -> Submission:
         return Submission(task_id, self._entries[task_id].record.state, created, len(self._queued()))
 

@@ -1,4 +1,4 @@
-"""Clients of a synthetic cluster: they draw tasks, wait for their ends, and hold every token against the right one."""
+"""Clients of a world: they draw tasks, wait for their ends, and hold every token against the right one."""
 
 import asyncio
 from collections import Counter
@@ -6,26 +6,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
-from services.cli.domain.cluster import Kind
 from shared.contracts.scheduler import SubmitTask, Submitted
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import TaskId
 from shared.domain.task import InferenceTask, SamplerParams, StopRules, TaskKind, TokenRecord, Verification
 from shared.domain.task_state import TaskState
 from shared.domain.window_entry import WindowEntry
-from shared.registry.connection import make_clients
-from shared.registry.redis_receipts import RedisReceiptStore
-from shared.registry.redis_registry import RedisTaskRegistry
-from shared.resilience.hooks import PeerHooks
-from shared.resilience.http_client import PeerClient
-from shared.runtime.clock import SystemClock
 from tests.fakes.engine import N_VOCAB
-from tests.synthetic.cluster import MODEL, MODEL_ID, SyntheticCluster
+from tests.simulation.world.world import MODEL, MODEL_ID, World
 
 END_IDS = (2,)
 MAX_PROMPT = 6
 MAX_TOKENS = (8, 48)
 GREEDY_SHARE = 0.5
+QUORUM_SHARE = 0.25
 DEADLINE_S = 120.0
 ENDED = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED})
 TRY_AGAIN_S = 0.5
@@ -35,6 +29,8 @@ TRY_AGAIN_S = 0.5
 class Tally:
     windows: int = 0
     """Committed."""
+    quorum_windows: int = 0
+    """Of these, in tasks in mode `quorum`."""
     wrong_tokens: int = 0
     """Committed, and not what the model says; tasks that failed afterwards count as well."""
     right_tasks: int = 0
@@ -56,7 +52,7 @@ def draw_task(rng: Random) -> InferenceTask:
         max_tokens=rng.randint(*MAX_TOKENS),
         sampler=SamplerParams(temperature=0.0) if is_greedy else SamplerParams(seed=rng.getrandbits(32)),
         stop=StopRules(end_ids=END_IDS),
-        verification=Verification.AUDIT,
+        verification=Verification.QUORUM if rng.random() < QUORUM_SHARE else Verification.AUDIT,
         max_byzantine=1,
         deadline_s=DEADLINE_S,
     )
@@ -79,7 +75,9 @@ def note_end(
     """What became of a task. `reason`: why it failed, if it did."""
     ids, right = [record.token_id for record in tokens], right_ids(task)
     entries = tuple(entries)
-    tally.windows += len({entry.window for entry in entries})
+    windows = len({entry.window for entry in entries})
+    tally.windows += windows
+    tally.quorum_windows += windows if task.verification is Verification.QUORUM else 0
     wrong = sum(given != expected for given, expected in zip(ids, right, strict=False)) + max(0, len(ids) - len(right))
     tally.wrong_tokens += wrong
     if state is not TaskState.COMPLETED:
@@ -92,18 +90,10 @@ def note_end(
 
 
 class Clients:
-    def __init__(self, cluster: SyntheticCluster, rng: Random) -> None:
+    def __init__(self, world: World, rng: Random) -> None:
         self._rng = rng
-        self._redis = make_clients(cluster.redis_url)
-        self._registry = RedisTaskRegistry(self._redis, allow_weak_durability=False)
-        self._receipts = RedisReceiptStore(self._redis)
-        self._scheduler = PeerClient(
-            name="scheduler",
-            base_url=cluster.url(Kind.SCHEDULER),
-            service_token=cluster.secrets.service_token,
-            hooks=PeerHooks(),
-            now=SystemClock().now_s,
-        )
+        self._stores = world.stores
+        self._scheduler = world.client("scheduler")
         self.tally = Tally()
 
     async def ask(self, count: int, is_enough: Callable[[], bool]) -> None:
@@ -113,18 +103,19 @@ class Clients:
                 group.create_task(self._ask_on(is_enough))
 
     async def _ask_on(self, is_enough: Callable[[], bool]) -> None:
+        registry = self._stores.registry
         while not is_enough():
             task = draw_task(self._rng)
             await self._submit(task)
             await self._until_ended(task.task_id)
-            record = await self._registry.record(task.task_id)
+            record = await registry.record(task.task_id)
             note_end(
                 self.tally,
                 task,
                 state=record.state,
                 reason=f"{record.error_code}: {record.error}",
-                tokens=await self._registry.tokens(task.task_id),
-                entries=await self._receipts.entries(task.task_id),
+                tokens=await registry.tokens(task.task_id),
+                entries=await self._stores.receipts.entries(task.task_id),
             )
 
     async def _submit(self, task: InferenceTask) -> None:
@@ -140,7 +131,7 @@ class Clients:
     async def _until_ended(self, task_id: TaskId) -> None:
         after = "0"
         while True:
-            found = await self._registry.read_streams({task_id: after}, block_s=2.0)
+            found = await self._stores.registry.read_streams({task_id: after}, block_s=2.0)
             for entry in found.get(task_id, ()):
                 after = entry.entry_id
                 if entry.kind == "end":
@@ -148,4 +139,3 @@ class Clients:
 
     async def aclose(self) -> None:
         await self._scheduler.aclose()
-        await self._redis.aclose()

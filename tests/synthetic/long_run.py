@@ -1,12 +1,14 @@
 """`python -m tests.synthetic.long_run [KIND …]`: many windows under each kind of lie; prints a table.
 
-Each kind gets a cluster of its own: all services and the honest workers are real processes, the workers compute the
-synthetic model, and one worker more lies at random windows. Found out, it comes back as a new node. Exit code 1 if a
-wrong token was committed, an honest worker was evicted, or a liar that can be proven guilty was not.
+Each kind gets a world of its own (`tests.simulation.world`): the real services and workers on one event loop in virtual
+time, the workers compute the synthetic model, and one worker more lies at random moments. Found out, it comes back as a
+new node. Exit code 1 if a wrong token was committed, an honest worker was evicted, a liar that can be proven guilty was
+not, or no lie was told.
 """
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -16,14 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from services.cli.clients.control_plane import Coordinator
-from services.cli.domain.cluster import Kind
-from shared.contracts.coordinator import NodeView
+from shared.contracts.base import Empty
+from shared.contracts.coordinator import NodeList, NodeView
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import NodeId
 from shared.domain.session import NodeState
-from shared.runtime.clock import SystemClock
-from tests.synthetic.cluster import SyntheticCluster, synthetic_cluster
+from shared.resilience.http_client import PeerClient
+from shared.runtime.config import CoordinationConfig
+from tests.simulation.world.virtual_time import run
+from tests.simulation.world.world import World, write_model
 from tests.synthetic.kinds import KINDS, LieKind
 from tests.synthetic.liars import Liars
 from tests.synthetic.load import Clients, Tally
@@ -32,8 +35,14 @@ HONEST_WORKERS = 3
 STAGES = 3
 TASKS_AT_ONCE = 8
 CHANCE = 0.02
-LOOK_EVERY_S = 0.25
-JOIN_LIMIT_S = 60.0
+LOOK_EVERY_S = 0.1
+COORDINATION = CoordinationConfig(
+    # As small as windows get, so that there are many.
+    checkpoint_interval=1,
+    window_checkpoints=2,
+    heartbeat_ms=250,
+    lease_ms=5_000,
+)
 KEPT_AWAY = frozenset({NodeState.EVICTED, NodeState.QUARANTINED})
 
 
@@ -76,7 +85,7 @@ class Outcome:
 class Watch:
     """Looks at the nodes as an operator would: honest ones that were put in quarantine are let in again."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: PeerClient) -> None:
         self._coordinator = coordinator
         self.nodes: dict[NodeId, NodeView] = {}
         self.liars: set[NodeId] = set()
@@ -88,25 +97,26 @@ class Watch:
 
     async def look(self) -> None:
         try:
-            self.nodes = {node.node_id: node for node in await self._coordinator.nodes()}
-            for node in self.nodes.values():
+            listed = await self._coordinator.get("/nodes", NodeList)
+            self.nodes = {node.node_id: node for node in listed.nodes}
+            for node in listed.nodes:
                 if node.state is NodeState.QUARANTINED and node.node_id not in self.liars:
                     self.honest_quarantined += 1
-                    await self._coordinator.reinstate(node.node_id)
+                    await self._coordinator.post(f"/nodes/{node.node_id}/reinstate", None, Empty)
         except ButterflyError:
             pass  # the next look may find it
 
 
-async def play(cluster: SyntheticCluster, kind: str, lie: LieKind, *, windows: int, seed: int) -> Outcome:
-    rng = Random(f"{seed} {kind}")
-    began_s = time.monotonic()
-    liars = Liars(cluster, lie, chance=CHANCE, rng=rng)
-    coordinator = Coordinator(
-        cluster.url(Kind.COORDINATOR), service_token=cluster.secrets.service_token, now=SystemClock().now_s
-    )
+async def play(kind: str, folder: Path, *, windows: int, seed: int) -> Outcome:
+    """`folder` holds the model (`write_model`)."""
+    rng, lie = Random(f"{seed} {kind}"), KINDS[kind]
+    began_s = time.process_time()
+    world = World(folder, rng, coordination=COORDINATION, stages=STAGES)
+    await world.start(HONEST_WORKERS)
+    liars = Liars(world, lie, chance=CHANCE, rng=rng)
+    coordinator = world.client("coordinator")
     watch, is_over = Watch(coordinator), asyncio.Event()
-    async with aclosing(coordinator), aclosing(Clients(cluster, rng)) as clients:
-        await _until_joined(watch)
+    async with aclosing(coordinator), aclosing(Clients(world, rng)) as clients:
 
         async def look_on() -> None:
             while not is_over.is_set():
@@ -123,14 +133,8 @@ async def play(cluster: SyntheticCluster, kind: str, lie: LieKind, *, windows: i
             await clients.ask(TASKS_AT_ONCE, is_enough)
             await watch.look()
             is_over.set()
-        return _outcome(kind, lie, clients.tally, liars, watch, time.monotonic() - began_s)
-
-
-async def _until_joined(watch: Watch) -> None:
-    async with asyncio.timeout(JOIN_LIMIT_S):
-        while len(watch.nodes) < HONEST_WORKERS:
-            await watch.look()
-            await asyncio.sleep(LOOK_EVERY_S)
+        await world.stop()
+        return _outcome(kind, lie, clients.tally, liars, watch, time.process_time() - began_s)
 
 
 def _outcome(kind: str, lie: LieKind, tally: Tally, liars: Liars, watch: Watch, seconds: float) -> Outcome:
@@ -152,8 +156,9 @@ def _outcome(kind: str, lie: LieKind, tally: Tally, liars: Liars, watch: Watch, 
 
 
 def run_kind(kind: str, folder: Path, *, windows: int, seed: int) -> Outcome:
-    with synthetic_cluster(folder, workers=HONEST_WORKERS, stages=STAGES) as cluster:
-        return asyncio.run(play(cluster, kind, KINDS[kind], windows=windows, seed=seed))
+    """`folder` is new."""
+    write_model(folder / "models")
+    return run(play(kind, folder, windows=windows, seed=seed))
 
 
 HEADER = (
@@ -185,6 +190,7 @@ def main(arguments: Sequence[str]) -> int:
         f"seed {asked.seed}: {HONEST_WORKERS} honest workers and one liar, {STAGES} stages, f = 1\n{HEADER}", flush=True
     )
     is_bad = False
+    logging.disable()  # of what the liars do, every service tells
     with tempfile.TemporaryDirectory() as scratch:
         for kind in asked.kinds:
             outcome = run_kind(kind, Path(scratch) / kind, windows=asked.windows, seed=asked.seed)

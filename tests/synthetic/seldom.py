@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -19,10 +20,11 @@ from services.worker.ports import (
     StageFile,
 )
 from services.worker.service.receipts import KeySigner
-from shared.contracts.messages import StageRef
+from shared.contracts.messages import StageRef, WorkAssignment
 from shared.domain.receipt import Receipt
 from shared.domain.signing import Signed
 from tests.byzantine.engine_faults import Fault, LyingEngine
+from tests.byzantine.seat_watch import Place
 
 SeatPlace = tuple[int, int]
 """(lane, stage)"""
@@ -58,11 +60,12 @@ class SeldomEngine(LyingEngine):
 
     def forward(self, x: Ints | Rows, slots: Ints, positions: Ints, want: Mask | None = None) -> Rows:
         self._calls += 1
-        result = self._honest.forward(x, slots, positions, want)
-        if not len(result) or not self._told.is_due(self._chance, self._rng):
-            return result
-        altered = self._fault.alter(x, result, self._calls, is_last=self._is_last)
-        self._told.lies += not np.array_equal(altered, result)
+        if not self._told.is_due(self._chance, self._rng):
+            return self._honest.forward(x, slots, positions, want)
+        fed = self._fault.feed(x, positions)
+        result = self._honest.forward(fed, slots, positions, want)
+        altered = self._fault.alter(x, result, self._calls, is_last=self._is_last) if len(result) else result
+        self._told.lies += not (np.array_equal(fed, x) and np.array_equal(altered, result))
         return altered
 
 
@@ -108,3 +111,26 @@ class SeldomSigner(ReceiptSigner):
         signed = self._false.sign(receipt)
         self._told.lies += signed != honest
         return signed
+
+
+class SeldomPlace(Place):
+    """Every seat, now and then: for lies about links and in reports."""
+
+    def __init__(self, *, chance: float, rng: Random, told: Told) -> None:
+        """`chance`: of each frame or report."""
+        super().__init__(lane=0, stage=0, sleeps_tasks=0, told=Path())
+        self._chance, self._rng, self._count = chance, rng, told
+
+    def assigned(self, order: WorkAssignment) -> None:
+        super().assigned(order)
+        if order.next is not None:
+            self.neighbour = order.next.node_id
+
+    def lies_at(self, lane: int, stage: int) -> bool:
+        return self._count.is_due(self._chance, self._rng)
+
+    def lies_to(self, lane: int, stage: int) -> bool:
+        return self._count.is_due(self._chance, self._rng)
+
+    def tell(self, task_id: str, window: int, what: str) -> None:
+        self._count.lies += 1

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from services.worker.service.thread_team import ThreadTeam
@@ -20,8 +20,9 @@ class EngineThread:
     stays free, since the library releases the interpreter while it computes.
     """
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    def __init__(self, executor: Executor | None = None) -> None:
+        """`executor`: of one thread, or that of the caller; None: a thread of its own."""
+        self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._team = ThreadTeam("engine")
         self._unfinished = 0
 

@@ -13,6 +13,7 @@ import uvloop
 from shared.resilience.pool import ConnectionPool
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+LIMIT = httpx.Timeout(5.0)
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def test_a_connection_that_is_reset_while_it_is_made_is_a_transport_error(resett
     async def connect(pool: ConnectionPool) -> BaseException | None:
         async with pool.lease() as client:
             try:
-                await client.get("/")
+                async with client.stream("GET", "/", content=None, params=None, headers={}, timeout=LIMIT):
+                    pass
             except Exception as error:  # noqa: BLE001  which kinds there are is what is tested
                 return error
         return None
