@@ -21,7 +21,7 @@ from shared.domain.errors import RegistryUnavailable, TaskNotFound
 from shared.domain.ids import TaskId
 from shared.domain.task import FinishReason
 from shared.domain.task_state import TaskEvent, TaskState
-from shared.registry.base import Commit, Finish
+from shared.registry.base import Claim, Commit, Finish
 from shared.registry.redis_registry import RedisTaskRegistry, connect_registry
 from tests.chaos.cut_server import CutServer
 from tests.chaos.fsync_trace import why_not
@@ -97,14 +97,14 @@ class Load:
         try:
             while True:
                 for claim in await self._registry.claim(GROUP, 1, owner=owner, lease_s=LEASE_S, plan_id="plan-1"):
-                    await self._answer(claim.task_id)
+                    await self._answer(claim)
         except RegistryUnavailable:
             pass
 
-    async def _answer(self, task_id: TaskId) -> None:
-        registry, ledger = self._registry, self._ledger
+    async def _answer(self, claim: Claim) -> None:
+        registry, ledger, task_id = self._registry, self._ledger, claim.task_id
         epoch, _, _ = await registry.open_session(
-            task_id, attempt=None, plan_id="plan-1", coordinator="coordinator-1", lease_s=60.0
+            task_id, attempt=claim.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=60.0
         )
         await registry.advance(task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch)
         for index in range(TOKENS_PER_TASK):
@@ -123,16 +123,16 @@ async def lost_of(registry: RedisTaskRegistry, ledger: Ledger) -> list[str]:
     lost = []
     for task_id in sorted(ledger.submitted | set(ledger.tokens)):
         try:
-            record, tokens = await registry.record(task_id), await registry.tokens(task_id)
+            state, tokens = (await registry.record(task_id)).state, await registry.tokens(task_id)
         except TaskNotFound:
             lost.append(f"submission of {task_id}")
-            continue
+            state, tokens = None, ()
         if tokens != make_tokens(*range(len(tokens))):
             lost.append(f"{task_id} came back with other tokens than were committed")
         acknowledged = ledger.tokens.get(task_id, 0)
         lost += [f"token {index} of {task_id}" for index in range(len(tokens), acknowledged)]
-        if task_id in ledger.finished and record.state is not TaskState.COMPLETED:
-            lost.append(f"end of {task_id}: it is {record.state} again")
+        if task_id in ledger.finished and state is not TaskState.COMPLETED:
+            lost.append(f"end of {task_id}: it is {state} now")
     return lost
 
 
