@@ -7,7 +7,7 @@ the queue and the task's event stream together. Times are the store's own clock.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
 from shared.domain.tail_audit import TailState
@@ -139,13 +139,15 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What one pass of `reconcile` mended, as task ids."""
+    """What one pass of `reconcile` mended, as task ids; equal to another that mended the same."""
 
     requeued: tuple[TaskId, ...] = ()
     adopted: tuple[TaskId, ...] = ()
     expired: tuple[TaskId, ...] = ()
     detached: tuple[TaskId, ...] = ()
     exhausted: tuple[TaskId, ...] = ()
+    next_lapse_s: float | None = field(default=None, compare=False)
+    """Until the first lease of a scheduler lapses, as far as known now; None: nothing is leased."""
 
 
 class TaskRegistry(ABC):
@@ -291,9 +293,10 @@ class TaskRegistry(ABC):
     ) -> Reconciled:
         """Mend up to `limit` tasks of each kind; harmless in parallel.
 
-        Lease lapsed before Computing: requeued, or failed with `attempts_exhausted` when that happened `max_attempts`
-        times (giving a task back by `Requeue` is not counted). Lapsed later: adopted, that is leased to `owner` with
-        attempt + 1 while its session goes on. Queued but in no queue: added again. Past the deadline: failed with
+        Lease lapsed before it had a session: requeued, or failed with `attempts_exhausted` when that happened
+        `max_attempts` times (giving a task back by `Requeue` is not counted). Lapsed later: adopted, that is leased to
+        `owner` with attempt + 1 while its session goes on (a coordinator keeps that one, under a lease of its own).
+        Queued but in no queue: added again. Past the deadline: failed with
         `deadline_exceeded`, and with the reason `waiting` gives for its group if it still was queued. Client gone:
         cancelled.
         """

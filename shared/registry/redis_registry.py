@@ -249,12 +249,13 @@ class RedisTaskRegistry(TaskRegistry):
         self, *, limit: int, max_attempts: int, owner: str, lease_s: float, waiting: Mapping[TaskGroup, str]
     ) -> Reconciled:
         reasons = [text for group, reason in waiting.items() for text in (str(group), reason)]
-        cursor, *mended = await self._run(
+        cursor, next_lapse, *mended = await self._run(
             "reconcile", limit, max_attempts, owner, _ms(lease_s), self._sweep_cursor, *reasons
         )
         self._sweep_cursor = cursor.decode()
         requeued, adopted, expired, detached, exhausted = map(_ids, mended)
-        return Reconciled(requeued, adopted, expired, detached, exhausted)
+        next_lapse_s = int(next_lapse) / 1000 if next_lapse else None
+        return Reconciled(requeued, adopted, expired, detached, exhausted, next_lapse_s)
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         with reaching_registry():

@@ -141,22 +141,45 @@ async def test_only_the_owner_renews_a_lease(registry: TaskRegistry) -> None:
     assert await registry.renew([task.task_id], owner="replica-2", lease_s=10) == (task.task_id,)
 
 
-async def test_a_lease_lapsed_before_computing_requeues_the_task(registry: TaskRegistry) -> None:
-    waiting, starting = make_task(), make_task()
-    await submit(registry, waiting)
+async def test_a_lease_lapsed_before_there_is_a_session_requeues_the_task(registry: TaskRegistry) -> None:
+    without_plan, with_plan = make_task(), make_task()
+    await submit(registry, without_plan)
     (first,) = await claim(registry, lease_s=0)
-    await submit(registry, starting)
+    await submit(registry, with_plan)
     (second,) = await claim(registry, lease_s=0, plan="plan-1")
-    epoch, _, _ = await registry.open_session(
-        starting.task_id, attempt=second.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
-    )
     mended = await reconciled(registry)
-    assert set(mended.requeued) == {waiting.task_id, starting.task_id}
-    assert (await registry.record(waiting.task_id)).state is TaskState.QUEUED
-    assert (await registry.record(starting.task_id)).epoch == epoch + 1  # its session is fenced
-    assert [each.task_id for each in await claim(registry, 2)] == [waiting.task_id, starting.task_id]
+    assert set(mended.requeued) == {without_plan.task_id, with_plan.task_id}
+    assert (await registry.record(without_plan.task_id)).state is TaskState.QUEUED
+    assert [each.task_id for each in await claim(registry, 2)] == [without_plan.task_id, with_plan.task_id]
     with pytest.raises(StaleAttempt):
-        await registry.advance(waiting.task_id, TaskEvent.PARTITION_COMPLETE, attempt=first.attempt)
+        await registry.advance(without_plan.task_id, TaskEvent.PARTITION_COMPLETE, attempt=first.attempt)
+    with pytest.raises(StaleAttempt):  # a scheduler that only was slow
+        await registry.open_session(
+            with_plan.task_id, attempt=second.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+        )
+
+
+async def test_a_lease_lapsed_while_a_session_starts_is_adopted_and_the_session_goes_on(registry: TaskRegistry) -> None:
+    task = make_task()
+    await submit(registry, task)
+    (claimed,) = await claim(registry, lease_s=0, plan="plan-1")
+    epoch, _, _ = await registry.open_session(
+        task.task_id, attempt=claimed.attempt, plan_id="plan-1", coordinator="coordinator-1", lease_s=3.0
+    )
+    assert await reconciled(registry) == Reconciled(adopted=(task.task_id,))
+    record = await registry.record(task.task_id)
+    assert (record.state, record.attempt, record.epoch) == (TaskState.COORDINATING, claimed.attempt + 1, epoch)
+    assert await registry.advance(task.task_id, TaskEvent.COORDINATION_COMPLETE, epoch=epoch) is TaskState.COMPUTING
+
+
+async def test_reconciling_tells_when_the_first_lease_lapses(registry: TaskRegistry) -> None:
+    assert (await reconcile(registry)).next_lapse_s is None
+    for lease_s in (60.0, 20.0):
+        await submit(registry, make_task())
+        await claim(registry, lease_s=lease_s)
+    next_lapse_s = (await reconcile(registry)).next_lapse_s
+    assert next_lapse_s is not None
+    assert 10.0 < next_lapse_s <= 20.0
 
 
 async def test_a_lease_lapsed_while_computing_is_adopted_and_the_session_goes_on(registry: TaskRegistry) -> None:

@@ -329,7 +329,7 @@ class MemoryTaskRegistry(TaskRegistry):
                 detached.append(task_id)
             elif state is TaskState.QUEUED or entry.lease_until > now:
                 continue
-            elif (state, TaskEvent.REQUEUE) not in TRANSITIONS:
+            elif (state, TaskEvent.REQUEUE) not in TRANSITIONS or entry.coordinator:
                 entry.record = replace(entry.record, attempt=Attempt(entry.record.attempt + 1))
                 entry.lease_owner, entry.lease_until = owner, now + lease_s
                 adopted.append(task_id)
@@ -344,7 +344,19 @@ class MemoryTaskRegistry(TaskRegistry):
                     self._end(entry, TaskState.FAILED, error_code="attempts_exhausted", error=message, fence=True)
                     exhausted.append(task_id)
         await self._announce()
-        return Reconciled(tuple(requeued), tuple(adopted), tuple(expired), tuple(detached), tuple(exhausted))
+        leases = [
+            entry.lease_until
+            for entry in self._entries.values()
+            if entry.unfinished and entry.record.state is not TaskState.QUEUED
+        ]
+        return Reconciled(
+            tuple(requeued),
+            tuple(adopted),
+            tuple(expired),
+            tuple(detached),
+            tuple(exhausted),
+            next_lapse_s=max(min(leases) - now, 0.0) if leases else None,
+        )
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         try:

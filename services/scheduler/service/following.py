@@ -10,8 +10,8 @@ from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 10.0
-RENEW_EVERY_S = 3.0  # two renewals may fail before a lease lapses
+LEASE_S = 2.1  # a claimed task of a scheduler that died is with another one within 3 s
+RENEW_EVERY_S = 0.6  # two renewals may fail before a lease lapses
 
 
 class Follower:

@@ -1,5 +1,5 @@
 -- ARGV: limit, max attempts, owner, lease in ms, cursor of the sweep, then group, why its tasks wait...
--- Returns the next cursor and the ids: requeued, adopted, expired, detached, exhausted.
+-- Returns the next cursor, ms until some lease lapses or '', and the ids: requeued, adopted, expired, detached, exhausted.
 local limit, max_attempts, owner = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 local waiting = {}
@@ -42,7 +42,7 @@ for _, id in ipairs(due(K.leases)) do
   local task = load_task(id)
   if not task or TERMINAL[task.state] or task.state == 'queued' then
     redis.call('ZREM', K.leases, id)
-  elseif NEXT[task.state].requeue then
+  elseif NEXT[task.state].requeue and task.coordinator == '' then
     local lapses = tonumber(task.lapses) + 1
     if lapses >= max_attempts then
       fail(task, 'attempts_exhausted', 'a scheduler was lost ' .. int(lapses) .. ' times while starting the task')
@@ -91,4 +91,5 @@ for _, entry in ipairs(due(K.expiring)) do
 end
 
 if #requeued > 0 then nudge() end
-return {swept[1], requeued, adopted, expired, detached, exhausted}
+local first = redis.call('ZRANGE', K.leases, 0, 0, 'WITHSCORES')
+return {swept[1], first[2] and int(math.max(first[2] - now, 0)) or '', requeued, adopted, expired, detached, exhausted}

@@ -8,39 +8,12 @@ import signal
 import socket
 import sys
 import textwrap
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).parents[3]
+from tests.integration.runtime.own_process import ROOT, logged, started
+
 PORT_ZERO = {"BUTTERFLY_METRICS__BIND_ADDRESS": "127.0.0.1:0"}
-
-
-@asynccontextmanager
-async def started(environ: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The process, ended by its id at the end."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BUTTERFLY_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.metrics", cwd=ROOT, env=inherited | environ, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def logged(process: asyncio.subprocess.Process, event: str) -> dict[str, object]:
-    """The first line of that event."""
-    assert process.stderr is not None
-    async for line in process.stderr:
-        fields: dict[str, object] = json.loads(line)
-        if fields["event"] == event:
-            return fields
-    raise AssertionError(f"the process ended without {event}")
 
 
 async def stderr_and_code(process: asyncio.subprocess.Process) -> tuple[str, int | None]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.scheduler.service.following import Follower
+from services.scheduler.service.following import RENEW_EVERY_S, Follower
 from services.scheduler.service.preloading import Preloader
 from shared.domain.errors import PeerUnavailable
 from shared.domain.ids import Attempt, ModelId
@@ -21,14 +21,14 @@ async def test_leases_are_renewed_until_the_task_ends(cluster: Cluster) -> None:
     await cluster.dispatcher.run_once()
     for _ in range(5):
         renewing = asyncio.ensure_future(cluster.follower.renew_once())
-        await cluster.clock.advance(3.0)
+        await cluster.clock.advance(RENEW_EVERY_S)
         await renewing
         await cluster.reconciler.reconcile()
     record = await cluster.registry.record(task.task_id)
     assert (record.state, record.attempt) == (TaskState.COMPUTING, 1)
     await cluster.registry.cancel(task.task_id)
     renewing = asyncio.ensure_future(cluster.follower.renew_once())
-    await cluster.clock.advance(3.0)
+    await cluster.clock.advance(RENEW_EVERY_S)
     await renewing
     assert cluster.follower.followed == frozenset()
 
