@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -132,13 +132,19 @@ class Heard:
         return [details for details in self.details if isinstance(details, kind)]
 
 
-def client_of(url: str, *, hooks: PeerHooks | None = None, max_connections: int = 100) -> PeerClient:
+def client_of(
+    url: str,
+    *,
+    hooks: PeerHooks | None = None,
+    max_connections: int = 100,
+    now: Callable[[], float] = time.monotonic,
+) -> PeerClient:
     return PeerClient(
         name="partitioner",
         base_url=url,
         service_token="token",
         hooks=hooks or PeerHooks(),
-        now=time.monotonic,
+        now=now,
         max_response_bytes=100_000,
         max_connections=max_connections,
         retry=RetryPolicy(base_s=0.001),
@@ -229,6 +235,58 @@ async def test_a_peer_that_answers_again_is_asked_again_before_the_circuit_would
             with suppress(CircuitOpen):
                 assert await client.post("/numbers", Number(value=1), Number) == Number(value=1)
             await asyncio.sleep(0.01)
+
+
+class Away:
+    """Takes connections and closes them."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    def take(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.close()
+
+
+async def one_chunk() -> AsyncIterator[bytes]:
+    yield b"x"
+
+
+async def call(client: PeerClient) -> None:
+    await client.post("/numbers", Number(value=1), Number)
+
+
+async def link(client: PeerClient) -> None:
+    await client.stream_post("/links", one_chunk())
+
+
+async def download(client: PeerClient) -> None:
+    async for _ in client.download("/file"):
+        pass
+
+
+@pytest.mark.parametrize("ask", [call, link, download])
+async def test_a_peer_that_stays_away_is_looked_for_once_a_second_and_stays_turned_away(
+    ask: Callable[[PeerClient], Awaitable[None]],
+) -> None:
+    away, now_s = Away(), 0.0
+    async with await asyncio.start_server(away.take, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        client = client_of(f"http://{host}:{port}", now=lambda: now_s)
+        for _ in range(3):
+            with pytest.raises(PeerUnavailable):
+                await ask(client)
+        before = away.connections
+        for second in range(1, 4):
+            now_s += http_client.LOOK_EVERY_S
+            for _ in range(20):
+                with pytest.raises(CircuitOpen):
+                    await ask(client)
+            async with asyncio.timeout(5):
+                while away.connections < before + second:  # noqa: ASYNC110  only the server sees it
+                    await asyncio.sleep(0.005)
+        assert away.connections == before + 3
+        await client.aclose()
 
 
 async def test_the_deadline_travels_a_little_shortened(client: PeerClient, peer: Peer) -> None:

@@ -337,3 +337,25 @@ async def test_an_operator_sees_what_a_breaker_knows() -> None:
     (opened,) = peer.breakers.views()
     assert opened.state == "opened"
     assert 38 <= opened.open_for_s <= 62
+
+
+async def test_a_peer_known_to_answer_is_probed_at_once_and_a_failed_probe_closes_nothing() -> None:
+    peer = await Peer().opened()
+    with pytest.raises(CircuitOpen):
+        await peer.call()
+    peer.breakers.probe_now()
+    await peer.fail(1)
+    assert await peer.state() == "opened"
+    peer.breakers.probe_now()
+    for _ in range(2):
+        await peer.call()
+    assert await peer.state() == "closed"
+    assert (await peer.opened()).breakers.views()[0].open_for_s > 0.0
+
+
+async def test_that_a_peer_answers_tells_closed_circuits_nothing() -> None:
+    peer = Peer()
+    await peer.fail(4)
+    peer.breakers.probe_now()
+    await peer.fail(1)
+    assert await peer.state() == "opened"

@@ -1,6 +1,8 @@
 """Sessions that lose a seat: they go on elsewhere with the same tokens, or fail with a reason."""
 
-from services.coordinator.domain.faults import GENERATION_FAILED, MAX_REASSIGNMENTS
+import pytest
+
+from services.coordinator.domain.faults import AWAY_S, GENERATION_FAILED, MAX_REASSIGNMENTS, FaultKind
 from services.coordinator.domain.replica import LEASE_S
 from shared.contracts.messages import Leave, LinkFault, LoadStage, SeatReady, SessionFault, SessionPosition, StageReady
 from shared.domain.errors import NoSlotSpace, OutOfMemory, PeerUnavailable
@@ -257,6 +259,33 @@ async def test_a_seat_that_failed_to_load_excludes_the_node(coordinator: Coordin
     await coordinator.messages.handle(coordinator.tokens[N2], failed)
     await coordinator.settle()
     assert seats(coordinator, task) == [N1, N3]
+
+
+@pytest.mark.parametrize(("code", "is_pardoned"), [("peer_unavailable", True), ("circuit_open", True), ("bad", False)])
+@pytest.mark.parametrize("late", ["seat", "stage"])
+async def test_a_node_that_lacked_another_service_is_asked_again_after_a_while(
+    late: str, code: str, is_pardoned: bool, coordinator: Coordinator
+) -> None:
+    coordinator.partitioner.min_nodes = 3  # nobody to go on without it
+    worker = coordinator.workers[N2]
+    worker.is_cold = True
+    task = make_task()
+    await coordinator.open(task)
+    (asked,) = worker.heard(LoadStage)
+    assert isinstance(asked, LoadStage)
+    failed: StageReady | SeatReady
+    if late == "stage":
+        failed = StageReady(stage_ref=asked.stage_ref, error_code=code, error="why")
+    else:
+        failed = SeatReady(task_id=task.task_id, epoch=Epoch(1), lane=0, stage=1, error_code=code, error="why")
+    await coordinator.messages.handle(coordinator.tokens[N2], failed)
+    worker.is_cold = False
+    await coordinator.advance(AWAY_S - 1.0)
+    session = coordinator.session(task)
+    assert session.phase is SessionPhase.RECOVERING
+    await coordinator.advance(3.0)
+    assert session.phase is (SessionPhase.PREFILLING if is_pardoned else SessionPhase.RECOVERING)
+    assert [(each.kind, each.suspect) for each in session.faults] == [(FaultKind.LOAD, N2)]
 
 
 async def test_a_slot_that_is_still_being_freed_is_waited_for(coordinator: Coordinator) -> None:
