@@ -83,7 +83,10 @@ class Replicas(ABC):
 
 
 class Standings(ABC):
-    """Who may not serve, kept for good. Every call raises `RegistryUnavailable` when the store does not answer."""
+    """Who may not serve, and who gets no new work, kept for good and shared by all replicas.
+
+    Every call raises `RegistryUnavailable` when the store does not answer, and may arrive twice.
+    """
 
     @abstractmethod
     async def all(self) -> tuple[Standing, ...]:
@@ -91,11 +94,19 @@ class Standings(ABC):
 
     @abstractmethod
     async def put(self, standing: Standing) -> None:
-        """Keep this in place of the node's earlier one."""
+        """Keep this in place of the node's earlier one, unless that is as strong: another replica may know more."""
 
     @abstractmethod
-    async def remove(self, node_id: NodeId) -> None:
-        """Nothing is kept of this node from now on; nothing was is no error."""
+    async def remove(self, standing: Standing) -> None:
+        """Nothing is kept of this node from now on, unless it is something stronger; nothing was is no error."""
+
+    @abstractmethod
+    async def drained(self) -> frozenset[NodeId]:
+        """Whom an operator gives no new work."""
+
+    @abstractmethod
+    async def set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
+        """Whether this node is one of them from now on."""
 
 
 class EvidenceStore(ABC):

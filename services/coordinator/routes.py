@@ -69,13 +69,13 @@ def build_nodes_router(members: MembershipInterface) -> APIRouter:
     @router.post("/nodes/{node_id}/drain")
     async def drain(node_id: str, request: Request) -> Empty:
         require_trust(request)
-        members.drain(NodeId(node_id))
+        await members.drain(NodeId(node_id))
         return Empty()
 
     @router.post("/nodes/{node_id}/resume")
     async def resume(node_id: str, request: Request) -> Empty:
         require_trust(request)
-        members.resume(NodeId(node_id))
+        await members.resume(NodeId(node_id))
         return Empty()
 
     @router.post("/nodes/{node_id}/quarantine")

@@ -30,6 +30,8 @@ SINGLES = MappingProxyType(
         "leases": f"{ROOT}:leases",  # zset: task id -> end of the lease, ms
         "sessions": f"{ROOT}:sessions",  # zset: task id -> end of its coordinator's lease, ms
         "coordinators": f"{ROOT}:coordinators",  # zset: a replica that is here (JSON) -> end of its lease, ms
+        "standings": f"{ROOT}:standings",  # hash: node id -> why it may not serve (JSON)
+        "drained": f"{ROOT}:drained",  # set: nodes that an operator gives no new work
         "deadlines": f"{ROOT}:deadlines",  # zset: every unfinished task -> deadline, ms
         "attached": f"{ROOT}:attached",  # zset: tasks whose client waits -> end of the attachment, ms
         "index": f"{ROOT}:tasks",  # zset, all scores 0: all task ids in order

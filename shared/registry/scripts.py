@@ -23,6 +23,7 @@ NAMES = (
     "append_receipts",
     "tail_audit",
     "dispute",
+    "standing",
 )
 
 

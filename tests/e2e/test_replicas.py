@@ -207,3 +207,35 @@ def test_a_client_goes_on_at_another_gateway_by_the_task_id(replicated: Replicat
     assert following.status == ""
     following.follow(replicated.api(1))
     assert (following.status, following.ids) == ("completed", right)
+
+
+def test_whom_an_operator_drains_gets_no_work_from_any_coordinator_nor_from_one_that_was_started_anew(
+    replicated: Replicated,
+) -> None:
+    wait_ready(replicated)
+    coordinators = [port_of(replicated.base_port, Kind.COORDINATOR, index) for index in range(2)]
+    token = json.loads((replicated.cluster.data_dir / "secrets.json").read_text())["service_token"]
+
+    def states(node_id: str) -> list[str]:
+        found = []
+        for port in coordinators:
+            url = f"http://{HOST}:{port}/nodes"
+            try:
+                answer = httpx.get(url, headers={"X-Butterfly-Service-Token": token}, trust_env=False)
+            except httpx.TransportError:
+                return []
+            found += [node["state"] for node in answer.json().get("nodes", ()) if node["node_id"] == node_id]
+        return found
+
+    node_id = replicated.cluster.status()["nodes"][0]["node_id"]
+    until(lambda: states(node_id) == ["ready"] * 2)
+    assert replicated.cluster.butterfly("nodes", "drain", node_id).returncode == 0
+    until(lambda: states(node_id) == ["draining"] * 2, limit_s=3.0)
+    pid = replicated.cluster.pids()["coordinator"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: replicated.cluster.pids()["coordinator"] not in (pid, None))
+    wait_ready(replicated)
+    until(lambda: len(states(node_id)) == 2)
+    assert states(node_id) == ["draining"] * 2
+    assert replicated.cluster.butterfly("nodes", "resume", node_id).returncode == 0
+    until(lambda: states(node_id) == ["ready"] * 2, limit_s=3.0)

@@ -25,6 +25,11 @@ class Standing:
     address: str = ""
     """Where the node was, if it was known; for people."""
 
+    @property
+    def strength(self) -> tuple[bool, bool, float]:
+        """Of two replicas' words on one node the stronger one counts. (In Lua: `shared/registry/lua/standing.lua`.)"""
+        return self.is_evicted, self.until_s is None, self.until_s or 0.0
+
     def holds(self, wall_s: float) -> bool:
         return self.is_evicted or self.until_s is None or wall_s < self.until_s
 

@@ -48,12 +48,15 @@ class MembershipInterface(ABC):
         """The coordinator's and the registered nodes'."""
 
     @abstractmethod
-    def drain(self, node_id: NodeId) -> None:
-        """No new seats on this node; its running sessions go on. Idempotent. Raises `NodeNotFound`."""
+    async def drain(self, node_id: NodeId) -> None:
+        """No new seats on this node, at every replica within a second; its running sessions go on. Idempotent.
+
+        Raises `NodeNotFound`, `RegistryUnavailable` (nothing has changed).
+        """
 
     @abstractmethod
-    def resume(self, node_id: NodeId) -> None:
-        """Undo `drain`. Raises `NodeNotFound`."""
+    async def resume(self, node_id: NodeId) -> None:
+        """Undo `drain`. Raises `NodeNotFound` (neither here nor drained), `RegistryUnavailable` (nothing changed)."""
 
     @abstractmethod
     async def quarantine(self, node_id: NodeId, reason: str, *, until_reinstated: bool = False) -> None:

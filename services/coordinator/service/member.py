@@ -36,10 +36,8 @@ class Member:
     heard_at_s: float
     rhythm: Rhythm
     state: NodeState = NodeState.READY
-    is_drained: bool = False
-    """By the operator."""
     is_stopping: bool = False
-    """By itself."""
+    """It takes no new work, as it said itself."""
     is_unreachable: bool = False
     timer_lag_s: float = 0.0
     """As it said with its last heartbeat."""

@@ -1,8 +1,8 @@
 """Who is here: registration, heartbeats, leases.
 
 Nodes are kept in memory only: after a restart of the coordinator a heartbeat is answered with `node_not_found`, and
-the worker registers again, so within a heartbeat the picture is whole again. Durable is only who may not serve
-(`standing_book`).
+the worker registers again, so within a heartbeat the picture is whole again. Durable is only who may not serve or gets
+no new work (`standing_book`).
 """
 
 import hmac
@@ -151,7 +151,6 @@ class Membership(MembershipInterface):
         )
         if before is not None:
             self._by_token.pop(before.token_hash, None)
-            member.is_drained = before.is_drained
             if before.address != node.address:  # else a node that moves about would leave connections behind
                 _ = self._tasks.start(self._workers.forget(node_id), name=f"forget-{node_id}")
             if before.boot_id == node.boot_id:
@@ -198,11 +197,19 @@ class Membership(MembershipInterface):
             nodes={node_id: member.public_key.hex() for node_id, member in sorted(self._members.items())},
         )
 
-    def drain(self, node_id: NodeId) -> None:
-        self._set_drained(node_id, is_drained=True)
+    async def drain(self, node_id: NodeId) -> None:
+        member = self._member(node_id)
+        await self._standings.set_drained(node_id, is_drained=True)
+        self._update(member)
 
-    def resume(self, node_id: NodeId) -> None:
-        self._set_drained(node_id, is_drained=False)
+    async def resume(self, node_id: NodeId) -> None:
+        await self._standings.recall()
+        if not self._standings.is_drained(node_id):
+            self._member(node_id)
+        await self._standings.set_drained(node_id, is_drained=False)
+        member = self._members.get(node_id)
+        if member is not None and self._update(member):
+            self._tell_changed()
 
     async def quarantine(self, node_id: NodeId, reason: str, *, until_reinstated: bool = False) -> None:
         member = self._member(node_id)
@@ -305,7 +312,8 @@ class Membership(MembershipInterface):
                 await self._clock.sleep(SAVE_AGAIN_S)
 
     async def hear_of_others(self) -> None:
-        """Whom other coordinators have evicted, put in quarantine or reinstated. Raises `RegistryUnavailable`."""
+        """Whom other coordinators have evicted, put in quarantine, reinstated, drained or resumed. Raises
+        `RegistryUnavailable`."""
         await self._standings.refresh()
         has_changed = False
         for member in list(self._members.values()):
@@ -383,12 +391,6 @@ class Membership(MembershipInterface):
             raise NodeNotFound(f"no node {node_id} is registered")
         return member
 
-    def _set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
-        member = self._member(node_id)
-        member.is_drained = is_drained
-        if self._update(member):
-            self._tell_changed()
-
     def _state(self, member: Member) -> NodeState:
         silent_s = self._clock.now_s() - member.heard_at_s
         return node_state(
@@ -397,7 +399,7 @@ class Membership(MembershipInterface):
             phi=member.rhythm.phi(silent_s),
             timer_lag_s=member.timer_lag_s,
             quarantined=self._standings.of(member.node_id) is not None,
-            draining=member.is_drained or member.is_stopping,
+            draining=self._standings.is_drained(member.node_id) or member.is_stopping,
             unreachable=member.is_unreachable,
         )
 

@@ -1,4 +1,4 @@
-"""Who may not serve, at hand in memory and kept in the store."""
+"""Who may not serve, and who gets no new work, at hand in memory and kept in the store."""
 
 import asyncio
 
@@ -17,31 +17,36 @@ class StandingBook:
         self._store = store
         self._clock = clock
         self._known: dict[NodeId, Standing] = {}
+        self._drained: frozenset[NodeId] = frozenset()
         self._is_recalled = False
         self._unsaved: set[NodeId] = set()
         """What the store does not know yet."""
         self._saving = asyncio.Lock()
-        """One write at a time, of what is known then: a late one cannot undo a newer one."""
+        """One exchange at a time, of what is known then: a late one cannot undo a newer one."""
 
     async def recall(self) -> None:
         """Read what earlier runs kept, once."""
         if not self._is_recalled:
-            kept = {standing.node_id: standing for standing in await self._store.all()}
-            self._known = kept | self._known
-            self._is_recalled = True
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read what other coordinators have kept since, or ended."""
-        kept = {standing.node_id: standing for standing in await self._store.all()}
-        own = {node_id: self._known[node_id] for node_id in self._unsaved if node_id in self._known}
-        evicted = {node_id: standing for node_id, standing in kept.items() if standing.is_evicted}
-        self._known = kept | own | evicted
-        self._is_recalled = True
+        async with self._saving:
+            drained = await self._store.drained()
+            known = {standing.node_id: standing for standing in await self._store.all()}
+            for node_id in self._unsaved:
+                own, kept = self._known.get(node_id), known.get(node_id)
+                if own is not None and (kept is None or kept.strength < own.strength):
+                    known[node_id] = own
+            self._known, self._drained, self._is_recalled = known, drained, True
 
     def of(self, node_id: NodeId) -> Standing | None:
         """What keeps this node away now, if anything does."""
         standing = self._known.get(node_id)
         return standing if standing is not None and standing.holds(self._clock.wall_s()) else None
+
+    def is_drained(self, node_id: NodeId) -> bool:
+        return node_id in self._drained
 
     def evicted(self) -> tuple[Standing, ...]:
         return tuple(standing for standing in self._known.values() if standing.is_evicted)
@@ -87,7 +92,13 @@ class StandingBook:
             standing = self.of(node_id)
             if standing is None:
                 raise NodeNotFound(f"nothing keeps node {node_id} away")
-            await self._store.remove(node_id)
+            await self._store.remove(standing)
             if self._known.get(node_id) is standing:  # else it was found guilty meanwhile, which waits to be saved
                 del self._known[node_id]
             return standing
+
+    async def set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
+        """In the store first."""
+        async with self._saving:
+            await self._store.set_drained(node_id, is_drained=is_drained)
+            self._drained = self._drained | {node_id} if is_drained else self._drained - {node_id}

@@ -114,7 +114,7 @@ async def test_a_lost_node_has_to_register_again(coordinator: Coordinator) -> No
 async def test_a_drained_node_keeps_its_sessions_and_gets_no_new_ones(coordinator: Coordinator) -> None:
     task = make_task(max_tokens=2)
     session = await coordinator.open(task)
-    coordinator.members.drain(NodeId(N2))
+    await coordinator.members.drain(NodeId(N2))
     await coordinator.settle()
     assert states(coordinator)[N2] is NodeState.DRAINING
     assert session.epoch == 1
@@ -125,16 +125,16 @@ async def test_a_drained_node_keeps_its_sessions_and_gets_no_new_ones(coordinato
 
 
 async def test_draining_outlives_a_new_run_and_ends_by_resume(coordinator: Coordinator) -> None:
-    coordinator.members.drain(NodeId(N2))
+    await coordinator.members.drain(NodeId(N2))
     await coordinator.join(N2, boot_id="boot-2")
     assert states(coordinator)[N2] is NodeState.DRAINING
-    coordinator.members.resume(NodeId(N2))
+    await coordinator.members.resume(NodeId(N2))
     assert states(coordinator)[N2] is NodeState.READY
 
 
 async def test_unknown_nodes_cannot_be_drained(coordinator: Coordinator) -> None:
     with pytest.raises(NodeNotFound):
-        coordinator.members.drain(NodeId(N9))
+        await coordinator.members.drain(NodeId(N9))
 
 
 async def test_a_node_that_stops_says_so_and_gets_no_new_seats(coordinator: Coordinator) -> None:

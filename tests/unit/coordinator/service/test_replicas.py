@@ -6,7 +6,8 @@ import pytest
 
 from services.coordinator.domain.replica import LEASE_S, look_in_s
 from shared.contracts.messages import Heartbeat
-from shared.domain.errors import Forbidden, NoCapacity, StaleEpoch
+from shared.domain.errors import Forbidden, NoCapacity, NodeNotFound, RegistryUnavailable, StaleEpoch
+from shared.domain.ids import NodeId
 from shared.domain.session import NodeState
 from shared.domain.task_state import TaskState
 from shared.registry.base import Commit
@@ -21,6 +22,12 @@ async def other(coordinator: Coordinator) -> AsyncIterator[Coordinator]:
     running = await Coordinator(clock=coordinator.clock, registry=coordinator.registry, boot_id="run-2").start()
     yield running
     await running.stop()
+
+
+def state_of(coordinator: Coordinator, node_id: NodeId) -> NodeState:
+    member = coordinator.members.find(node_id)
+    assert member is not None
+    return member.state
 
 
 async def together(seconds: float, *coordinators: Coordinator) -> None:
@@ -137,6 +144,63 @@ async def test_what_could_not_be_saved_yet_is_not_forgotten_by_hearing_of_others
     member = coordinator.members.find(N1)
     assert member is not None
     assert member.state is NodeState.QUARANTINED
+
+
+async def test_an_eviction_by_one_outlives_a_quarantine_by_another(coordinator: Coordinator) -> None:
+    other = await Coordinator(clock=coordinator.clock, standings=coordinator.standings, boot_id="run-2").start()
+    await coordinator.members.evict(N1, "ev-1", "lied")
+    await other.members.quarantine(N1, "odd", until_reinstated=True)  # it has not heard of the other yet
+    for each in (other, coordinator):
+        await each.members.hear_of_others()
+        with pytest.raises(Forbidden):
+            await each.join(N1)
+    assert [standing.is_evicted for standing in await coordinator.standings.all()] == [True]
+    await other.stop()
+
+
+async def test_who_reinstates_from_a_quarantine_does_not_end_an_eviction_by_another(coordinator: Coordinator) -> None:
+    other = await Coordinator(clock=coordinator.clock, standings=coordinator.standings, boot_id="run-2").start()
+    await other.members.quarantine(N1, "odd", until_reinstated=True)
+    await coordinator.members.evict(N1, "ev-1", "lied")
+    await other.members.reinstate(N1)  # it has not heard of the eviction yet
+    await other.members.hear_of_others()
+    with pytest.raises(Forbidden):
+        await other.join(N1)
+    await other.stop()
+
+
+async def test_whom_one_drains_gets_no_work_from_any_until_another_resumes_it(coordinator: Coordinator) -> None:
+    other = await Coordinator(clock=coordinator.clock, standings=coordinator.standings, boot_id="run-2").start()
+    await coordinator.members.drain(N1)
+    assert state_of(coordinator, N1) is NodeState.DRAINING
+    await other.members.hear_of_others()
+    assert state_of(other, N1) is NodeState.DRAINING
+    later = await Coordinator(clock=coordinator.clock, standings=coordinator.standings, boot_id="run-3").start()
+    assert state_of(later, N1) is NodeState.DRAINING  # from its registration on
+    await other.members.resume(N1)
+    await coordinator.members.hear_of_others()
+    assert state_of(coordinator, N1) is state_of(other, N1) is NodeState.READY
+    await other.stop()
+    await later.stop()
+
+
+async def test_a_drained_node_that_is_gone_can_be_resumed(coordinator: Coordinator) -> None:
+    await coordinator.members.drain(N1)
+    await coordinator.lose(N1)
+    await coordinator.advance(3)
+    assert coordinator.members.find(N1) is None
+    await coordinator.members.resume(N1)
+    with pytest.raises(NodeNotFound):
+        await coordinator.members.resume(N1)
+    await coordinator.join(N1)
+    assert state_of(coordinator, N1) is NodeState.READY
+
+
+async def test_a_drain_that_cannot_be_kept_changes_nothing(coordinator: Coordinator) -> None:
+    coordinator.standings.is_away = True
+    with pytest.raises(RegistryUnavailable):
+        await coordinator.members.drain(N1)
+    assert state_of(coordinator, N1) is NodeState.READY
 
 
 def test_the_next_look_is_when_the_first_lease_lapses() -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from services.coordinator.domain.standing import Standing
 from services.coordinator.service.standing_book import StandingBook
-from shared.domain.ids import NodeId
 from tests.fakes.clock import FakeClock
 from tests.fakes.identities import N1
 from tests.fakes.standings import MemoryStandings
@@ -16,9 +16,9 @@ class SlowStandings(MemoryStandings):
         super().__init__()
         self.gate = asyncio.Event()
 
-    async def remove(self, node_id: NodeId) -> None:
+    async def remove(self, standing: Standing) -> None:
         await self.gate.wait()
-        await super().remove(node_id)
+        await super().remove(standing)
 
 
 async def test_guilt_found_while_a_quarantine_is_being_ended_stands() -> None:
