@@ -19,6 +19,7 @@ from services.coordinator.domain.replica import RENEW_EVERY_S, Replica, replica_
 from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
+from services.coordinator.own_series import CoordinatorMetrics
 from services.coordinator.ports import EvidenceStore, Replicas, Standings
 from services.coordinator.routes import (
     PUBLIC_PATHS,
@@ -171,6 +172,7 @@ def create_app(
         settle_s=HEARTBEATS_TO_SETTLE * coordination.heartbeat_ms / 1000,
     )
     members.watch(sessions)
+    telemetry.registry.register(CoordinatorMetrics(members.counts))
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
     messages = Messages(
         members=members,

@@ -13,6 +13,7 @@ from services.metrics.domain.sketch import RELATIVE_ERROR, QuantileSketch
 from services.metrics.domain.windows import RateWindow, SketchWindow
 from shared.contracts.metrics import MetricsSnapshot, NodeHealth, Quantiles, Reception, SystemUtilization
 from shared.domain.errors import NodeNotFound
+from shared.domain.session import NodeState
 from shared.events.catalogue import (
     BreakerChanged,
     BytesTransferred,
@@ -33,6 +34,7 @@ from shared.events.catalogue import (
 from shared.events.local_metrics import LocalMetrics
 
 MAX_CIRCUITS = 1_024
+GONE = frozenset({NodeState.LOST, NodeState.EVICTED})
 
 
 class MetricsCollector(ABC):
@@ -90,6 +92,8 @@ class InMemoryCollector(MetricsCollector):
         self._open_circuits: set[str] = set()
 
     def process_event(self, event: Event, *, source: str, at_s: float, is_trusted: bool) -> None:
+        if self._is_known(event):
+            return
         totals = self._totals
         self._nodes.apply(event, at_s=at_s, is_trusted=is_trusted)
         match event:
@@ -172,6 +176,11 @@ class InMemoryCollector(MetricsCollector):
         registry.register(_Exported(self._totals))
         return generate_latest(registry)
 
+    def _is_known(self, event: Event) -> bool:
+        """Each coordinator tells of a node that is gone: the first word counts."""
+        record = self._nodes.get(event.node_id) if isinstance(event, NodeFailure) else None
+        return record is not None and record.state in GONE
+
     def _process_rare(self, event: Event, *, source: str, at_s: float) -> None:
         totals = self._totals
         match event:
@@ -215,8 +224,9 @@ class PrometheusCollector(InMemoryCollector):
         self._series = LocalMetrics(self._registry)
 
     def process_event(self, event: Event, *, source: str, at_s: float, is_trusted: bool) -> None:
+        is_counted = isinstance(event, self._ROLLED_UP) and not self._is_known(event)
         super().process_event(event, source=source, at_s=at_s, is_trusted=is_trusted)
-        if isinstance(event, self._ROLLED_UP):
+        if is_counted:
             self._series.publish(event)
 
     def export_prometheus(self) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from services.api.metrics import GatewayMetrics
+from services.coordinator.own_series import CoordinatorMetrics
 from services.scheduler.own_series import QueueWatch, SchedulerMetrics
 from shared.registry.base import QueueView
 from shared.runtime.app import make_app
@@ -26,6 +27,11 @@ OF_PROMETHEUS = {"up"}
 NAME = re.compile(r"\b(?:job:[\w:]+|up|[a-z_]+_[a-z_]+)\b(?=[{\[)\s]|$)")
 """A series in a PromQL expression: it is followed by its labels, its range, or the end of what it stands in."""
 FUNCTIONS = {"histogram_quantile"}
+TOLD_BY_ALL = re.compile(
+    r'butterfly_nodes\b|butterfly_queue_\w+|butterfly_tasks_running|node_failures_total\{reason="lease"\}'
+)
+"""What every replica of a service tells alike: a sum over them would count it once for each."""
+AS_MAXIMUM = re.compile(rf"max(?: by \(\w+\) )?\((?:increase\()?(?:{TOLD_BY_ALL.pattern})")
 
 
 def groups() -> list[dict[str, object]]:
@@ -53,6 +59,7 @@ async def exposed() -> set[str]:
     watch = QueueWatch(registry=MemoryTaskRegistry(), clock=clock)
     watch.view = QueueView(depth=0, oldest_age_s=None, by_priority={}, running=0)
     telemetry.registry.register(SchedulerMetrics(watch, {}))
+    telemetry.registry.register(CoordinatorMetrics(dict))
     transport = httpx.ASGITransport(make_app("any", routers=[], registry=telemetry.registry))
     async with httpx.AsyncClient(transport=transport, base_url="http://any") as client:
         text = (await client.get("/metrics")).text
@@ -71,6 +78,20 @@ async def test_every_series_that_is_asked_for_exists() -> None:
         asked = set(NAME.findall(grouped)) - FUNCTIONS
         assert asked, expression
         assert asked <= known, expression
+
+
+def test_what_all_replicas_tell_alike_is_read_as_a_maximum() -> None:
+    asked = [expression for expression in expressions() if TOLD_BY_ALL.search(expression)]
+    assert len(asked) >= 6
+    for expression in asked:
+        assert len(AS_MAXIMUM.findall(expression)) == len(TOLD_BY_ALL.findall(expression)), expression
+
+
+def test_the_losses_of_nodes_are_summed_without_those_that_every_coordinator_tells() -> None:
+    for expression in expressions():
+        for labels in re.findall(r"node_failures_total(\{[^}]*\})?", expression):
+            assert re.search(r'reason(=|!=)"(lease|evidence)"', labels), expression
+            assert ("sum" in expression) == ('reason="lease"' not in labels), expression
 
 
 def test_the_rules_in_kubernetes_are_those_of_the_file() -> None:

@@ -65,6 +65,18 @@ def test_a_snapshot_adds_events_up(kind: type[InMemoryCollector]) -> None:
     assert "quantile=" not in text
 
 
+@pytest.mark.parametrize("kind", [InMemoryCollector, PrometheusCollector])
+def test_a_node_whose_loss_every_coordinator_tells_is_lost_once(kind: type[InMemoryCollector]) -> None:
+    metrics = Metrics(kind(retention_s=3_600))
+    joined, lost = NodeJoined("n1", "a:1", "boot-1"), NodeStateChanged("n1", "ready", "lost", "a:1")
+    for _ in range(2):  # it comes back, and is lost again
+        metrics.take(joined, NodeFailure("n1", "", "lease"), lost, NodeFailure("n1", "", "lease"), lost)
+    assert metrics.service.snapshot().node_failures == 2
+    assert metrics.service.node("n1").failures == 2
+    exported = metrics.service.export_prometheus().decode()
+    assert sum(float(line.split()[-1]) for line in exported.splitlines() if line.startswith("node_failures_total")) == 2
+
+
 async def test_the_latency_query_looks_back_only_so_far() -> None:
     metrics = Metrics()
     metrics.take(TaskCompleted("t1", 100.0))
