@@ -110,12 +110,12 @@ def end_cluster(cluster: Cluster) -> None:
             raise
 
 
-def until(condition: Callable[[], bool], *, limit_s: float = STOP_LIMIT_S) -> None:
+def until(condition: Callable[[], bool], *, limit_s: float = STOP_LIMIT_S, every_s: float = 0.05) -> None:
     """Wait for what happens in other processes."""
     end_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end_s, f"did not happen within {limit_s:g} s"
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def is_alive(pid: int) -> bool:

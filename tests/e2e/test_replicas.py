@@ -26,6 +26,7 @@ PROMPT = [504, 3575, 282, 4649, 314]
 NUM_TOKENS = 240
 ENOUGH = 30
 """Committed tokens before something dies."""
+TRIES = 5
 NEXT_COMMIT_S = 30.0
 """The lease is 3 s; the rest is for loading, replaying and a busy machine."""
 
@@ -49,6 +50,11 @@ class Replicated:
             here = [json.loads(replica) for replica in redis.zrange(SINGLES["coordinators"], 0, -1)]
         port = next(int(each["address"].rpartition(":")[2]) for each in here if each["boot_id"] == boot_id)
         return "coordinator" if port == port_of(self.base_port, Kind.COORDINATOR) else "coordinator-1"
+
+    def field_of(self, task_id: str, name: str) -> str:
+        """Of its record in the registry; empty while there is none."""
+        with self.redis as redis:
+            return (redis.hget(PREFIXES["task"] + task_id, name) or b"").decode()
 
     def epoch_of(self, task_id: str) -> int:
         with self.redis as redis:
@@ -121,12 +127,14 @@ def right(demo_model: Path) -> list[int]:
         whole.close()
 
 
-def submit(api: str, **headers: str) -> str:
+def submit(api: str, *, hold: bool = False, key: str = "") -> str:
     body = {
         "kind": "completion",
         "model": "smollm2-135m",
+        "verification": {"mode": "audit", "hold": hold},
         "input": {"prompt": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0},
     }
+    headers = {"Idempotency-Key": key} if key else {}
     accepted = httpx.post(f"{api}/v1/tasks", json=body, headers=headers, trust_env=False, timeout=30.0)
     assert accepted.status_code == 202, accepted.text
     return str(accepted.json()["task_id"])
@@ -196,8 +204,8 @@ def test_a_service_beside_a_running_answer_may_be_killed(name: str, replicated: 
 
 def test_a_client_goes_on_at_another_gateway_by_the_task_id(replicated: Replicated, right: list[int]) -> None:
     wait_ready(replicated)
-    task_id = submit(replicated.api(0), **{"Idempotency-Key": "once"})
-    assert submit(replicated.api(1), **{"Idempotency-Key": "once"}) == task_id
+    task_id = submit(replicated.api(0), key="once")
+    assert submit(replicated.api(1), key="once") == task_id
     following = Following(replicated, task_id)
     reader = Thread(target=following.follow, args=[replicated.api(0)])
     reader.start()
@@ -239,3 +247,38 @@ def test_whom_an_operator_drains_gets_no_work_from_any_coordinator_nor_from_one_
     assert states(node_id) == ["draining"] * 2
     assert replicated.cluster.butterfly("nodes", "resume", node_id).returncode == 0
     until(lambda: states(node_id) == ["ready"] * 2, limit_s=3.0)
+
+
+def waits_for_its_audit(replicated: Replicated, number: signal.Signals) -> tuple[Following, Thread, int]:
+    """A held answer whose coordinator got this signal while it audited; its reader, and the coordinator's pid."""
+    for _ in range(TRIES):
+        wait_ready(replicated)
+        pids, following = replicated.cluster.pids(), Following(replicated, submit(replicated.api(), hold=True))
+        reader = Thread(target=following.follow, args=[replicated.api()])
+        reader.start()
+        task_id = following.task_id
+        until(lambda task_id=task_id: bool(replicated.field_of(task_id, "tail_audit")), every_s=0.005)  # type: ignore[misc]
+        pid = pids[replicated.coordinator_of(task_id)]
+        os.kill(pid, number)
+        if replicated.field_of(task_id, "state") == "aggregating":
+            return following, reader, pid
+        if number is signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+        reader.join(NEXT_COMMIT_S)
+    raise AssertionError("its audit was over each time before the signal came")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_held_answer_whose_auditing_coordinator_is_lost_is_audited_anew_and_given(
+    number: signal.Signals, replicated: Replicated, right: list[int]
+) -> None:
+    following, reader, pid = waits_for_its_audit(replicated, number)
+    began_s, epoch = time.monotonic(), replicated.epoch_of(following.task_id)
+    assert following.ids == []
+    reader.join(NEXT_COMMIT_S)
+    print(f"\n{number.name} while the answer was audited: given {time.monotonic() - began_s:.2f} s later")
+    if number is signal.SIGSTOP:
+        os.kill(pid, signal.SIGCONT)
+    assert (following.status, following.ids) == ("completed", right)
+    assert replicated.field_of(following.task_id, "tail_audit") == "passed"
+    assert replicated.epoch_of(following.task_id) > epoch
