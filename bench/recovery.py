@@ -55,7 +55,10 @@ class Trial:
     seconds: float
     """From the signal to the first commit of a later epoch."""
     detected_s: float
-    """From the signal to the first sign of a new epoch in the task's stream."""
+    """From the signal to the first sign of a new epoch in the task's stream: the loss is noticed, a plan is made."""
+    seated_s: float
+    """From the signal until all seats of the new epoch were ready: stages are loaded. What is left is the replay of the
+    prefix by every lane, and the first window."""
     epochs: int
     is_right: bool
     """All tokens came, and they are the whole model's."""
@@ -151,6 +154,7 @@ class _Watch:
     epoch_lost: int | None = None
     """That in which the worker was lost; None: not yet."""
     detected_s: float | None = None
+    seated_s: float | None = None
     seen_s: float | None = None
 
     @property
@@ -163,6 +167,8 @@ class _Watch:
         is_later = self.epoch_lost is not None and self.epoch > self.epoch_lost
         if is_later and self.detected_s is None:
             self.detected_s = time.monotonic()
+        if is_later and name == "state" and data["to"] == "computing":
+            self.seated_s = time.monotonic()
         if name == "commit":
             self.ids += data["token_ids"]
             if is_later and self.seen_s is None:
@@ -186,16 +192,17 @@ def play(
                 break
     if port:
         workers.renew(port)
-    if watch.seen_s is None or watch.detected_s is None:
+    if watch.seen_s is None or watch.detected_s is None or watch.seated_s is None:
         raise RuntimeError(f"task {task_id} is {status}, without a recovery")
     is_right = status == "completed" and watch.ids == right
-    return Trial(kind, prefix, stage, watch.seen_s - lost_s, watch.detected_s - lost_s, watch.epoch, is_right)
+    detected_s, seated_s, seen_s = (at_s - lost_s for at_s in (watch.detected_s, watch.seated_s, watch.seen_s))
+    return Trial(kind, prefix, stage, seen_s, detected_s, seated_s, watch.epoch, is_right)
 
 
 def table(trials: Sequence[Trial]) -> str:
     lines = [
-        "| lost by | prefix | times | new epoch p50 | next token p50 | p99 | max | tokens as without |",
-        "| --- |" + " --- |" * 7,
+        "| lost by | prefix | times | epoch p50 | seats p50 | next token p50 | p99 | max | tokens as without |",
+        "| --- |" + " --- |" * 8,
     ]
     for kind in KINDS:
         for prefix in dict.fromkeys(trial.prefix for trial in trials):
@@ -212,10 +219,11 @@ def _line(name: str, trials: Sequence[Trial]) -> str:
     waited = sorted(trial.seconds for trial in trials)
     p99 = waited[min(len(waited) - 1, int(0.99 * len(waited)))]
     detected = statistics.median(trial.detected_s for trial in trials)
+    seated = statistics.median(trial.seated_s for trial in trials)
     right = sum(trial.is_right for trial in trials)
     return (
-        f"| {name} | {len(trials)} | {detected:.2f} s | {statistics.median(waited):.2f} s | {p99:.2f} s"
-        f" | {waited[-1]:.2f} s | {right} of {len(trials)} |"
+        f"| {name} | {len(trials)} | {detected:.2f} s | {seated:.2f} s | {statistics.median(waited):.2f} s"
+        f" | {p99:.2f} s | {waited[-1]:.2f} s | {right} of {len(trials)} |"
     )
 
 
