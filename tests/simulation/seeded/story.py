@@ -1,0 +1,174 @@
+"""What happens in the history of a seed: tasks, blows that hosts and links take, and how bad the network is."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from shared.domain.ids import TaskId
+from shared.domain.task import InferenceTask, SamplerParams, StopRules, TaskKind, Verification
+from tests.fakes.engine import N_VOCAB
+from tests.simulation.world.world import MODEL_ID
+
+STORE = "store"
+"""A host of its own for blows: where the registry is."""
+END_IDS = (2,)
+FIRST_TASK_S = 0.5
+LAST_TASK_S = 2.5
+LAST_BLOW_S = 5.0
+LONGEST_S = 4.0
+LONG_DEADLINE_S = 600.0
+
+
+class BlowKind(StrEnum):
+    KILL = "kill"
+    """Gone at once, as by SIGKILL, and started again afterwards."""
+    STOP = "stop"
+    """Told to stop, as by SIGTERM, and started again afterwards."""
+    HANG = "hang"
+    """Stands still, as by SIGSTOP, and goes on afterwards as if nothing had been."""
+    CUT = "cut"
+    """Neither hears the others nor is heard by them."""
+    DEAF = "deaf"
+    """Is heard by some, and hears nothing of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    kind: BlowKind
+    at_s: float
+    for_s: float
+    hosts: tuple[str, ...]
+    """Who takes it."""
+    others: tuple[str, ...] = ()
+    """From whom they are cut off."""
+
+    @property
+    def until_s(self) -> float:
+        return self.at_s + self.for_s
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Until the network heals. Shares of all requests, or of all calls to the store."""
+
+    lost: float
+    """Never arrive."""
+    unanswered: float
+    """Are served, and their answers are lost."""
+    late: float
+    """Take so long that others overtake them."""
+    store_lost: float
+    store_unanswered: float
+    store_twice: float
+    """Arrive a second time: the client library tries again what broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a client wants."""
+
+    at_s: float
+    task: InferenceTask
+    cancel_after_s: float | None
+
+    @property
+    def has_long(self) -> bool:
+        """Its deadline cannot pass before all is over."""
+        return self.task.deadline_s >= LONG_DEADLINE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    seed: int
+    num_workers: int
+    num_coordinators: int
+    num_schedulers: int
+    num_stages: int
+    skew_s: float
+    """At most; of every host's wall clock."""
+    tail_audit_fraction: float
+    noise: Noise
+    blows: tuple[Blow, ...]
+    errands: tuple[Errand, ...]
+
+    @property
+    def heals_at_s(self) -> float:
+        return max([LAST_TASK_S, *(blow.until_s for blow in self.blows)])
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return hosts_of(self.num_workers, self.num_coordinators, self.num_schedulers)
+
+
+def hosts_of(workers: int, coordinators: int, schedulers: int) -> tuple[str, ...]:
+    return (
+        "partitioner",
+        *(f"coordinator-{index}" for index in range(coordinators)),
+        *(f"scheduler-{index}" for index in range(schedulers)),
+        *(f"worker-{index}" for index in range(workers)),
+    )
+
+
+def draw_story(seed: int) -> Story:
+    rng = Random(seed)
+    workers, coordinators, schedulers = rng.randint(3, 5), rng.choice((1, 1, 2)), rng.choice((1, 1, 2))
+    hosts = hosts_of(workers, coordinators, schedulers)
+    errands = tuple(_errand(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+    moments = [errand.at_s for errand in errands]
+    blows = tuple(_blow(rng, hosts, moments) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))))
+    return Story(
+        seed=seed,
+        num_workers=workers,
+        num_coordinators=coordinators,
+        num_schedulers=schedulers,
+        num_stages=rng.choice((1, 2, 2, 3)),
+        skew_s=rng.choice((0.0, 0.0, 0.05)),
+        tail_audit_fraction=rng.choice((0.0, 0.0, 0.5)),
+        noise=Noise(
+            lost=rng.choice((0.0, 0.01, 0.05)),
+            unanswered=rng.choice((0.0, 0.01, 0.05)),
+            late=rng.choice((0.0, 0.05, 0.2)),
+            store_lost=rng.choice((0.0, 0.0, 0.03)),
+            store_unanswered=rng.choice((0.0, 0.0, 0.03)),
+            store_twice=rng.choice((0.0, 0.05)),
+        ),
+        blows=tuple(sorted(blows, key=lambda blow: blow.at_s)),
+        errands=tuple(sorted(errands, key=lambda errand: errand.at_s)),
+    )
+
+
+def _errand(rng: Random) -> Errand:
+    verification = rng.choice((Verification.NONE, Verification.AUDIT, Verification.AUDIT, Verification.QUORUM))
+    is_verified = verification is not Verification.NONE
+    task = InferenceTask(
+        task_id=TaskId(f"task_{rng.getrandbits(128):032x}"),
+        kind=TaskKind.COMPLETION,
+        model_id=MODEL_ID,
+        prompt_ids=tuple(rng.randrange(3, N_VOCAB) for _ in range(rng.randint(1, 5))),
+        max_tokens=rng.randint(1, 14),
+        sampler=SamplerParams(temperature=0.0) if rng.random() < 0.5 else SamplerParams(seed=rng.getrandbits(32)),
+        stop=StopRules(end_ids=END_IDS),
+        verification=verification,
+        max_byzantine=1 if is_verified else 0,
+        deadline_s=rng.uniform(1.0, 5.0) if rng.random() < 0.1 else LONG_DEADLINE_S,
+    )
+    return Errand(
+        at_s=rng.uniform(FIRST_TASK_S, LAST_TASK_S),
+        task=task,
+        cancel_after_s=rng.uniform(0.0, 1.0) if rng.random() < 0.1 else None,
+    )
+
+
+def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
+    """Mostly while an answer is being made."""
+    at_s = rng.uniform(0.0, LAST_BLOW_S) if rng.random() < 0.3 else rng.choice(moments) + rng.uniform(0.0, 1.0)
+    for_s = rng.choice((0.2, 1.0, LONGEST_S)) * rng.uniform(0.5, 1.0)
+    kind = rng.choice(list(BlowKind))
+    if kind in {BlowKind.KILL, BlowKind.STOP, BlowKind.HANG}:
+        return Blow(kind, at_s, for_s, (rng.choice(hosts),))
+    if rng.random() < 0.3:
+        return Blow(kind, at_s, for_s, (rng.choice([name for name in hosts if not name.startswith("worker")]),), (STORE,))
+    count = rng.choice((1, 1, len(hosts) // 2))
+    struck = tuple(sorted(rng.sample(hosts, count)))
+    rest = tuple(name for name in hosts if name not in struck)
+    return Blow(kind, at_s, for_s, struck, tuple(sorted(rng.sample(rest, rng.randint(1, len(rest))))))
