@@ -214,7 +214,7 @@ class Cluster:
         app = make_app()
         async with app.router.lifespan_context(app):
             run.app = app
-            self.network.listen(run.host, app, front_desk(app))
+            self.network.listen(run.host, app, front_desk(app) if isinstance(app, FastAPI) else None)
             await app.state.draining.wait()
             await asyncio.sleep(STOP_S)  # for links to end by themselves
             self.network.unlisten(run.host)

@@ -50,6 +50,7 @@ class Fabric(Weather):
     # --- between hosts
 
     async def request(self, sender: str, receiver: str) -> None:
+        self._trace.note(f"{sender} > {receiver}")
         await self._travel(sender, receiver, self._noise.lost, "lost")
 
     async def answer(self, sender: str, receiver: str) -> None:

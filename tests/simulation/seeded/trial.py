@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.simulation.seeded.checks import host_faults, is_over, task_faults
 from tests.simulation.seeded.cluster import Cluster
 from tests.simulation.seeded.fabric import Fabric
+from tests.simulation.seeded.light import light_apps
 from tests.simulation.seeded.story import Blow, BlowKind, Errand, Story, draw_story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
@@ -218,11 +219,16 @@ class Trial:
 
 
 def play(
-    seed: int, home: Path, *, make_registry: Callable[[Callable[[], float]], TaskRegistry] = MemoryTaskRegistry
+    seed: int,
+    home: Path,
+    *,
+    make_registry: Callable[[Callable[[], float]], TaskRegistry] = MemoryTaskRegistry,
+    whole_apps: bool = False,
 ) -> Outcome:
-    """`home`: `prepare_home`."""
+    """`home`: `prepare_home`. `whole_apps`: with FastAPI around every service, at a tenth of the pace."""
 
     async def main() -> Outcome:
         return await Trial(draw_story(seed), home, make_registry=make_registry).play()
 
-    return run(main())
+    with nullcontext() if whole_apps else light_apps():
+        return run(main())
