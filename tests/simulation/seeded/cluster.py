@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from services.coordinator import app as coordinator
 from services.coordinator.ports import EvidenceStore, Replicas, Standings
 from services.partitioner import app as partitioner
+from services.partitioner.stores.model_folder import ModelFolder
 from services.scheduler import app as scheduler
 from services.worker.app import assemble
 from services.worker.service.engine_thread import EngineThread
@@ -50,7 +52,7 @@ from tests.simulation.seeded.watch import Watch
 from tests.simulation.world.front_desk import front_desk
 from tests.simulation.world.network import Host, MemoryConnections, Network
 from tests.simulation.world.virtual_time import RUNS_ON, VirtualClock, VirtualLoop
-from tests.simulation.world.world import SECRET, write_model
+from tests.simulation.world.world import MODEL_ID, NUM_LAYERS, SECRET, write_model
 
 STEP_S = 0.002
 STOP_S = 0.1
@@ -60,14 +62,24 @@ BLOCKING = frozenset({"wait_for_work", "read_streams", "ping", "aclose"})
 
 
 def prepare_home(folder: Path) -> None:
-    """What is on the disks of all hosts of all histories: the model and the keys."""
+    """What is on the disks of all hosts of all histories: the model, every stage that can be cut of it, and the keys.
+    Histories change nothing there, so that each finds the same."""
     write_model(folder / "models")
+    models = ModelFolder(folder / "models")
+    models.scan()
+    models.complete(MODEL_ID)
+    (folder / "stages").mkdir()
+    for start, end in combinations(range(NUM_LAYERS + 1), 2):
+        stage = models.stage(MODEL_ID, start, end)
+        stage.write_to(folder / "stages" / f"{stage.stage_digest()}.gguf")
     rng = Random(0)
     for name in ("coordinator/coordinator_key", *(f"worker-{index}/node_key" for index in range(MAX_WORKERS))):
         file = folder / name
         file.parent.mkdir()
         file.write_bytes(SigningKey(rng.randbytes(KEY_BYTES)).secret)
         file.chmod(0o600)
+    for index in range(MAX_WORKERS):
+        (folder / f"worker-{index}" / "stages").symlink_to(folder / "stages")
 
 
 @dataclass(eq=False)

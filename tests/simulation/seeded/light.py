@@ -32,6 +32,8 @@ import services.worker.app
 import services.worker.routes
 from shared.domain.deadline import Deadline
 from shared.domain.errors import ButterflyError, InvalidInput, UnknownUrl, WrongServiceToken
+from shared.events.local_metrics import LocalMetrics
+from shared.events.publisher import HttpPublisher
 from shared.resilience.context import DEADLINE_HEADER, SERVICE_TOKEN_HEADER, current_deadline
 from shared.runtime.app import STOP_GRACE_S
 from shared.runtime.clock import Clock
@@ -58,15 +60,39 @@ ROUTES: Sequence[ModuleType] = (
 
 @contextmanager
 def light_apps() -> Iterator[None]:
-    put = [(module, "make_app", light_app) for module in APPS] + [(module, "APIRouter", Router) for module in ROUTES]
-    before = [(module, name, getattr(module, name)) for module, name, _ in put]
-    for module, name, value in put:
-        setattr(module, name, value)
+    apps = [(module, "make_app", light_app) for module in APPS]
+    with _in_place([*apps, *((module, "APIRouter", Router) for module in ROUTES)]):
+        yield
+
+
+@contextmanager
+def no_events() -> Iterator[None]:
+    """Nothing is published, to nobody: no service decides anything by it."""
+    with _in_place(
+        [
+            (LocalMetrics, "__init__", lambda _, registry: None),
+            (LocalMetrics, "publish", lambda _, event: None),
+            (HttpPublisher, "publish", lambda _, event: None),
+            (HttpPublisher, "run", _for_ever),
+        ]
+    ):
+        yield
+
+
+async def _for_ever(_: HttpPublisher) -> None:
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def _in_place(changes: Sequence[tuple[object, str, object]]) -> Iterator[None]:
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 class Route(NamedTuple):

@@ -16,7 +16,7 @@ from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.simulation.seeded.checks import host_faults, is_over, task_faults
 from tests.simulation.seeded.cluster import Cluster
 from tests.simulation.seeded.fabric import Fabric
-from tests.simulation.seeded.light import light_apps
+from tests.simulation.seeded.light import light_apps, no_events
 from tests.simulation.seeded.story import Blow, BlowKind, Errand, Story, draw_story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
@@ -230,5 +230,5 @@ def play(
     async def main() -> Outcome:
         return await Trial(draw_story(seed), home, make_registry=make_registry).play()
 
-    with nullcontext() if whole_apps else light_apps():
+    with no_events(), nullcontext() if whole_apps else light_apps():
         return run(main())
