@@ -22,6 +22,7 @@ from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
 from tests.simulation.world.virtual_time import VirtualClock, VirtualLoop, run
 
+BETWEEN_STARTS_S = (0.0, 0.02)
 LOOK_EVERY_S = 0.25
 TRY_AGAIN_S = 0.5
 ENDS_WITHIN_S = 60.0
@@ -70,11 +71,13 @@ class Trial:
             clock=clock,
             loop=loop,
         )
+        self._rng = rng
         self._is_healed = asyncio.Event()
 
     async def play(self) -> Outcome:
         story, cluster = self._story, self._cluster
         for name in story.hosts:
+            await asyncio.sleep(self._rng.uniform(*BETWEEN_STARTS_S))  # no two have their timers at the same instants
             cluster.start(name)
         async with asyncio.TaskGroup() as group:
             for blow in story.blows:
