@@ -54,7 +54,6 @@ from tests.simulation.world.network import Host, MemoryConnections, Network
 from tests.simulation.world.virtual_time import RUNS_ON, VirtualClock, VirtualLoop
 from tests.simulation.world.world import MODEL_ID, NUM_LAYERS, SECRET, write_model
 
-STEP_S = 0.002
 STOP_S = 0.1
 MAX_WORKERS = 5
 CLIENT = "client"
@@ -273,7 +272,7 @@ class Cluster:
         )
         return lambda: assemble(
             worker,
-            loader=SyntheticLoader(before_step=lambda: self._loop.spend(STEP_S)),
+            loader=SyntheticLoader(before_step=lambda: self._loop.spend(self._story.step_s)),
             numerics_class=NUMERICS_CLASS,
             clock=clock,
             connect=connect,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import httpx
 
 from shared.domain.errors import RegistryUnavailable
-from tests.simulation.seeded.story import STORE, Noise
+from tests.simulation.seeded.story import QUIET, STORE, Noise
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.world.network import Weather
 
@@ -22,7 +22,6 @@ SILENCE_S = 3.0
 LOOK_EVERY_S = 0.05
 STORE_LATENCY_S = (0.000_5, 0.005)
 STORE_SILENCE_S = 1.0
-QUIET = Noise(0, 0, 0, 0, 0, 0)
 
 
 class Fabric(Weather):

@@ -61,14 +61,14 @@ ROUTES: Sequence[ModuleType] = (
 @contextmanager
 def light_apps() -> Iterator[None]:
     apps = [(module, "make_app", light_app) for module in APPS]
-    with _in_place([*apps, *((module, "APIRouter", Router) for module in ROUTES)]):
+    with in_place([*apps, *((module, "APIRouter", Router) for module in ROUTES)]):
         yield
 
 
 @contextmanager
 def no_events() -> Iterator[None]:
     """Nothing is published, to nobody: no service decides anything by it."""
-    with _in_place(
+    with in_place(
         [
             (LocalMetrics, "__init__", lambda _, registry: None),
             (LocalMetrics, "publish", lambda _, event: None),
@@ -84,7 +84,7 @@ async def _for_ever(_: HttpPublisher) -> None:
 
 
 @contextmanager
-def _in_place(changes: Sequence[tuple[object, str, object]]) -> Iterator[None]:
+def in_place(changes: Sequence[tuple[object, str, object]]) -> Iterator[None]:
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
         setattr(owner, name, value)

@@ -15,7 +15,11 @@ END_IDS = (2,)
 FIRST_TASK_S = 0.5
 LAST_TASK_S = 2.5
 LAST_BLOW_S = 5.0
-LONGEST_S = 4.0
+LENGTHS_S = (0.2, 1.0, 4.0, 6.0)
+"""At most: shorter than all leases and limits, and longer than those of nodes (2 s) and of sessions (3 s)."""
+STEPS_S = (0.002, 0.01, 0.05)
+QUIET_SHARE = 0.05
+"""Of all seeds: nothing is broken, so nothing may be done twice."""
 LONG_DEADLINE_S = 600.0
 
 
@@ -63,6 +67,9 @@ class Noise:
     """Arrive a second time: the client library tries again what broke."""
 
 
+QUIET = Noise(0, 0, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What a client wants."""
@@ -84,12 +91,18 @@ class Story:
     num_coordinators: int
     num_schedulers: int
     num_stages: int
+    step_s: float
+    """What a call of an engine takes."""
     skew_s: float
     """At most; of every host's wall clock."""
     tail_audit_fraction: float
     noise: Noise
     blows: tuple[Blow, ...]
     errands: tuple[Errand, ...]
+
+    @property
+    def is_quiet(self) -> bool:
+        return not self.blows and self.noise == QUIET
 
     @property
     def heals_at_s(self) -> float:
@@ -115,25 +128,31 @@ def draw_story(seed: int) -> Story:
     hosts = hosts_of(workers, coordinators, schedulers)
     errands = tuple(_errand(rng) for _ in range(rng.choice((1, 1, 2, 3))))
     moments = [errand.at_s for errand in errands]
-    blows = tuple(_blow(rng, hosts, moments) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))))
+    is_quiet = rng.random() < QUIET_SHARE
+    num_blows = 0 if is_quiet else rng.choice((0, 1, 1, 2, 2, 3, 4))
     return Story(
         seed=seed,
         num_workers=workers,
         num_coordinators=coordinators,
         num_schedulers=schedulers,
         num_stages=rng.choice((1, 2, 2, 3)),
+        step_s=rng.choice(STEPS_S),
         skew_s=rng.choice((0.0, 0.0, 0.05)),
         tail_audit_fraction=rng.choice((0.0, 0.0, 0.5)),
-        noise=Noise(
-            lost=rng.choice((0.0, 0.01, 0.05)),
-            unanswered=rng.choice((0.0, 0.01, 0.05)),
-            late=rng.choice((0.0, 0.05, 0.2)),
-            store_lost=rng.choice((0.0, 0.0, 0.03)),
-            store_unanswered=rng.choice((0.0, 0.0, 0.03)),
-            store_twice=rng.choice((0.0, 0.05)),
-        ),
-        blows=tuple(sorted(blows, key=lambda blow: blow.at_s)),
+        noise=QUIET if is_quiet else _noise(rng),
+        blows=tuple(sorted((_blow(rng, hosts, moments) for _ in range(num_blows)), key=lambda blow: blow.at_s)),
         errands=tuple(sorted(errands, key=lambda errand: errand.at_s)),
+    )
+
+
+def _noise(rng: Random) -> Noise:
+    return Noise(
+        lost=rng.choice((0.0, 0.01, 0.05)),
+        unanswered=rng.choice((0.0, 0.01, 0.05)),
+        late=rng.choice((0.0, 0.05, 0.2)),
+        store_lost=rng.choice((0.0, 0.0, 0.03)),
+        store_unanswered=rng.choice((0.0, 0.0, 0.03)),
+        store_twice=rng.choice((0.0, 0.05)),
     )
 
 
@@ -162,13 +181,18 @@ def _errand(rng: Random) -> Errand:
 def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
     """Mostly while an answer is being made."""
     at_s = rng.uniform(0.0, LAST_BLOW_S) if rng.random() < 0.3 else rng.choice(moments) + rng.uniform(0.0, 1.0)
-    for_s = rng.choice((0.2, 1.0, LONGEST_S)) * rng.uniform(0.5, 1.0)
+    for_s = rng.choice(LENGTHS_S) * rng.uniform(0.5, 1.0)
     kind = rng.choice(list(BlowKind))
+    struck = rng.choice(_of_one_kind(rng, hosts))
     if kind in {BlowKind.KILL, BlowKind.STOP, BlowKind.HANG}:
-        return Blow(kind, at_s, for_s, (rng.choice(hosts),))
-    if rng.random() < 0.3:
-        return Blow(kind, at_s, for_s, (rng.choice([name for name in hosts if not name.startswith("worker")]),), (STORE,))
-    count = rng.choice((1, 1, len(hosts) // 2))
-    struck = tuple(sorted(rng.sample(hosts, count)))
-    rest = tuple(name for name in hosts if name not in struck)
-    return Blow(kind, at_s, for_s, struck, tuple(sorted(rng.sample(rest, rng.randint(1, len(rest))))))
+        return Blow(kind, at_s, for_s, (struck,))
+    if struck.startswith(("coordinator", "scheduler")) and rng.random() < 0.5:
+        return Blow(kind, at_s, for_s, (struck,), (STORE,))
+    side = tuple(sorted({struck, *rng.sample(hosts, rng.choice((0, 0, len(hosts) // 2)))}))
+    rest = tuple(name for name in hosts if name not in side)
+    return Blow(kind, at_s, for_s, side, tuple(sorted(rng.sample(rest, rng.randint(1, len(rest))))))
+
+
+def _of_one_kind(rng: Random, hosts: tuple[str, ...]) -> list[str]:
+    kind = rng.choices(("worker", "coordinator", "scheduler", "partitioner"), (4, 4, 2, 1))[0]
+    return [name for name in hosts if name.startswith(kind)]

@@ -10,6 +10,8 @@ from random import Random
 
 from shared.contracts.scheduler import CancelReply, SubmitTask, Submitted
 from shared.domain.errors import ButterflyError
+from shared.domain.tail_audit import TailState
+from shared.domain.task_state import TaskState
 from shared.registry.base import TaskRegistry
 from shared.resilience.peer_group import PeerGroup
 from tests.fakes.task_registry import MemoryTaskRegistry
@@ -91,6 +93,8 @@ class Trial:
                     errand, self._registry, cluster.receipts, num_faults=self._trace.faults.total() + len(story.blows)
                 ):
                     self._violated(what)
+            if story.is_quiet:
+                await self._check_quiet()
             for standing in await cluster.standings.all():
                 self._violated(f"an honest node was put out: {standing}")
         outcome = await self._outcome()
@@ -191,6 +195,14 @@ class Trial:
                 return
         for what in left:
             self._violated(f"left behind: {what}")
+
+    async def _check_quiet(self) -> None:
+        for errand in self._story.errands:
+            record = await self._registry.record(errand.task.task_id)
+            audits = record.tail_audit is not TailState.NONE
+            is_twice = record.attempt > 1 or record.epoch > 1 + audits
+            if record.state is TaskState.COMPLETED and is_twice:
+                self._violated(f"{errand.task.task_id} took {record.attempt} attempts and {record.epoch} epochs")
 
     def _violated(self, what: str) -> None:
         self._trace.note(f"VIOLATION {what}")
