@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.domain.errors import EngineError, EngineFault, Unavailable, error_from_code
+from shared.domain.errors import (
+    EngineError,
+    EngineFault,
+    InvalidCredentials,
+    StaleEpoch,
+    TaskNotFound,
+    Unavailable,
+    error_from_code,
+)
 from shared.domain.ids import NodeId
 
 MAX_REASSIGNMENTS = 5
@@ -38,6 +46,9 @@ class FaultKind(StrEnum):
 
 AWAY = frozenset({FaultKind.GONE, FaultKind.LINK})
 UNCOUNTED = frozenset({FaultKind.NUMERICS, FaultKind.CONVICTED})
+PASSING = (Unavailable, InvalidCredentials, StaleEpoch, TaskNotFound)
+"""Refusals of a seat that say nothing of the next one: something was away, the answer to the node's registration was on
+its way, or the node had lost its seat by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +77,9 @@ def kind_of_refusal(code: str) -> FaultKind:
 
 
 def not_asked_for_s(code: str) -> float:
-    """How long a node is not asked again for a seat that it could not take for this reason: a while if something that
-    it needs was away, else for ever."""
-    return AWAY_S if isinstance(error_from_code(code, ""), Unavailable) else math.inf
+    """How long a node is not asked again for a seat that it could not take for this reason: a while if the reason may
+    pass, else for ever."""
+    return AWAY_S if isinstance(error_from_code(code, ""), PASSING) else math.inf
 
 
 def suspect_of(faults: Sequence[Fault], one: NodeId, other: NodeId) -> NodeId:

@@ -199,8 +199,11 @@ class TestFaults:
     def test_what_workers_do_wrong_counts_however_far_the_answer_gets(self) -> None:
         assert verdict([Fault(FaultKind.LOAD, "why", 4 * index) for index in range(MAX_REASSIGNMENTS + 1)]) is not None
 
-    def test_a_node_is_asked_again_when_only_something_it_needs_was_away(self) -> None:
-        assert not_asked_for_s("circuit_open") == AWAY_S
+    @pytest.mark.parametrize("code", ["circuit_open", "invalid_api_key", "stale_epoch", "task_not_found"])
+    def test_a_node_is_asked_again_when_its_reason_may_pass(self, code: str) -> None:
+        assert not_asked_for_s(code) == AWAY_S
+
+    def test_a_node_that_cannot_hold_a_seat_is_not_asked_again(self) -> None:
         assert not_asked_for_s("out_of_memory") == not_asked_for_s("made up") == math.inf
 
     @pytest.mark.parametrize(
