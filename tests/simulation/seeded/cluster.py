@@ -46,7 +46,7 @@ from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.replicas import MemoryReplicas
 from tests.fakes.standings import MemoryStandings
 from tests.simulation.seeded.fabric import Fabric, over
-from tests.simulation.seeded.story import Story
+from tests.simulation.seeded.story import STEP_S, Story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
 from tests.simulation.world.front_desk import front_desk
@@ -272,7 +272,7 @@ class Cluster:
         )
         return lambda: assemble(
             worker,
-            loader=SyntheticLoader(before_step=lambda: self._loop.spend(self._story.step_s)),
+            loader=SyntheticLoader(before_step=lambda: self._loop.spend(STEP_S)),
             numerics_class=NUMERICS_CLASS,
             clock=clock,
             connect=connect,

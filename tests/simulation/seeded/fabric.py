@@ -15,7 +15,6 @@ from tests.simulation.world.network import Weather
 
 T = TypeVar("T")
 
-LATENCY_S = (0.001, 0.01)
 LATE_S = (0.02, 1.5)
 SILENCE_S = 3.0
 """Beyond all limits of those who wait for an answer."""
@@ -27,8 +26,8 @@ STORE_SILENCE_S = 1.0
 class Fabric(Weather):
     """The network and the way to the store. `noise` until `heal`; cuts until they are lifted."""
 
-    def __init__(self, noise: Noise, rng: Random, trace: Trace) -> None:
-        self._noise, self._rng, self._trace = noise, rng, trace
+    def __init__(self, noise: Noise, latency_s: tuple[float, float], rng: Random, trace: Trace) -> None:
+        self._noise, self._latency_s, self._rng, self._trace = noise, latency_s, rng, trace
         self._cuts: Counter[tuple[str, str]] = Counter()
 
     def cut(self, sender: str, receiver: str) -> None:
@@ -57,7 +56,7 @@ class Fabric(Weather):
 
     async def chunk(self, sender: str, receiver: str) -> None:
         """A stream waits for a cut to be mended: what carries it sends again."""
-        await asyncio.sleep(self._rng.uniform(*LATENCY_S))
+        await asyncio.sleep(self._rng.uniform(*self._latency_s))
         silent_s = 0.0
         while self.is_cut(sender, receiver):
             if silent_s == 0.0:
@@ -81,7 +80,7 @@ class Fabric(Weather):
             self._trace.fault("late", f"{sender} > {receiver}")
             await asyncio.sleep(rng.uniform(*LATE_S))
         else:
-            await asyncio.sleep(rng.uniform(*LATENCY_S))
+            await asyncio.sleep(rng.uniform(*self._latency_s))
 
     # --- to the store
 

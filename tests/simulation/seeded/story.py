@@ -17,7 +17,10 @@ LAST_TASK_S = 2.5
 LAST_BLOW_S = 5.0
 LENGTHS_S = (0.2, 1.0, 4.0, 6.0)
 """At most: shorter than all leases and limits, and longer than those of nodes (2 s) and of sessions (3 s)."""
-STEPS_S = (0.002, 0.01, 0.05)
+STEP_S = 0.002
+"""What a call of an engine takes."""
+LATENCIES_S = ((0.001, 0.01), (0.02, 0.2))
+"""Of one way: as in one room, or so long that an answer takes as long as a lease."""
 QUIET_SHARE = 0.05
 """Of all seeds: nothing is broken, so nothing may be done twice."""
 LONG_DEADLINE_S = 600.0
@@ -91,8 +94,8 @@ class Story:
     num_coordinators: int
     num_schedulers: int
     num_stages: int
-    step_s: float
-    """What a call of an engine takes."""
+    latency_s: tuple[float, float]
+    """Of one way between two hosts: from, to."""
     skew_s: float
     """At most; of every host's wall clock."""
     tail_audit_fraction: float
@@ -124,7 +127,7 @@ def hosts_of(workers: int, coordinators: int, schedulers: int) -> tuple[str, ...
 
 def draw_story(seed: int) -> Story:
     rng = Random(seed)
-    workers, coordinators, schedulers = rng.randint(3, 5), rng.choice((1, 1, 2)), rng.choice((1, 1, 2))
+    workers, coordinators, schedulers = rng.randint(3, 5), rng.choice((1, 2, 2)), rng.choice((1, 1, 2))
     hosts = hosts_of(workers, coordinators, schedulers)
     errands = tuple(_errand(rng) for _ in range(rng.choice((1, 1, 2, 3))))
     moments = [errand.at_s for errand in errands]
@@ -136,7 +139,7 @@ def draw_story(seed: int) -> Story:
         num_coordinators=coordinators,
         num_schedulers=schedulers,
         num_stages=rng.choice((1, 2, 2, 3)),
-        step_s=rng.choice(STEPS_S),
+        latency_s=rng.choice(LATENCIES_S),
         skew_s=rng.choice((0.0, 0.0, 0.05)),
         tail_audit_fraction=rng.choice((0.0, 0.0, 0.5)),
         noise=QUIET if is_quiet else _noise(rng),
@@ -180,7 +183,7 @@ def _errand(rng: Random) -> Errand:
 
 def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
     """Mostly while an answer is being made."""
-    at_s = rng.uniform(0.0, LAST_BLOW_S) if rng.random() < 0.3 else rng.choice(moments) + rng.uniform(0.0, 1.0)
+    at_s = rng.uniform(0.0, LAST_BLOW_S) if rng.random() < 0.3 else rng.choice(moments) + rng.uniform(0.0, 2.0)
     for_s = rng.choice(LENGTHS_S) * rng.uniform(0.5, 1.0)
     kind = rng.choice(list(BlowKind))
     struck = rng.choice(_of_one_kind(rng, hosts))

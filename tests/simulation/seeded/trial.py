@@ -59,7 +59,7 @@ class Trial:
         self._story, self._clock = story, clock
         self._trace = Trace(clock.now_s)
         self._violations: list[str] = []
-        self._fabric = Fabric(story.noise, Random(rng.getrandbits(64)), self._trace)
+        self._fabric = Fabric(story.noise, story.latency_s, Random(rng.getrandbits(64)), self._trace)
         self._registry = make_registry(clock.wall_s)
         self._watch = Watch(self._registry, self._violated)
         self._cluster = Cluster(
