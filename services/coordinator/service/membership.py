@@ -248,7 +248,8 @@ class Membership(MembershipInterface):
         member.is_unreachable = False
         member.loaded = {stage_key(ref): ref for ref in beat.stages}
         for key in member.loaded:
-            member.loading.pop(key, None)
+            if key in member.facts:  # else its `StageReady` is on the way, and counts even if the stage is gone by then
+                member.loading.pop(key, None)
         others = dict(zip(member.loaded, beat.slots_elsewhere, strict=False))
         self._slots.elsewhere(member.node_id, {key: count for key, count in others.items() if count})
         if self._update(member):
@@ -339,9 +340,11 @@ class Membership(MembershipInterface):
 
     def loading(self, node_id: NodeId, ref: StageRef) -> None:
         """A node was asked to hold a stage."""
-        member = self._members.get(node_id)
-        if member is not None and stage_key(ref) not in member.loaded and len(member.loading) < MAX_STAGES_PER_NODE:
-            member.loading[stage_key(ref)] = ref
+        member, key = self._members.get(node_id), stage_key(ref)
+        if member is None or (key in member.loaded and key in member.facts):
+            return
+        if len(member.loading) < MAX_STAGES_PER_NODE:
+            member.loading[key] = ref
 
     def not_loading(self, node_id: NodeId, ref: StageRef) -> None:
         """The node said that it cannot hold the stage."""

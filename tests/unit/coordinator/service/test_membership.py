@@ -160,6 +160,23 @@ async def test_a_placement_is_shown_while_it_loads_and_after(coordinator: Coordi
     assert len(coordinator.members.nodes().nodes[0].stages) == 1
 
 
+async def test_what_a_node_says_of_a_stage_counts_also_when_it_comes_after_the_stage_was_dropped_again(
+    coordinator: Coordinator,
+) -> None:
+    coordinator.workers[N1].is_cold = True
+    await coordinator.placements.place(Place(plan=even_plan(NODES)))
+    order = coordinator.workers[N1].heard(LoadStage)[0]
+    assert isinstance(order, LoadStage)
+    token = coordinator.tokens[N1]
+    await coordinator.messages.handle(token, Heartbeat(boot_id="boot-1", stages=(order.stage_ref,)))
+    await coordinator.messages.handle(token, Heartbeat(boot_id="boot-1"))
+    facts = StageFacts("avx512", "cd", Profile.EXACT, None)
+    await coordinator.messages.handle(token, StageReady(stage_ref=order.stage_ref, facts=facts))
+    member = coordinator.members.find(NodeId(N1))
+    assert member is not None
+    assert list(member.facts.values()) == [facts]
+
+
 async def test_a_stage_that_could_not_be_loaded_is_not_shown(coordinator: Coordinator) -> None:
     coordinator.workers[N1].is_cold = True
     await coordinator.placements.place(Place(plan=even_plan(NODES)))
