@@ -80,6 +80,8 @@ def _one_token_short(self: Assigning, session: Session, *args: object, **options
 class Bug:
     patches: Sequence[Patch] = ()
     make_registry: Callable[[Callable[[], float]], TaskRegistry] = MemoryTaskRegistry
+    first_seed: int = 0
+    """From where on it is soon found."""
 
 
 BUGS: Mapping[str, Bug] = {

@@ -65,20 +65,20 @@ class Player:
     def __init__(self) -> None:
         logging.disable()  # of what is broken on purpose every service tells
         self._folder = tempfile.TemporaryDirectory(prefix="butterfly-seeded-")
-        self._home = Path(self._folder.name)
-        prepare_home(self._home)
+        self.home = Path(self._folder.name)
+        prepare_home(self.home)
         gc.collect()
         gc.freeze()
 
     def play(self, seeds: Sequence[int]) -> tuple[tuple[Outcome, ...], float]:
         """With the seconds of the processor that it took. Traces of what went well are left out."""
         began_s = time.process_time()
-        outcomes = (play(seed, self._home) for seed in seeds)
+        outcomes = (play(seed, self.home) for seed in seeds)
         kept = tuple(each if each.violations else replace(each, tail=()) for each in outcomes)
         return kept, time.process_time() - began_s
 
     def play_one(self, seed: int) -> Outcome:
-        return play(seed, self._home)
+        return play(seed, self.home)
 
     def close(self) -> None:
         self._folder.cleanup()

@@ -21,6 +21,9 @@ STEP_S = 0.002
 """What a call of an engine takes."""
 LATENCIES_S = ((0.001, 0.01), (0.02, 0.2))
 """Of one way: as in one room, or so long that an answer takes as long as a lease."""
+DUEL_SHARE = 0.4
+"""Of the seeds with two coordinators."""
+DUEL_S = (3.0, 6.0)
 QUIET_SHARE = 0.05
 """Of all seeds: nothing is broken, so nothing may be done twice."""
 LONG_DEADLINE_S = 600.0
@@ -132,7 +135,9 @@ def draw_story(seed: int) -> Story:
     errands = tuple(_errand(rng) for _ in range(rng.choice((1, 1, 2, 3))))
     moments = [errand.at_s for errand in errands]
     is_quiet = rng.random() < QUIET_SHARE
-    num_blows = 0 if is_quiet else rng.choice((0, 1, 1, 2, 2, 3, 4))
+    blows = [] if is_quiet else [_blow(rng, hosts, moments) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4)))]
+    if not is_quiet and coordinators > 1 and rng.random() < DUEL_SHARE:
+        blows.append(_duel(rng, moments))
     return Story(
         seed=seed,
         num_workers=workers,
@@ -143,7 +148,7 @@ def draw_story(seed: int) -> Story:
         skew_s=rng.choice((0.0, 0.0, 0.05)),
         tail_audit_fraction=rng.choice((0.0, 0.0, 0.5)),
         noise=QUIET if is_quiet else _noise(rng),
-        blows=tuple(sorted((_blow(rng, hosts, moments) for _ in range(num_blows)), key=lambda blow: blow.at_s)),
+        blows=tuple(sorted(blows, key=lambda blow: blow.at_s)),
         errands=tuple(sorted(errands, key=lambda errand: errand.at_s)),
     )
 
@@ -194,6 +199,15 @@ def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
     side = tuple(sorted({struck, *rng.sample(hosts, rng.choice((0, 0, len(hosts) // 2)))}))
     rest = tuple(name for name in hosts if name not in side)
     return Blow(kind, at_s, for_s, side, tuple(sorted(rng.sample(rest, rng.randint(1, len(rest))))))
+
+
+def _duel(rng: Random, moments: list[float]) -> Blow:
+    """A coordinator loses its sessions to another one, and does not know."""
+    at_s, for_s = rng.choice(moments) + rng.uniform(0.0, 1.0), rng.uniform(*DUEL_S)
+    coordinator = f"coordinator-{rng.randrange(2)}"
+    if rng.random() < 0.5:
+        return Blow(BlowKind.HANG, at_s, for_s, (coordinator,))
+    return Blow(BlowKind.CUT, at_s, for_s, (coordinator,), (STORE,))
 
 
 def _of_one_kind(rng: Random, hosts: tuple[str, ...]) -> list[str]:
