@@ -158,9 +158,10 @@ class Session:
         return now_s < self._excluded_until_s.get((node_id, boot_id), now_s)
 
     def uncommitted(self) -> tuple[TokenRecord, ...]:
-        """Drafts to append now. None of an answer that has ended: those are written with its end, in one step; and none
-        of a verified session, whose windows are committed one by one."""
-        if self.ending is not None or not self.is_running or self.is_verified:
+        """Drafts to append now. None of an answer that has ended: those are written with its end, in one step; none of
+        a cancelled session, which is fenced or soon will be; and none of a verified one, whose windows are committed
+        one by one."""
+        if self.ending is not None or self.cancelled or not self.is_running or self.is_verified:
             return ()
         return tuple(self.records[self.num_committed :])
 

@@ -42,8 +42,10 @@ def test_an_answer_that_has_ended_is_written_with_its_end() -> None:
 
 def test_a_fence_in_the_present_epoch_means_that_the_task_is_not_ours() -> None:
     session = seated()
+    session.draft(B, FIRST, 3, make_tokens(10), now_s=1.0)
     session.committed(FIRST, None)
     assert session.cancelled
+    assert session.uncommitted() == ()
 
 
 def test_a_fence_seen_while_recovering_is_our_own_new_epoch() -> None:
