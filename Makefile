@@ -10,7 +10,7 @@ STAGES ?= 3
 BASE_PORT ?= 8080
 
 .PHONY: setup model run test lint types bench bench-verification bench-recovery e2e byzantine byzantine-long demo-byzantine power-cut \
-        chaos image bench-placement compose-test k8s-check locks clean
+        simulation chaos image bench-placement compose-test k8s-check locks clean
 
 setup: $(VENV)/.installed
 
@@ -52,6 +52,10 @@ byzantine: setup model
 # Many windows under each kind of lie, on workers that compute a cheap function in place of a model.
 byzantine-long: setup
 	$(BIN)/python -m tests.synthetic.long_run --windows $(or $(WINDOWS),10000) --seed $(or $(SEED),1) $(KINDS)
+
+# Short histories of the services in virtual time under seeded faults; SEED shows one: `make simulation SEEDS=20000`.
+simulation: setup
+	$(BIN)/python -m tests.simulation.seeded.play --seeds $(or $(SEEDS),2000) $(if $(SEED),--seed $(SEED))
 
 demo-byzantine: setup model
 	$(BIN)/python -m tests.byzantine.demo --model $(MODEL_FILE) $(ATTACK)

@@ -75,6 +75,8 @@ def _of_stream(entries: Sequence[StreamEntry]) -> Iterator[str]:
                 if given[0] < fences[0] or given[1] < fences[1]:
                     yield f"attempt and epoch fell from {fences} to {given}"
                 state, fences = after, given
+            case _:
+                pass
     ends = [index for index, entry in enumerate(entries) if entry.kind == "end"]
     if ends != [len(entries) - 1]:
         yield f"its stream has ends at {ends} of {len(entries)} entries"

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
+from starlette.types import Scope
 
 from services.coordinator import app as coordinator
 from services.coordinator.ports import EvidenceStore, Replicas, Standings
@@ -50,7 +50,7 @@ from tests.simulation.seeded.story import STEP_S, Story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
 from tests.simulation.world.front_desk import front_desk
-from tests.simulation.world.network import Host, MemoryConnections, Network
+from tests.simulation.world.network import Exchange, Host, Network
 from tests.simulation.world.virtual_time import RUNS_ON, VirtualClock, VirtualLoop
 from tests.simulation.world.world import MODEL_ID, NUM_LAYERS, SECRET, write_model
 
@@ -233,9 +233,7 @@ class Cluster:
     def _maker(self, name: str, run: Run) -> Callable[[], FastAPI]:
         clock, rng = self._clocks[name], Random(self._rng.getrandbits(64))
 
-        def connect(base_url: str) -> MemoryConnections:
-            return OwnConnections(self.network, run, base_url)
-
+        connect = OwnNetwork(self.network, run).connect(name)
         kind = name.partition("-")[0]
         if kind == "partitioner":
             return lambda: partitioner.create_app(self._config, clock=clock, connect=connect)
@@ -256,9 +254,7 @@ class Cluster:
             )
         if kind == "scheduler":
             registry = self._registry_of(run)
-            return lambda: scheduler.create_app(
-                self._config, clock=clock, connect=connect, registry=registry, rng=rng
-            )
+            return lambda: scheduler.create_app(self._config, clock=clock, connect=connect, registry=registry, rng=rng)
         worker = self._config.model_copy(
             update={
                 "network": NetworkConfig(
@@ -290,14 +286,14 @@ class Cluster:
         return await self._fabric.stored(run.host.name, name, call)
 
 
-class OwnConnections(MemoryConnections):
-    """Those of one process: none once it is dead."""
+class OwnNetwork(Network):
+    """As one process reaches it: not at all, once it is dead."""
 
-    def __init__(self, network: Network, run: Run, base_url: str) -> None:
-        super().__init__(network, run.host.name, base_url.partition("://")[2])
-        self._run = run
+    def __init__(self, network: Network, run: Run) -> None:
+        super().__init__()
+        self._network, self._run = network, run
 
-    def stream(self, *args: Any, **options: Any) -> AbstractAsyncContextManager[httpx.Response]:
+    def exchange(self, sender: str, address: str, scope: Scope) -> Exchange:
         if self._run.is_dead:
             raise httpx.ConnectError("this process is dead")
-        return super().stream(*args, **options)
+        return self._network.exchange(sender, address, scope)

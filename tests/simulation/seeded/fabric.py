@@ -111,8 +111,10 @@ Through = Callable[[str, tuple[Any, ...], Callable[[], Awaitable[Any]]], Awaitab
 """Name, positional arguments, and the call itself."""
 
 
-def over(port: type[T], store: T, through: Through, *, plain: frozenset[str] = frozenset()) -> T:
-    """`store` as one process reaches it: every method of `port` goes `through`, but for those that are `plain`."""
+def over(port: Callable[..., T], store: object, through: Through, *, plain: frozenset[str] = frozenset()) -> T:
+    """`store` as one process reaches it: every method of `port`, an abstract class, goes `through`, but for those that
+    are `plain`."""
+    assert isinstance(port, type)
 
     def method(name: str) -> Callable[..., Awaitable[object]]:
         own = getattr(store, name)

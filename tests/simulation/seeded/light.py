@@ -227,12 +227,14 @@ async def _served(route: Route, request: Request, places: Mapping[str, str]) -> 
     answer = await route.endpoint(**given)
     if isinstance(answer, Response):
         return answer
-    content = answer.model_dump_json().encode() if isinstance(answer, BaseModel) else _adapter(type(answer)).dump_json(answer)
+    content = (
+        answer.model_dump_json().encode() if isinstance(answer, BaseModel) else _adapter(type(answer)).dump_json(answer)  # type: ignore[arg-type]  # a class can be hashed
+    )
     return Response(content, status_code=route.status, media_type="application/json")
 
 
 def _parameters(endpoint: Endpoint) -> Sequence[inspect.Parameter]:
-    code = endpoint.__code__  # type: ignore[attr-defined]  # of a function
+    code = endpoint.__code__
     if code not in _KNOWN:
         _KNOWN[code] = tuple(inspect.signature(endpoint).parameters.values())
     return _KNOWN[code]

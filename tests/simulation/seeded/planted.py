@@ -1,22 +1,23 @@
 """Bugs to plant: each takes away one thing that keeps histories right. The seeds must find every one of them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from services.coordinator.domain.session import Session
-from services.coordinator.service import sessions
+from services.coordinator.service import seats, sessions
 from services.coordinator.service.assigning import Assigning
 from services.coordinator.service.member import Member
 from services.coordinator.service.sessions import Sessions
 from services.scheduler.service.reconciling import Reconciler
 from services.worker.service.membership import Membership
-from services.worker.service.sessions import SessionService
-from shared.contracts.messages import Heartbeat, SessionStop
+from shared.contracts.messages import SessionStop
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import Epoch, TaskId
 from shared.domain.task_state import TaskState
-from shared.registry.base import HeldSessions, TaskRegistry
+from shared.registry.base import HeldSessions
 from tests.fakes.task_registry import MemoryTaskRegistry, _Entry
+from tests.simulation.seeded.trial import MakeRegistry
 
 Patch = tuple[object, str, object]
 
@@ -28,19 +29,6 @@ class Unfenced(MemoryTaskRegistry):
         return entry.record.state is not TaskState.COMPUTING
 
 
-class SameEpoch(MemoryTaskRegistry):
-    """Gives a session to another coordinator in the epoch that it has."""
-
-    async def hold_sessions(
-        self, task_ids: Sequence[TaskId], *, coordinator: str, lease_s: float, adopt: int
-    ) -> HeldSessions:
-        held = await super().hold_sessions(task_ids, coordinator=coordinator, lease_s=lease_s, adopt=adopt)
-        for task_id in held.adopted:
-            entry = self._entries[task_id]
-            entry.record = replace(entry.record, epoch=Epoch(entry.record.epoch - 1))
-        return held
-
-
 async def _nothing(*_: object) -> None:
     return None
 
@@ -49,12 +37,9 @@ def _no_stop(_: Sessions, member: Member, stop: SessionStop) -> None:
     return None
 
 
-async def _never_renewed(
-    self: Sessions, task_ids: Sequence[TaskId], *, lease_s: float, adopt: int
-) -> HeldSessions:
+async def _never_renewed(self: Sessions, task_ids: Sequence[TaskId], *, lease_s: float, adopt: int) -> HeldSessions:
     parts = self._parts
-    held = await parts.registry.hold_sessions((), coordinator=parts.boot_id, lease_s=lease_s, adopt=adopt)
-    return held
+    return await parts.registry.hold_sessions((), coordinator=parts.boot_id, lease_s=lease_s, adopt=adopt)
 
 
 async def _never_joined_again(self: Membership) -> None:
@@ -65,6 +50,10 @@ async def _never_joined_again(self: Membership) -> None:
     except ButterflyError:
         return
     self._on_heard(answer.coordinators)
+
+
+def _for_ever(_: str) -> float:
+    return math.inf
 
 
 _made = Assigning.__init__
@@ -79,19 +68,19 @@ def _one_token_short(self: Assigning, session: Session, *args: object, **options
 @dataclass(frozen=True, slots=True)
 class Bug:
     patches: Sequence[Patch] = ()
-    make_registry: Callable[[Callable[[], float]], TaskRegistry] = MemoryTaskRegistry
+    make_registry: MakeRegistry = MemoryTaskRegistry
     first_seed: int = 0
     """From where on it is soon found."""
 
 
 BUGS: Mapping[str, Bug] = {
-    "tokens of an old epoch are taken": Bug(make_registry=Unfenced),
-    "a takeover does not raise the epoch": Bug(make_registry=SameEpoch),
-    "nothing is reconciled": Bug([(Reconciler, "reconcile", _nothing)]),
-    "sessions of a lost coordinator are left alone": Bug([(sessions, "ADOPTED_AT_ONCE", 0)]),
+    "tokens of an old epoch are taken": Bug(make_registry=Unfenced, first_seed=130),
+    "nothing is reconciled": Bug([(Reconciler, "reconcile", _nothing)], first_seed=10),
+    "sessions of a lost coordinator are left alone": Bug([(sessions, "ADOPTED_AT_ONCE", 0)], first_seed=50),
     "leases of sessions are not renewed": Bug([(Sessions, "_hold", _never_renewed)]),
     "seats of sessions that are over are not stopped": Bug([(Sessions, "stop_stale", _no_stop)]),
     "a worker that was forgotten does not join again": Bug([(Membership, "live", _never_joined_again)]),
-    "an answer goes on one token too early": Bug([(Assigning, "__init__", _one_token_short)]),
+    "an answer goes on one token too early": Bug([(Assigning, "__init__", _one_token_short)], first_seed=30),
+    "a node that refused a seat is never asked again": Bug([(seats, "not_asked_for_s", _for_ever)], first_seed=100),
     "one receipt too few is enough": Bug([(Session, "quorum", property(lambda self: 1))]),
 }

@@ -132,7 +132,7 @@ def _keep(outcomes: Sequence[Outcome]) -> None:
 
 
 def play_many(first: int, count: int, *, processes: int) -> Sum:
-    total, began_s = Sum(), time.monotonic()  # noqa: TID251  how long the machine took
+    total, began_s = Sum(), time.monotonic()
     told_s = began_s
     for outcomes, cpu_s in outcomes_of(range(first, first + count), processes=processes):
         total.add(outcomes, cpu_s=cpu_s)
@@ -140,11 +140,13 @@ def play_many(first: int, count: int, *, processes: int) -> Sum:
         _keep(failed)
         for outcome in failed:
             print(report(outcome), flush=True)
-        now_s = time.monotonic()  # noqa: TID251  as above
+        now_s = time.monotonic()
         if now_s - told_s >= TELL_EVERY_S:
             told_s = now_s
-            print(f"{total.seeds} of {count} seeds after {now_s - began_s:.0f} s, {len(total.failed)} failed", flush=True)
-    wall_s = time.monotonic() - began_s  # noqa: TID251  as above
+            print(
+                f"{total.seeds} of {count} seeds after {now_s - began_s:.0f} s, {len(total.failed)} failed", flush=True
+            )
+    wall_s = time.monotonic() - began_s
     print(
         f"{total.seeds} seeds from {first}: {total.seeds / total.cpu_s:.1f} per second and core,"
         f" {total.seeds / wall_s:.1f} per second on {processes} processes\n"

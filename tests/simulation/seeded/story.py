@@ -1,6 +1,6 @@
 """What happens in the history of a seed: tasks, blows that hosts and links take, and how bad the network is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -12,6 +12,7 @@ from tests.simulation.world.world import MODEL_ID
 STORE = "store"
 """A host of its own for blows: where the registry is."""
 END_IDS = (2,)
+MAX_TOKENS = 14
 FIRST_TASK_S = 0.5
 LAST_TASK_S = 2.5
 LAST_BLOW_S = 5.0
@@ -132,19 +133,23 @@ def draw_story(seed: int) -> Story:
     rng = Random(seed)
     workers, coordinators, schedulers = rng.randint(3, 5), rng.choice((1, 2, 2)), rng.choice((1, 1, 2))
     hosts = hosts_of(workers, coordinators, schedulers)
-    errands = tuple(_errand(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+    errands = [_errand(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+    latency_s = rng.choice(LATENCIES_S)
     moments = [errand.at_s for errand in errands]
     is_quiet = rng.random() < QUIET_SHARE
     blows = [] if is_quiet else [_blow(rng, hosts, moments) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4)))]
     if not is_quiet and coordinators > 1 and rng.random() < DUEL_SHARE:
-        blows.append(_duel(rng, moments))
+        # Over a long answer whose tokens are written one by one.
+        errands[0] = replace(errands[0], task=_long_and_unverified(errands[0].task))
+        latency_s = LATENCIES_S[-1]
+        blows.append(_duel(rng, errands[0].at_s))
     return Story(
         seed=seed,
         num_workers=workers,
         num_coordinators=coordinators,
         num_schedulers=schedulers,
         num_stages=rng.choice((1, 2, 2, 3)),
-        latency_s=rng.choice(LATENCIES_S),
+        latency_s=latency_s,
         skew_s=rng.choice((0.0, 0.0, 0.05)),
         tail_audit_fraction=rng.choice((0.0, 0.0, 0.5)),
         noise=QUIET if is_quiet else _noise(rng),
@@ -172,7 +177,7 @@ def _errand(rng: Random) -> Errand:
         kind=TaskKind.COMPLETION,
         model_id=MODEL_ID,
         prompt_ids=tuple(rng.randrange(3, N_VOCAB) for _ in range(rng.randint(1, 5))),
-        max_tokens=rng.randint(1, 14),
+        max_tokens=rng.randint(1, MAX_TOKENS),
         sampler=SamplerParams(temperature=0.0) if rng.random() < 0.5 else SamplerParams(seed=rng.getrandbits(32)),
         stop=StopRules(end_ids=END_IDS),
         verification=verification,
@@ -184,6 +189,10 @@ def _errand(rng: Random) -> Errand:
         task=task,
         cancel_after_s=rng.uniform(0.0, 1.0) if rng.random() < 0.1 else None,
     )
+
+
+def _long_and_unverified(task: InferenceTask) -> InferenceTask:
+    return replace(task, verification=Verification.NONE, max_byzantine=0, max_tokens=MAX_TOKENS)
 
 
 def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
@@ -201,9 +210,9 @@ def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
     return Blow(kind, at_s, for_s, side, tuple(sorted(rng.sample(rest, rng.randint(1, len(rest))))))
 
 
-def _duel(rng: Random, moments: list[float]) -> Blow:
+def _duel(rng: Random, moment_s: float) -> Blow:
     """A coordinator loses its sessions to another one, and does not know."""
-    at_s, for_s = rng.choice(moments) + rng.uniform(0.0, 1.0), rng.uniform(*DUEL_S)
+    at_s, for_s = moment_s + rng.uniform(0.3, 2.0), rng.uniform(*DUEL_S)
     coordinator = f"coordinator-{rng.randrange(2)}"
     if rng.random() < 0.5:
         return Blow(BlowKind.HANG, at_s, for_s, (coordinator,))

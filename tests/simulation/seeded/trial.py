@@ -24,6 +24,8 @@ from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
 from tests.simulation.world.virtual_time import VirtualClock, VirtualLoop, run
 
+MakeRegistry = Callable[[Callable[[], float]], TaskRegistry]
+"""From what gives Unix seconds."""
 BETWEEN_STARTS_S = (0.0, 0.02)
 LOOK_EVERY_S = 0.25
 TRY_AGAIN_S = 0.5
@@ -50,7 +52,7 @@ class Outcome:
 
 
 class Trial:
-    def __init__(self, story: Story, home: Path, *, make_registry: Callable[[Callable[[], float]], TaskRegistry]) -> None:
+    def __init__(self, story: Story, home: Path, *, make_registry: MakeRegistry) -> None:
         """`home`: `prepare_home`. To be made on a virtual loop."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop), "a history needs virtual time"
@@ -142,18 +144,19 @@ class Trial:
         self._watch.expect(errand.task.task_id)
         schedulers = self._cluster.schedulers()
         limit_s = self._story.heals_at_s + ENDS_WITHIN_S
+        reason = ""
         while self._clock.now_s() < limit_s:
             try:
                 await schedulers.post("/tasks", SubmitTask(task=errand.task), Submitted, idempotent=True)
             except ButterflyError as error:
-                refusal = error
+                reason = f"{error.code}: {error.message}"
                 await asyncio.sleep(TRY_AGAIN_S)
             else:
                 self._trace.note(f"accepted {errand.task.task_id}")
                 if errand.cancel_after_s is not None:
                     await self._cancel(errand, schedulers, errand.cancel_after_s)
                 return True
-        self._violated(f"{errand.task.task_id} was never accepted: {refusal.code}: {refusal.message}")
+        self._violated(f"{errand.task.task_id} was never accepted: {reason}")
         return False
 
     async def _cancel(self, errand: Errand, schedulers: PeerGroup, after_s: float) -> None:
@@ -237,7 +240,7 @@ def play(
     seed: int,
     home: Path,
     *,
-    make_registry: Callable[[Callable[[], float]], TaskRegistry] = MemoryTaskRegistry,
+    make_registry: MakeRegistry = MemoryTaskRegistry,
     whole_apps: bool = False,
 ) -> Outcome:
     """`home`: `prepare_home`. `whole_apps`: with FastAPI around every service, at a tenth of the pace."""

@@ -36,6 +36,8 @@ class Watch:
                 await self._adopted(label, result)
             case "commit":
                 self._committed(label, before, args[0], await self._records())
+            case _:
+                pass
         if name == "finish" and result:
             self._wrote(label, args[0], before)
         for task_id, record in (await self._records()).items():

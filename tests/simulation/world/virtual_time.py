@@ -8,8 +8,8 @@ import heapq
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import Context, ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from shared.runtime.clock import Clock
@@ -57,7 +57,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._tasks_of: dict[str, list[asyncio.Task[Any]]] = {}
         self.executor: Executor = InlineExecutor(max_workers=1)
         self.set_default_executor(self.executor)
-        self.set_task_factory(self._new_task)
+        self.set_task_factory(self._new_task)  # type: ignore[arg-type]  # versions of Python differ in what they give
 
     def time(self) -> float:
         return self._now_s
