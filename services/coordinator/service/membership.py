@@ -154,7 +154,8 @@ class Membership(MembershipInterface):
             if before.address != node.address:  # else a node that moves about would leave connections behind
                 _ = self._tasks.start(self._workers.forget(node_id), name=f"forget-{node_id}")
             if before.boot_id == node.boot_id:
-                member.loaded, member.loading, member.facts = before.loaded, before.loading, before.facts
+                member.loaded, member.loading = before.loaded, before.loading
+                member.asked, member.facts = before.asked, before.facts
         self._members[node_id] = member
         self._sort_kin(member.capability.numerics_class)
         self._by_token[member.token_hash] = member
@@ -248,8 +249,7 @@ class Membership(MembershipInterface):
         member.is_unreachable = False
         member.loaded = {stage_key(ref): ref for ref in beat.stages}
         for key in member.loaded:
-            if key in member.facts:  # else its `StageReady` is on the way, and counts even if the stage is gone by then
-                member.loading.pop(key, None)
+            member.loading.pop(key, None)
         others = dict(zip(member.loaded, beat.slots_elsewhere, strict=False))
         self._slots.elsewhere(member.node_id, {key: count for key, count in others.items() if count})
         if self._update(member):
@@ -264,7 +264,7 @@ class Membership(MembershipInterface):
                 extra={"node_id": member.node_id, "code": message.error_code[:64], "error": message.error[:500]},
             )
             return
-        if message.facts is not None and (key in member.loading or key in member.loaded):
+        if message.facts is not None and key in member.asked:
             self.stage_loaded(member, message.stage_ref, message.facts)
 
     def stage_loaded(self, member: Member, ref: StageRef, facts: StageFacts) -> None:
@@ -341,9 +341,11 @@ class Membership(MembershipInterface):
     def loading(self, node_id: NodeId, ref: StageRef) -> None:
         """A node was asked to hold a stage."""
         member, key = self._members.get(node_id), stage_key(ref)
-        if member is None or (key in member.loaded and key in member.facts):
+        if member is None:
             return
-        if len(member.loading) < MAX_STAGES_PER_NODE:
+        if len(member.asked) < MAX_FACTS:
+            member.asked.add(key)
+        if key not in member.loaded and len(member.loading) < MAX_STAGES_PER_NODE:
             member.loading[key] = ref
 
     def not_loading(self, node_id: NodeId, ref: StageRef) -> None:

@@ -177,6 +177,21 @@ async def test_what_a_node_says_of_a_stage_counts_also_when_it_comes_after_the_s
     assert list(member.facts.values()) == [facts]
 
 
+async def test_what_a_node_says_of_a_stage_counts_also_when_another_call_about_it_has_failed(
+    coordinator: Coordinator,
+) -> None:
+    coordinator.workers[N1].is_cold = True
+    await coordinator.placements.place(Place(plan=even_plan(NODES)))
+    order = coordinator.workers[N1].heard(LoadStage)[0]
+    assert isinstance(order, LoadStage)
+    coordinator.members.not_loading(NodeId(N1), order.stage_ref)
+    facts = StageFacts("avx512", "cd", Profile.EXACT, None)
+    await coordinator.messages.handle(coordinator.tokens[N1], StageReady(stage_ref=order.stage_ref, facts=facts))
+    member = coordinator.members.find(NodeId(N1))
+    assert member is not None
+    assert list(member.facts.values()) == [facts]
+
+
 async def test_a_stage_that_could_not_be_loaded_is_not_shown(coordinator: Coordinator) -> None:
     coordinator.workers[N1].is_cold = True
     await coordinator.placements.place(Place(plan=even_plan(NODES)))
