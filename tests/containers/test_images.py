@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.containers.compose import Engine
+from tests.containers.engine import tell
 
 CONTROL, WORKER, SETUP = "butterfly-control:0.1.0", "butterfly-worker:0.1.0", "butterfly-setup:0.1.0"
 BASE = "python:3.12-slim-bookworm"
@@ -59,7 +60,7 @@ def test_an_image_says_what_it_is_and_runs_without_rights(engine: Engine, image:
 @pytest.mark.parametrize("image", [CONTROL, WORKER, SETUP])
 def test_an_image_adds_little_to_its_base(engine: Engine, image: str) -> None:
     added_mb = (engine.inspect(image)["Size"] - engine.inspect(BASE)["Size"]) / 1e6
-    print(f"{image}: {added_mb:.0f} MB beyond {BASE}")
+    tell(f"{image}: {engine.inspect(image)['Size'] / 1e6:.0f} MB, {added_mb:.0f} of them beyond {BASE}")
     assert added_mb <= ADDED_MB[image]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from services.scheduler.domain.dispatch import QueueRules
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
-from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity
+from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity, VerificationUnavailable
 from shared.domain.ids import ModelId, NodeId, TaskId
 from shared.domain.plan import NodeCapability, Seating
 from shared.domain.task import TaskGroup, Verification
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 VERIFIABLE_KEPT_S = 1.0  # how long a look at the nodes counts for further tasks
 PRESENT_S = 5.0  # how long a node that is not ready any more may be on its way back: a coordinator starts anew
+STARTING_S = 10.0  # how long a scheduler that has just started expects to see more nodes: all may be starting
 MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
 
 
@@ -67,6 +68,7 @@ class SchedulingService(SchedulingInterface):
         self._rules = rules
         self._models: frozenset[ModelId] = frozenset()
         self._models_until_s = 0.0
+        self._started_until_s = clock.now_s() + STARTING_S
         self._verifiable_until_s: dict[tuple[TaskGroup, bool], float] = {}
         """By group, and whether answers are held back."""
         self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
@@ -121,12 +123,20 @@ class SchedulingService(SchedulingInterface):
             raise ModelNotFound(f"there is no model {model_id}")
 
     async def _check_verifiable(self, group: TaskGroup, *, hold: bool) -> None:
-        """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline."""
+        """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline.
+
+        Raises `VerificationUnavailable`, or `NoCapacity`, which says to ask again, while nodes may be on their way.
+        """
         now_s = self._clock.now_s()
         if now_s < self._verifiable_until_s.get((group, hold), 0.0):
             return
         present = await self._present_nodes(now_s)
-        await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
+        try:
+            await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
+        except VerificationUnavailable as error:
+            if now_s < self._started_until_s:
+                raise NoCapacity(f"{error.message}; nodes may still be joining") from error
+            raise
         self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
         self._verifiable_until_s[group, hold] = now_s + VERIFIABLE_KEPT_S
 

@@ -52,6 +52,7 @@ AUDITED = {"verification": Verification.AUDIT, "max_byzantine": 1}
 
 async def test_verification_that_the_nodes_cannot_give_is_refused_and_never_lowered(cluster: Cluster) -> None:
     cluster.coordinator.nodes = [make_node("a")]
+    await cluster.clock.advance(10.0)
     with pytest.raises(VerificationUnavailable):
         await cluster.submit(make_task(**AUDITED))
     assert (await cluster.registry.queue()).depth == 0
@@ -60,7 +61,16 @@ async def test_verification_that_the_nodes_cannot_give_is_refused_and_never_lowe
     assert cluster.partitioner.asked[-1] == Seating(Verification.AUDIT, 1)
 
 
+async def test_while_all_may_be_starting_clients_are_told_to_ask_again(cluster: Cluster) -> None:
+    cluster.coordinator.nodes = [make_node("a")]
+    with pytest.raises(NoCapacity, match=r"2 lanes need 2 nodes, 1 are ready; nodes may still be joining"):
+        await cluster.submit(make_task(**AUDITED))
+    cluster.coordinator.nodes.append(make_node("b"))
+    await cluster.submit(make_task(**AUDITED))
+
+
 async def test_for_an_answer_that_is_held_back_fresh_nodes_are_asked_for_as_well(cluster: Cluster) -> None:
+    await cluster.clock.advance(10.0)
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(make_task(**AUDITED))
     with pytest.raises(VerificationUnavailable, match="3 nodes"):
@@ -71,6 +81,7 @@ async def test_for_an_answer_that_is_held_back_fresh_nodes_are_asked_for_as_well
 
 
 async def test_nodes_that_were_ready_a_moment_ago_count_for_what_can_be_verified(cluster: Cluster) -> None:
+    await cluster.clock.advance(10.0)
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(make_task(**AUDITED))
     cluster.coordinator.nodes = [make_node("a")]  # the coordinator was started anew: b has not registered yet
