@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = ("dev", "prod")
+OVERLAYS = ("dev", "prod", "outside")
 NAME_LABEL = "app.kubernetes.io/name"
 Object = dict[str, Any]  # YAML as Kubernetes gets it
 

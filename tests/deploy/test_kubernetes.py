@@ -1,5 +1,6 @@
 """The rendered objects against the code they run: `make k8s-check`."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -36,6 +37,9 @@ CALLS = {
 """Who calls whom; everybody posts events to metrics."""
 USES_REDIS = {"api", "scheduler", "coordinator"}
 REDIS_PORT = 6379
+POD_IP = "10.1.2.3"
+POD_LABEL = "statefulset.kubernetes.io/pod-name"
+DOMAIN = "butterfly.example.org"
 
 pytestmark = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -46,6 +50,10 @@ def ours(overlay: str) -> Iterator[tuple[str, Workload]]:
             yield workload.service, workload
 
 
+def expanded(value: str) -> str:
+    return value.replace("$(POD_NAME)", "worker-0").replace("$(POD_IP)", POD_IP)
+
+
 def environment(overlay: str, workload: Workload) -> dict[str, str]:
     """As the container gets it; what comes from a Secret as a value that could be one."""
     maps = {item["metadata"]["name"]: item["data"] for item in of_kind(overlay, "ConfigMap")}
@@ -54,7 +62,7 @@ def environment(overlay: str, workload: Workload) -> dict[str, str]:
         found |= maps[source["configMapRef"]["name"]]
     for variable in workload.main["env"]:
         if "value" in variable:
-            found[variable["name"]] = variable["value"].replace("$(POD_NAME)", "worker-0")
+            found[variable["name"]] = expanded(variable["value"])
         elif "secretKeyRef" in variable["valueFrom"]:
             found[variable["name"]] = "redis://redis:6379/0" if variable["name"].endswith("REDIS__URL") else "a-secret"
     return found
@@ -89,10 +97,58 @@ def test_urls_of_services_name_services_and_their_ports(overlay: str) -> None:
     ports = {item["metadata"]["name"]: item["spec"]["ports"][0]["port"] for item in of_kind(overlay, "Service")}
     for _, workload in ours(overlay):
         for name, value in environment(overlay, workload).items():
-            url = re.fullmatch(r"http://([a-z]+):(\d+)", value)
-            assert (url is not None) == value.startswith("http://"), (name, value)
-            if url is not None:
+            if value.startswith("http://") and POD_IP not in value:
+                url = re.fullmatch(r"http://([a-z]+):(\d+)", value)
+                assert url is not None, (name, value)
                 assert ports[url[1]] == int(url[2]), name
+
+
+def test_a_variable_stands_before_those_that_name_it(overlay: str) -> None:
+    for workload in workloads(overlay):
+        defined: set[str] = set()
+        for variable in workload.main.get("env", []):
+            assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= defined, variable
+            defined.add(variable["name"])
+
+
+def test_every_coordinator_is_reached_by_an_address_of_its_own_and_signs_with_one_key(overlay: str) -> None:
+    (workload,) = (workload for service, workload in ours(overlay) if service == "coordinator")
+    config = load_config(None, environment(overlay, workload)).coordination
+    (deployment,) = (item for item in of_kind(overlay, "Deployment") if item["metadata"]["name"] == workload.name)
+    replicas, strategy = deployment["spec"]["replicas"], deployment["spec"]["strategy"]
+    if overlay == "outside":  # one name, so one replica at a time
+        assert (replicas, strategy) == (1, {"type": "Recreate"})
+        assert config.advertise_url == f"https://coordinator.{DOMAIN}"
+    else:
+        assert replicas == {"dev": 1, "prod": 2}[overlay]
+        assert config.advertise_url == f"http://{POD_IP}:{workload.main['ports'][0]['containerPort']}"
+    (mount,) = (mount for mount in workload.main["volumeMounts"] if mount["mountPath"] == "/data")
+    (volume,) = (volume for volume in workload.pod["volumes"] if volume["name"] == mount["name"])
+    assert mount["readOnly"]
+    assert volume["secret"] == {"secretName": "butterfly-coordinator-key", "defaultMode": 0o440}
+
+
+def test_what_runs_several_times_is_spread_and_keeps_most_of_its_pods(overlay: str) -> None:
+    budgets = {
+        item["spec"]["selector"]["matchLabels"][NAME_LABEL]: item["spec"]["maxUnavailable"]
+        for item in of_kind(overlay, "PodDisruptionBudget")
+    }
+    spread = {workload.name for workload in workloads(overlay) if "topologySpreadConstraints" in workload.pod}
+    assert spread == {"api", "scheduler", "coordinator", "worker"}
+    assert budgets == ({} if overlay == "dev" else dict.fromkeys(spread, 1))
+    (workers,) = (workload for service, workload in ours(overlay) if service == "worker")
+    (constraint,) = workers.pod["topologySpreadConstraints"]
+    assert constraint["whenUnsatisfiable"] == ("ScheduleAnyway" if overlay == "dev" else "DoNotSchedule")
+
+
+def test_workers_scale_with_the_queue_where_their_number_may_change(overlay: str) -> None:
+    scaled = {
+        item["spec"]["scaleTargetRef"]["name"]: item["spec"]["metrics"][0]
+        for item in of_kind(overlay, "HorizontalPodAutoscaler")
+    }
+    assert scaled.keys() == {"dev": set(), "prod": {"api", "worker"}, "outside": {"api"}}[overlay]
+    if "worker" in scaled:
+        assert scaled["worker"]["external"]["metric"]["name"] == "butterfly_queue_depth"
 
 
 async def test_probes_ask_for_what_every_service_answers(overlay: str) -> None:
@@ -113,8 +169,11 @@ def test_selectors_match_the_pods_they_are_meant_for(overlay: str) -> None:
         for spread in workload.pod.get("topologySpreadConstraints", []):
             assert matches(spread["labelSelector"], workload.labels)
     for item in of_kind(overlay, "Service"):
-        chosen = [pod for pod in pods if matches({"matchLabels": item["spec"]["selector"]}, pod.labels)]
-        assert [pod.name for pod in chosen] == [item["metadata"]["name"]]
+        name, selector = item["metadata"]["name"], dict(item["spec"]["selector"])
+        pod_name = selector.pop(POD_LABEL, None)  # a Service of one pod of a StatefulSet
+        chosen = [pod for pod in pods if matches({"matchLabels": selector}, pod.labels)]
+        assert [pod.name for pod in chosen] == [name if pod_name is None else name.rpartition("-")[0]]
+        assert pod_name in {None, name}
         target = item["spec"]["ports"][0]["targetPort"]
         assert target in {port["name"] for port in chosen[0].main["ports"]}
     for item in of_kind(overlay, "PodDisruptionBudget"):
@@ -183,22 +242,35 @@ def test_the_allowed_edges_are_those_of_the_call_graph(overlay: str, direction: 
     assert set(allowed_edges(overlay, direction)) == wanted
 
 
-def test_only_the_gateway_is_open_to_others(overlay: str) -> None:
-    open_to_all = [
-        policy["spec"]["podSelector"]
+def test_only_the_gateway_is_open_to_others_and_where_they_join_the_workers(overlay: str) -> None:
+    open_to_all = {
+        policy["spec"]["podSelector"]["matchLabels"][NAME_LABEL]
         for policy in of_kind(overlay, "NetworkPolicy")
-        if any("from" not in rule for rule in policy["spec"].get("ingress", []))
-    ]
-    assert open_to_all == [{"matchLabels": {NAME_LABEL: "api"}}]
-    assert {item["spec"].get("type", "ClusterIP") for item in of_kind(overlay, "Service")} == {"ClusterIP"}
+        for rule in policy["spec"].get("ingress", [])
+        if "from" not in rule or any("ipBlock" in peer for peer in rule["from"])
+    }
+    types = {item["metadata"]["name"]: item["spec"].get("type", "ClusterIP") for item in of_kind(overlay, "Service")}
+    reached = {name for name, kind in types.items() if kind != "ClusterIP"}
+    if overlay == "outside":
+        (workers,) = (item for item in of_kind(overlay, "StatefulSet") if item["metadata"]["name"] == "worker")
+        assert open_to_all == {"api", "worker"}
+        assert reached == {f"worker-{number}" for number in range(workers["spec"]["replicas"])}
+    else:
+        assert open_to_all == {"api"}
+        assert reached == set()
 
 
 def test_an_external_redis_is_reached_by_its_users_only(overlay: str) -> None:
     for policy in of_kind(overlay, "NetworkPolicy"):
-        blocks = [peer for rule in policy["spec"].get("egress", []) for peer in rule["to"] if "ipBlock" in peer]
-        if blocks:
+        for rule in policy["spec"].get("egress", []):
+            if not any("ipBlock" in peer for peer in rule["to"]):
+                continue
             chosen = {pod.name for pod in workloads(overlay) if matches(policy["spec"]["podSelector"], pod.labels)}
-            assert chosen == USES_REDIS
+            if REDIS_PORT in {port["port"] for port in rule["ports"]}:
+                assert chosen == USES_REDIS
+            else:
+                assert chosen == {"coordinator", "worker"}
+                assert overlay == "outside"
 
 
 def test_the_call_graph_is_that_of_the_code(overlay: str) -> None:
@@ -225,3 +297,34 @@ def test_every_volume_that_is_mounted_is_there(overlay: str) -> None:
     for workload in workloads(overlay):
         claimed = [volume.get("persistentVolumeClaim") for volume in workload.pod.get("volumes", [])]
         assert {claim["claimName"] for claim in claimed if claim} <= claims
+
+
+def test_a_worker_outside_reaches_through_the_ingress_what_it_calls_and_nothing_else(overlay: str) -> None:
+    if overlay != "outside":
+        assert of_kind(overlay, "Ingress") == []
+        return
+    (ingress,) = of_kind(overlay, "Ingress")
+    (coordinator,) = (workload for service, workload in ours(overlay) if service == "coordinator")
+    config = load_config(None, environment(overlay, coordinator))
+    told = {*config.services.partitioner_url, config.services.metrics_url, config.coordination.advertise_url}
+    hosts = {rule["host"]: rule["http"]["paths"] for rule in ingress["spec"]["rules"]}
+    assert told == {f"https://{host}" for host in hosts}
+    assert set(ingress["spec"]["tls"][0]["hosts"]) == hosts.keys()
+    for host, paths in hosts.items():
+        service = host.partition(".")[0]
+        assert {path["backend"]["service"]["name"] for path in paths} == {service}
+        routes = importlib.import_module(f"services.{service}.routes")
+        public = {path for path in routes.PUBLIC_PATHS if not path.endswith("/prometheus")}
+        assert {path["path"] for path in paths} == {"/livez", *public}, service
+
+
+def test_a_worker_inside_is_called_by_the_name_of_its_own_address(overlay: str) -> None:
+    (workers,) = (workload for service, workload in ours(overlay) if service == "worker")
+    advertised = environment(overlay, workers)["BUTTERFLY_NETWORK__ADVERTISE_ADDRESS"]
+    host, port = split_address(advertised)
+    if overlay == "outside":
+        (address,) = (item for item in of_kind(overlay, "Service") if item["metadata"]["name"] == "worker-0")
+        assert host == address["metadata"]["annotations"]["external-dns.alpha.kubernetes.io/hostname"]
+        assert port == address["spec"]["ports"][0]["port"]
+    else:
+        assert (host, port) == ("worker-0.worker", workers.main["ports"][0]["containerPort"])
