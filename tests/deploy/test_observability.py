@@ -2,9 +2,9 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,10 +18,12 @@ from shared.runtime.app import make_app
 from shared.runtime.clock import SystemClock
 from shared.runtime.config import Config
 from shared.runtime.telemetry import Telemetry
+from tests.deploy.promtool import NoPromtool, find_promtool
 from tests.deploy.rendered import ROOT, of_kind
 from tests.fakes.task_registry import MemoryTaskRegistry
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+ALERT_TESTS = Path(__file__).with_name("alerts.yml")
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "butterfly.json"
 OF_PROMETHEUS = {"up"}
 NAME = re.compile(r"\b(?:job:[\w:]+|up|[a-z_]+_[a-z_]+)\b(?=[{\[)\s]|$)")
@@ -99,12 +101,30 @@ def test_the_rules_in_kubernetes_are_those_of_the_file() -> None:
     assert rule["spec"]["groups"] == groups()
 
 
-def test_the_rules_are_valid_for_prometheus() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    done = subprocess.run([promtool, "check", "rules", RULES], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def promtool() -> Path:
+    try:
+        return find_promtool()
+    except NoPromtool as error:
+        pytest.skip(str(error))
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_the_rules_and_its_settings(promtool: Path) -> None:
+    assert f"{len(list(rules()))} rules found" in run(promtool, "check", "rules", RULES)
+    run(promtool, "check", "config", ROOT / "deploy" / "prometheus" / "prometheus.yml")
+
+
+def test_every_alert_is_raised_when_it_should_be_and_not_before(promtool: Path) -> None:
+    run(promtool, "test", "rules", ALERT_TESTS)
+    tests = yaml.safe_load(ALERT_TESTS.read_text())["tests"]
+    raised = {case["alertname"] for test in tests for case in test.get("alert_rule_test", []) if case.get("exp_alerts")}
+    assert raised == {rule["alert"] for rule in rules() if "alert" in rule}
 
 
 def test_the_panels_of_the_dashboard_stand_side_by_side() -> None:
@@ -126,3 +146,10 @@ def test_monitors_choose_ports_that_exist() -> None:
         listed = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
         assert {endpoint["port"] for endpoint in listed} <= ports
         assert {endpoint["path"] for endpoint in listed} == {"/metrics"}
+
+
+def test_every_check_that_checkov_leaves_out_has_its_reason() -> None:
+    text = (ROOT / "deploy" / "kubernetes" / "checkov" / "checkov.yaml").read_text()
+    left_out = yaml.safe_load(text)["skip-check"]
+    reasons = dict(re.findall(r"^  - (CKV_\w+) +# (.{20,})$", text, re.MULTILINE))
+    assert reasons.keys() == set(left_out)
