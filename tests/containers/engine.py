@@ -76,7 +76,9 @@ def _started(scratch: Path) -> Iterator[Mapping[str, str]]:
     """A dockerd with all that it keeps in `scratch`. What it does to the machine's network is put back."""
     host = f"unix://{scratch}/docker.sock"
     environ = {**os.environ, "DOCKER_HOST": host, "DOCKER_CONFIG": f"{scratch}/config"}
-    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=False)
+    if saved.returncode != 0:
+        raise NoEngine(f"a Docker engine needs the right to set up networks here: {saved.stderr.strip()[-300:]}")
     forwarding = _FORWARDING.read_text()
     had_bridge = Path("/sys/class/net/docker0").exists()
     command = ["dockerd", "--data-root", f"{scratch}/data", "--exec-root", f"{scratch}/run"]
@@ -101,8 +103,9 @@ def _started(scratch: Path) -> Iterator[Mapping[str, str]]:
         subprocess.run(["umount", f"{scratch}/run/netns/default"], capture_output=True, check=False)
         if not had_bridge:
             subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
-        subprocess.run(["iptables-restore"], input=_NO_RULES + rules, text=True, check=True)
-        _FORWARDING.write_text(forwarding)
+        subprocess.run(["iptables-restore"], input=_NO_RULES + saved.stdout, text=True, check=True)
+        if _FORWARDING.read_text() != forwarding:
+            _FORWARDING.write_text(forwarding)
 
 
 def _base_images(environ: Mapping[str, str]) -> None:
