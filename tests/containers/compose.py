@@ -73,6 +73,16 @@ class ComposeCluster:
         """Ids; empty when it does not run."""
         return self.compose("ps", "--quiet", service).split()
 
+    def volumes(self) -> set[str]:
+        """Of its containers, those without a name too."""
+        label = ("--filter", f"label=com.docker.compose.project={PROJECT}", "--quiet")
+        mounts = [
+            mount
+            for found in self.engine.docker("ps", "--all", *label).split()
+            for mount in self.engine.inspect(found)["Mounts"]
+        ]
+        return {str(mount["Name"]) for mount in mounts if mount["Type"] == "volume"}
+
     def leftovers(self) -> dict[str, list[str]]:
         """What is there of this project, by kind."""
         label = ("--filter", f"label=com.docker.compose.project={PROJECT}", "--quiet")

@@ -47,5 +47,7 @@ def cluster(built: ComposeCluster) -> Iterator[ComposeCluster]:
         tell(f"up and healthy in {time.monotonic() - began_s:.0f} s")
         yield built
     finally:
+        volumes = built.volumes()
         built.compose("down", "--volumes", "--remove-orphans")
+    assert volumes & set(built.engine.docker("volume", "ls", "--quiet").split()) == set()
     assert built.leftovers() == {"containers": [], "volumes": [], "networks": []}
