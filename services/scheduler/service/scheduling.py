@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 VERIFIABLE_KEPT_S = 1.0  # how long a look at the nodes counts for further tasks
 PRESENT_S = 5.0  # how long a node that is not ready any more may be on its way back: a coordinator starts anew
-STARTING_S = 10.0  # how long a scheduler that has just started expects to see more nodes: all may be starting
+JOINING_S = 20.0  # how long more nodes are expected, after the start of this scheduler or since one was last seen
 MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
 
 
@@ -68,7 +68,7 @@ class SchedulingService(SchedulingInterface):
         self._rules = rules
         self._models: frozenset[ModelId] = frozenset()
         self._models_until_s = 0.0
-        self._started_until_s = clock.now_s() + STARTING_S
+        self._started_until_s = clock.now_s() + JOINING_S
         self._verifiable_until_s: dict[tuple[TaskGroup, bool], float] = {}
         """By group, and whether answers are held back."""
         self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
@@ -134,7 +134,7 @@ class SchedulingService(SchedulingInterface):
         try:
             await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
         except VerificationUnavailable as error:
-            if now_s < self._started_until_s:
+            if now_s < self._started_until_s or any(seen_s < now_s for _, seen_s in self._seen.values()):
                 raise NoCapacity(f"{error.message}; nodes may still be joining") from error
             raise
         self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
@@ -144,8 +144,8 @@ class SchedulingService(SchedulingInterface):
         """Ready nodes, and those that were ready a moment ago: they may only be registering anew."""
         for node in await self._coordinator.ready_nodes():
             self._seen[node.node_id] = node.capability, now_s
-        self._seen = {node_id: seen for node_id, seen in self._seen.items() if now_s - seen[1] <= PRESENT_S}
-        return tuple(self._seen[node_id][0] for node_id in sorted(self._seen))
+        self._seen = {node_id: seen for node_id, seen in self._seen.items() if now_s - seen[1] <= JOINING_S}
+        return tuple(node for _, (node, seen_s) in sorted(self._seen.items()) if now_s - seen_s <= PRESENT_S)
 
     async def _check_capacity(self, group: TaskGroup) -> None:
         nodes = await self._coordinator.ready_nodes()

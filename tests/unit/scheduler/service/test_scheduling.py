@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.scheduler.service.scheduling import JOINING_S
 from shared.contracts.scheduler import QueueState, SubmitTask
 from shared.domain.errors import ModelNotFound, NoCapacity, PeerUnavailable, VerificationUnavailable
 from shared.domain.ids import ModelId
@@ -52,7 +53,7 @@ AUDITED = {"verification": Verification.AUDIT, "max_byzantine": 1}
 
 async def test_verification_that_the_nodes_cannot_give_is_refused_and_never_lowered(cluster: Cluster) -> None:
     cluster.coordinator.nodes = [make_node("a")]
-    await cluster.clock.advance(10.0)
+    await cluster.clock.advance(JOINING_S)
     with pytest.raises(VerificationUnavailable):
         await cluster.submit(make_task(**AUDITED))
     assert (await cluster.registry.queue()).depth == 0
@@ -70,7 +71,7 @@ async def test_while_all_may_be_starting_clients_are_told_to_ask_again(cluster: 
 
 
 async def test_for_an_answer_that_is_held_back_fresh_nodes_are_asked_for_as_well(cluster: Cluster) -> None:
-    await cluster.clock.advance(10.0)
+    await cluster.clock.advance(JOINING_S)
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(make_task(**AUDITED))
     with pytest.raises(VerificationUnavailable, match="3 nodes"):
@@ -81,13 +82,16 @@ async def test_for_an_answer_that_is_held_back_fresh_nodes_are_asked_for_as_well
 
 
 async def test_nodes_that_were_ready_a_moment_ago_count_for_what_can_be_verified(cluster: Cluster) -> None:
-    await cluster.clock.advance(10.0)
+    await cluster.clock.advance(JOINING_S)
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(make_task(**AUDITED))
     cluster.coordinator.nodes = [make_node("a")]  # the coordinator was started anew: b has not registered yet
     await cluster.clock.advance(3.0)
     await cluster.submit(make_task(**AUDITED))
     await cluster.clock.advance(3.0)
+    with pytest.raises(NoCapacity, match="nodes may still be joining"):
+        await cluster.submit(make_task(**AUDITED))
+    await cluster.clock.advance(JOINING_S)
     with pytest.raises(VerificationUnavailable):
         await cluster.submit(make_task(**AUDITED))
 
