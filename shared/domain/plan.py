@@ -151,6 +151,15 @@ class PartitionPlan:
         return tuple(seat for lane in self.lanes for seat in lane.partitions)
 
 
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A plan for sessions of its own, beside others of the same model."""
+
+    plan: PartitionPlan
+    tokens_per_s: float
+    """Verified, as predicted while all pipelines are busy: what a session may expect shrinks with its sessions."""
+
+
 def num_lanes(verification: Verification, max_byzantine: int) -> int:
     """How many lanes a session of this mode has, a referee's not counted."""
     match verification:

@@ -1,23 +1,21 @@
 """From a question to a plan: how many stages, lane 0 by the strategy, the other lanes, spares."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 
+from services.partitioner.domain.input_checks import check_input
 from services.partitioner.domain.lanes import free_memory, seat_lanes, seated_at
 from services.partitioner.domain.placement import ModelSums, SeatRoom, rooms_of, sums_of
 from services.partitioner.domain.plan_key import plan_id
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.uniform import even_ends
-from shared.domain.errors import InvalidInput, InvalidPlanInput, NoCapacity, UnsupportedModel, VerificationUnavailable
+from shared.domain.errors import InvalidPlanInput, NoCapacity, VerificationUnavailable
 from shared.domain.ids import NodeId
-from shared.domain.measured import check_measured
 from shared.domain.numerics import Profile
 from shared.domain.plan import (
     Lane,
     LayerRange,
-    NodeCapability,
     Partition,
     PartitionPlan,
     PlanInput,
@@ -34,7 +32,6 @@ DEFAULT_STAGES = 3
 """Each stage costs a hop per token, so few are better; three show the cut and leave spares on small clusters."""
 MAX_SPARES = 8
 """Per stage: more than are ever asked in turn, and few enough for plans over a thousand nodes."""
-MAX_BYZANTINE = 511  # as in the configuration
 _MAX_KINDS = 4  # of nodes that compute alike, the largest
 _MEBIBYTE = 1 << 20
 
@@ -53,9 +50,16 @@ DEFAULT_RULES = SeatRules()
 
 
 def make_plan(
-    wanted: PlanInput, strategy: Strategy, *, preferred_stages: int | None = None, rules: SeatRules = DEFAULT_RULES
+    wanted: PlanInput,
+    strategy: Strategy,
+    *,
+    preferred_stages: int | None = None,
+    rules: SeatRules = DEFAULT_RULES,
+    among: Collection[NodeId] | None = None,
 ) -> PartitionPlan:
     """Lane 0 by the strategy, the other lanes over the same stages on other nodes.
+
+    `among`: the nodes that get seats, None: any; the others count as spares all the same.
 
     `wanted.num_stages` is kept to; without it there are `preferred_stages`, or as many as there are nodes that can
     hold a layer if those are fewer. None of both leaves it to the strategy, or there are `DEFAULT_STAGES`. More when
@@ -73,7 +77,8 @@ def make_plan(
     check_input(wanted)
     _check_enough(wanted, rules)
     sums = sums_of(wanted.model)
-    rooms = rooms_of(sums, wanted.nodes)
+    all_rooms = rooms_of(sums, wanted.nodes)
+    rooms = [room for room in all_rooms if among is None or room.node.node_id in among]
     _check_layers(sums, rooms)
     if wanted.seating.keep:
         lanes = _kept(wanted, rooms, rules)
@@ -101,7 +106,7 @@ def make_plan(
         model_root=wanted.model.root,
         strategy=wanted.strategy,
         lanes=lanes,
-        spares=spares_of(lanes, rooms),
+        spares=spares_of(lanes, all_rooms),
         blind=blind,
         spare=spare,
     )
@@ -146,7 +151,7 @@ def _sought(
         for blind in _degrees(wanted, rules):
             for layers, fixed in _starts(wanted, strategy, rooms, num_stages):
                 lanes = seat_lanes(layers, rooms, wanted.seating, fixed=fixed, blind=blind, spread_by=rules.spread_by)
-                if lanes is not None and _has_spares(wanted, lanes, rules):
+                if lanes is not None and has_spares(wanted, lanes, rules):
                     return lanes
     if wanted.seating.verification is Verification.NONE:
         raise _no_capacity(wanted, sums, rooms)
@@ -158,7 +163,7 @@ def _kept(wanted: PlanInput, rooms: Sequence[SeatRoom], rules: SeatRules) -> tup
     layers = [seat.layers for seat in keep[0].partitions]
     for blind in _degrees(wanted, rules):
         lanes = seat_lanes(layers, rooms, wanted.seating, fixed=keep, blind=blind, spread_by=rules.spread_by)
-        if lanes is not None and _has_spares(wanted, lanes, rules):
+        if lanes is not None and has_spares(wanted, lanes, rules):
             return lanes
     raise _cannot_verify(wanted, rules)
 
@@ -216,7 +221,7 @@ def _degrees(wanted: PlanInput, rules: SeatRules) -> tuple[bool, ...]:
     return True, False
 
 
-def _has_spares(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> bool:
+def has_spares(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> bool:
     """C3, and fresh nodes, where they are asked for."""
     seating = wanted.seating
     if seating.verification is Verification.NONE or seating.is_recovery:
@@ -227,43 +232,6 @@ def _has_spares(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> b
 def _least_holders(wanted: PlanInput, lanes: Sequence[Lane], rules: SeatRules) -> int:
     nodes = {node.node_id: node for node in wanted.nodes}
     return min(num_holders(wanted.model, seat, nodes, rules.spread_by) for seat in lanes[0].partitions)
-
-
-def check_input(wanted: PlanInput) -> None:
-    """Raise the error that `make_plan` names unless the question makes sense."""
-    _check_seating(wanted)
-    _check_stages(wanted)
-    seen: set[NodeId] = set()
-    for node in wanted.nodes:
-        if node.node_id in seen:
-            raise InvalidPlanInput(f"the node {node.node_id} is given twice", param="nodes")
-        seen.add(node.node_id)
-        _check_node(node)
-    if not wanted.nodes and wanted.seating.verification is Verification.NONE:
-        raise NoCapacity("no node is ready")
-
-
-def _check_seating(wanted: PlanInput) -> None:
-    seating = wanted.seating
-    is_verified = seating.verification is not Verification.NONE
-    if not (1 if is_verified else 0) <= seating.max_byzantine <= MAX_BYZANTINE * is_verified:
-        raise InvalidPlanInput(
-            f"verification {seating.verification} does not go with max_byzantine {seating.max_byzantine}",
-            param="seating",
-        )
-    if len(seating.keep) > seating.num_lanes or (seating.with_referee and not is_verified):
-        raise InvalidPlanInput(
-            f"verification {seating.verification} has {seating.num_lanes} lanes; {len(seating.keep)} are to be kept",
-            param="seating",
-        )
-    if seating.keep:
-        known = {node.node_id: node for node in wanted.nodes}
-        check_plan(seating.keep, known, wanted.model)
-        if any(lane.index != index for index, lane in enumerate(seating.keep)):
-            raise InvalidPlanInput("the lanes to be kept are not lane 0 and those that follow it", param="seating")
-        stages = [tuple(seat.layers for seat in lane.partitions) for lane in seating.keep]
-        if any(layers != stages[0] for layers in stages) or wanted.num_stages not in {None, len(stages[0])}:
-            raise InvalidPlanInput("the lanes to be kept have different stages", param="seating")
 
 
 def _check_enough(wanted: PlanInput, rules: SeatRules) -> None:
@@ -303,37 +271,6 @@ def _cannot_verify(wanted: PlanInput, rules: SeatRules) -> VerificationUnavailab
         f"{what} that can hold each stage, and seats for {seating.num_lanes} lanes that keep to the rules; {present}"
         f" are present, but have no room for these lanes of {wanted.model.model_id}"
     )
-
-
-def _check_stages(wanted: PlanInput) -> None:
-    model, num_stages = wanted.model, wanted.num_stages
-    if not model.layers:
-        raise InvalidPlanInput(f"the model {model.model_id} has no layers", param="model")
-    if num_stages is None:
-        return
-    if not 1 <= num_stages <= model.num_layers:
-        raise InvalidPlanInput(
-            f"{num_stages} stages cannot be made of the {model.num_layers} layers of {model.model_id}",
-            param="num_stages",
-        )
-    if num_stages > 1 and not model.splittable:
-        raise UnsupportedModel(f"{model.model_id} cannot be cut into {num_stages} stages: {model.reason}")
-
-
-def _check_node(node: NodeCapability) -> None:
-    if not math.isfinite(node.speed) or node.speed <= 0:
-        raise InvalidPlanInput(f"the node {node.node_id} has the speed {node.speed}: it must be above 0", param="nodes")
-    if node.memory_bytes < 0 or node.slots < 1 or node.context_tokens < 1:
-        raise InvalidPlanInput(
-            f"the node {node.node_id} claims {node.memory_bytes} bytes, {node.slots} slots of {node.context_tokens} "
-            "tokens: memory must not be below 0, the others not below 1",
-            param="nodes",
-        )
-    if node.measured is not None:
-        try:
-            check_measured(node.node_id, node.measured)
-        except InvalidInput as error:
-            raise InvalidPlanInput(f"the node {node.node_id}: {error.message}", param="nodes") from None
 
 
 def _check_layers(sums: ModelSums, rooms: Sequence[SeatRoom]) -> None:

@@ -97,6 +97,28 @@ def predict(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCa
     )
 
 
+def rates_together(
+    plans: Sequence[PartitionPlan], model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]
+) -> tuple[float, ...]:
+    """Verified tokens per second of each plan when all run at once, each with work for every stage.
+
+    They add up, until a host on which several have seats has no time left: then all slow down alike. The plans have
+    passed `check_plan`, and have lanes.
+    """
+    rates: list[float] = []
+    busy: defaultdict[str, float] = defaultdict(float)
+    for plan in plans:
+        lanes = [_Pipeline(lane.partitions, model, nodes) for lane in plan.lanes]
+        sequences = len(lanes[0].partitions)
+        work_s = _busy_s(lanes, sequences)
+        rate = min(lanes[0].rate(sequences), 1 / max(work_s.values()))
+        rates.append(rate)
+        for host, host_s in work_s.items():
+            busy[host] += rate * host_s
+    slower = max(1.0, *busy.values())
+    return tuple(rate / slower for rate in rates)
+
+
 def scratch_bytes(model: ModelInfo, layers: LayerRange) -> int:
     """Room for one tile of a prompt, and for the scores of its rows at the last stage."""
     widest = _WIDE_ROWS * model.n_embd
@@ -195,12 +217,17 @@ class _Pipeline:
 
 def _busiest_s(lanes: Sequence[_Pipeline], sequences: int) -> float:
     """Seconds of work per token of the host that has most."""
+    return max(_busy_s(lanes, sequences).values())
+
+
+def _busy_s(lanes: Sequence[_Pipeline], sequences: int) -> Mapping[str, float]:
+    """Seconds of work per token, by host."""
     busy_s: defaultdict[str, float] = defaultdict(float)
     for index, lane in enumerate(lanes):
         work = lane.prompt_s if index else lane.work_s(sequences)
         for host, work_s in zip(lane.hosts, work, strict=True):
             busy_s[host] += work_s
-    return max(busy_s.values())
+    return busy_s
 
 
 def _host(room: SeatRoom) -> str:

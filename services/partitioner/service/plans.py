@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
+from services.partitioner.domain.input_checks import check_input
 from services.partitioner.domain.plan_key import plan_key
-from services.partitioner.domain.planning import SeatRules, check_input, make_plan
+from services.partitioner.domain.planning import SeatRules, make_plan
 from services.partitioner.domain.prediction import Load, Prediction, predict
 from services.partitioner.domain.quality import PlanQuality, estimate_quality
 from services.partitioner.domain.rebalancing import Advice, advise
