@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.partitioner.domain.planning import SeatRules
+from services.partitioner.domain.rebalancing import Rebalancing, Terms
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.topology_aware import TopologyAware
 from services.partitioner.domain.strategies.uniform import Uniform
 from services.partitioner.routes import PUBLIC_PATHS, build_models_router, build_plans_router, build_stages_router
 from services.partitioner.service.catalogue import CatalogueService
+from services.partitioner.service.pipelines import PipelinesService
 from services.partitioner.service.plans import PartitionService
 from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
 from services.partitioner.stores.model_folder import ModelFolder
@@ -42,15 +44,30 @@ def create_app(
     )
     tasks = BackgroundTasks(clock)
     catalogue = CatalogueService(store=ModelFolder(partition.models_dir), now=clock.now_s)
+    strategies = StrategyRegistry([Uniform(), LoadBalanced(), TopologyAware()])
+    rules = SeatRules(
+        spread_by=config.coordination.spread_by, always_blind=config.coordination.require_blind == "always"
+    )
     plans = PartitionService(
-        strategies=StrategyRegistry([Uniform(), LoadBalanced(), TopologyAware()]),
+        strategies=strategies,
         cache=MemoryPlanCache(capacity=partition.cache_size, recompute_threshold=partition.recompute_threshold),
         events=telemetry.events,
         preferred_stages=partition.num_stages,
-        rules=SeatRules(
-            spread_by=config.coordination.spread_by, always_blind=config.coordination.require_blind == "always"
-        ),
+        rules=rules,
         worth_changing=partition.recompute_threshold,
+        now=clock.now_s,
+    )
+    pipelines = PipelinesService(
+        strategies=strategies,
+        events=telemetry.events,
+        preferred_stages=partition.num_stages,
+        rules=rules,
+        terms=Terms(
+            rule=Rebalancing(partition.rebalance),
+            threshold=partition.recompute_threshold,
+            least_s=partition.rebalance_interval_s,
+        ),
+        capacity=partition.cache_size,
         now=clock.now_s,
     )
 
@@ -71,6 +88,7 @@ def create_app(
             build_stages_router(catalogue),
             build_plans_router(
                 plans,
+                pipelines,
                 catalogue,
                 default_strategy=partition.default_strategy,
                 default_objective=Objective(partition.default_objective),

@@ -16,8 +16,16 @@ from services.partitioner.schemas import (
     RebalanceResponse,
 )
 from services.partitioner.service.catalogue import CatalogueInterface
+from services.partitioner.service.pipelines import PipelinesInterface
 from services.partitioner.service.plans import PartitionInterface
-from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse, RefusedFile, StageFileInfo
+from shared.contracts.partitioner import (
+    ModelList,
+    PipelinesResponse,
+    PlanRequest,
+    PlanResponse,
+    RefusedFile,
+    StageFileInfo,
+)
 from shared.domain.errors import WrongServiceToken
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
@@ -95,7 +103,12 @@ def build_stages_router(catalogue: CatalogueInterface) -> APIRouter:
 
 
 def build_plans_router(
-    plans: PartitionInterface, catalogue: CatalogueInterface, *, default_strategy: str, default_objective: Objective
+    plans: PartitionInterface,
+    pipelines: PipelinesInterface,
+    catalogue: CatalogueInterface,
+    *,
+    default_strategy: str,
+    default_objective: Objective,
 ) -> APIRouter:
     router = APIRouter()
 
@@ -114,6 +127,10 @@ def build_plans_router(
         wanted = await input_of(body)
         plan, is_cached = await plans.compute_plan(wanted)
         return PlanResponse(plan=plan, model=wanted.model, cached=is_cached)
+
+    @router.post("/plans/pipelines")
+    async def list_pipelines(body: PlanRequest) -> PipelinesResponse:
+        return PipelinesResponse(pipelines=await pipelines.pipelines(await input_of(body)))
 
     @router.post("/plans/preview")
     async def preview(body: PreviewRequest) -> PreviewResponse:
@@ -136,7 +153,7 @@ def build_plans_router(
 
     @router.delete("/plans")
     async def forget_plans(model_id: ModelId | None = None) -> DroppedPlans:
-        return DroppedPlans(dropped=plans.forget(model_id))
+        return DroppedPlans(dropped=plans.forget(model_id) + pipelines.forget(model_id))
 
     return router
 

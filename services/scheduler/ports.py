@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from services.scheduler.domain.capacity import ReadyNode
 from shared.contracts.coordinator import OpenSession
 from shared.domain.ids import ModelId, TaskId
-from shared.domain.plan import NodeCapability, PartitionPlan, Seating
+from shared.domain.plan import NodeCapability, PartitionPlan, Pipeline, Seating
 
 
 class Partitioner(ABC):
@@ -19,6 +19,12 @@ class Partitioner(ABC):
         Raises `NoCapacity`, `VerificationUnavailable` (not with these nodes), `InvalidPlanInput`, `ModelNotFound`,
         `UnsupportedModel`.
         """
+
+    @abstractmethod
+    async def pipelines(
+        self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating
+    ) -> tuple[Pipeline, ...]:
+        """The plans that new sessions are to go by now, at least one, the best first. Raises as `plan`."""
 
     @abstractmethod
     async def model_ids(self) -> frozenset[ModelId]:

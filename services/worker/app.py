@@ -103,9 +103,11 @@ def assemble(
     connect: Connect | None = None,
     thread: EngineThread | None = None,
     rng: random.Random | None = None,
+    host: str | None = None,
 ) -> FastAPI:
     """The worker's app around a loader of engines. `make_coordinator` gets the join token beside the client. `connect`
     None: others are called over sockets. `thread` None: one of its own. `rng` (None: seeded by the system): for jitter.
+    `host` None: the fingerprint of this machine.
     """
     rng = rng or random.Random()  # noqa: S311  jitter, not secrets
     thread = thread or EngineThread()
@@ -258,7 +260,7 @@ def assemble(
         speed=float(cores),
         slots=settings.slots,
         context_tokens=settings.context_tokens,
-        host=host_fingerprint(),
+        host=host or host_fingerprint(),
         cores=cores,
         numerics_class=numerics_class,
         labels=(("name", settings.name),) if settings.name else (),

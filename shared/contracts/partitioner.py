@@ -5,7 +5,7 @@ from pydantic import Field
 from shared.contracts.base import Contract
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, Objective, PartitionPlan, Seating
+from shared.domain.plan import NodeCapability, Objective, PartitionPlan, Pipeline, Seating
 
 
 class ModelList(Contract):
@@ -38,6 +38,12 @@ class PlanResponse(Contract):
     plan: PartitionPlan
     model: ModelInfo
     cached: bool
+
+
+class PipelinesResponse(Contract):
+    """`POST /plans/pipelines`, asked as `POST /plans`: the plans that new sessions are to go by now, best first."""
+
+    pipelines: tuple[Pipeline, ...] = Field(min_length=1)
 
 
 class StageFileInfo(Contract):

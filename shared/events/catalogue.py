@@ -15,6 +15,7 @@ from shared.domain.tail_audit import TailState
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 DurationMs = Annotated[float, Field(ge=0, le=1e12)]
+Share = Annotated[float, Field(ge=-1e12, le=1e12)]
 LinkKind = Literal["gateway", "control", "stage"]
 StepRole = Literal["prefill", "decode"]
 
@@ -57,6 +58,20 @@ class PartitionCacheHit:
 @dataclass(frozen=True, slots=True)
 class PartitionCacheMiss:
     cache: str = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinesChanged:
+    """New sessions of a model go by other plans than before; those that run keep theirs. `reason`: nodes (the former
+    plans lost theirs), gain (worth it) or fresh (as configured, whenever the nodes change)."""
+
+    model_id: str
+    before: Count
+    """Pipelines."""
+    after: Count
+    reason: str
+    gain: Share
+    """Predicted share of the time per token that is saved; below 0 it takes longer, 1 when nothing else was left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +280,7 @@ Event = (
     | PartitionComputed
     | PartitionCacheHit
     | PartitionCacheMiss
+    | PipelinesChanged
     | PhaseTransition
     | ConsensusReached
     | MessageSent

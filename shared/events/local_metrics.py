@@ -22,6 +22,7 @@ from shared.events.catalogue import (
     PartitionCacheHit,
     PartitionCacheMiss,
     PartitionComputed,
+    PipelinesChanged,
     SessionReassigned,
     StepTimed,
     TailAuditChanged,
@@ -59,6 +60,9 @@ class LocalMetrics(Publisher):
         )
         self._hits = counter("cache_hits_total", "Answers found in a cache.", "cache")
         self._misses = counter("cache_misses_total", "Answers not found in a cache.", "cache")
+        self._rebalances = counter(
+            "butterfly_pipelines_changed_total", "Changes of the plans that new sessions go by.", "reason"
+        )
         self._rounds = counter("consensus_rounds_total", "Rounds of agreement.", "outcome")
         self._round = histogram(
             "consensus_round_duration_seconds", "Duration of an agreement.", SHORT_BUCKETS_S, "outcome"
@@ -109,12 +113,8 @@ class LocalMetrics(Publisher):
 
     def _publish_rare(self, event: Event) -> None:
         match event:
-            case PartitionComputed(duration_ms=duration_ms, strategy=strategy):
-                self._partition.labels(strategy).observe(duration_ms / 1000)
-            case PartitionCacheHit(cache=cache):
-                self._hits.labels(cache).inc()
-            case PartitionCacheMiss(cache=cache):
-                self._misses.labels(cache).inc()
+            case PartitionComputed() | PartitionCacheHit() | PartitionCacheMiss() | PipelinesChanged():
+                self._planned(event)
             case ConsensusReached(rounds=rounds, duration_ms=duration_ms):
                 self._rounds.labels("agreed").inc(rounds)
                 self._round.labels("agreed").observe(duration_ms / 1000)
@@ -130,6 +130,17 @@ class LocalMetrics(Publisher):
                 self._rebuilds.labels(peer).inc()
             case _:
                 pass  # told to the metrics service alone
+
+    def _planned(self, event: PartitionComputed | PartitionCacheHit | PartitionCacheMiss | PipelinesChanged) -> None:
+        match event:
+            case PartitionComputed(duration_ms=duration_ms, strategy=strategy):
+                self._partition.labels(strategy).observe(duration_ms / 1000)
+            case PartitionCacheHit(cache=cache):
+                self._hits.labels(cache).inc()
+            case PartitionCacheMiss(cache=cache):
+                self._misses.labels(cache).inc()
+            case PipelinesChanged(reason=reason):
+                self._rebalances.labels(reason).inc()
 
     def _task_ended(self, status: str, verification: str, latency_ms: float | None) -> None:
         self._tasks.labels(status).inc()

@@ -104,6 +104,11 @@ class PartitionConfig(_Section):
     default_objective: Literal["latency", "throughput"] = "throughput"
     cache_size: int = Field(100, ge=1, le=100_000)
     recompute_threshold: float = Field(0.1, ge=0, le=1)
+    rebalance: Literal["always", "advised", "never"] = "always"
+    """Whether new sessions go by the best plan for the nodes as they are, change only to one that is better by more
+    than the threshold, or keep to theirs while its nodes are there."""
+    rebalance_interval_s: float = Field(30, ge=0, le=86_400)
+    """With `advised`: least time between two changes for the better."""
     num_stages: int | None = Field(None, ge=1, le=1_024)
     """None: as many as the strategy likes."""
     models_dir: Path = Path(".butterfly/models")

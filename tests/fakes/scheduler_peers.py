@@ -7,7 +7,7 @@ from services.scheduler.ports import Coordinator, Partitioner
 from shared.contracts.coordinator import OpenSession
 from shared.domain.errors import ButterflyError, NoCapacity, VerificationUnavailable
 from shared.domain.ids import Epoch, ModelId, NodeId, PlanId, TaskId
-from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan, Seating
+from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan, Pipeline, Seating
 from shared.domain.task_state import TaskEvent
 from shared.registry.base import TaskRegistry
 
@@ -47,6 +47,7 @@ class FakePartitioner(Partitioner):
         self.models = set(models)
         self.min_nodes = min_nodes
         self.asked: list[Seating] = []
+        self.num_pipelines = 1
         self.asked_for_models = 0
         self.error: ButterflyError | None = None
 
@@ -60,6 +61,13 @@ class FakePartitioner(Partitioner):
         if needed > len(nodes):
             raise VerificationUnavailable(f"{seating.num_lanes} lanes need {needed} nodes, {len(nodes)} are ready")
         return make_plan(model_id, *(node.node_id for node in nodes), num_lanes=seating.num_lanes)
+
+    async def pipelines(
+        self, model_id: ModelId, nodes: Sequence[NodeCapability], seating: Seating
+    ) -> tuple[Pipeline, ...]:
+        """As many of equal rates as `num_pipelines`; the nodes are dealt out to them in turn."""
+        groups = [nodes[index :: self.num_pipelines] for index in range(self.num_pipelines)]
+        return tuple([Pipeline(await self.plan(model_id, group, seating), 1.0) for group in groups])
 
     async def model_ids(self) -> frozenset[ModelId]:
         self.asked_for_models += 1

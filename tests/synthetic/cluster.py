@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from services.cli.domain.cluster import ONE_EACH, Kind, port_of
 from services.cli.domain.environment import join_environment
@@ -45,6 +46,7 @@ class SyntheticCluster:
     base_port: int
     num_workers: int
     secrets: Secrets
+    worker_module: str
     worker_processes: list["subprocess.Popen[bytes]"]
 
     @property
@@ -57,6 +59,13 @@ class SyntheticCluster:
 
     def url(self, kind: Kind, index: int = 0) -> str:
         return f"http://{HOST}:{port_of(self.base_port, kind, index)}"
+
+    def start_worker(self, index: int) -> None:
+        data = DataDir(self.data_dir)
+        listen = f"{HOST}:{port_of(self.base_port, Kind.WORKER) + index}"
+        environment = self.worker_environment(listen, data.worker(index))
+        log = data.logs / f"worker-{index}.log"
+        self.worker_processes.append(_start([sys.executable, "-m", self.worker_module], environment, log))
 
     def worker_environment(self, listen: str, data_dir: Path) -> dict[str, str]:
         """What a worker needs to join, beside what it inherits."""
@@ -74,36 +83,38 @@ class SyntheticCluster:
 
 @contextmanager
 def synthetic_cluster(
-    folder: Path, *, workers: int, stages: int, replicas: Mapping[Kind, int] = ONE_EACH
+    folder: Path,
+    *,
+    workers: int,
+    stages: int,
+    replicas: Mapping[Kind, int] = ONE_EACH,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    worker_module: str = "tests.synthetic.worker",
 ) -> Iterator[SyntheticCluster]:
-    """The processes have started; the workers join in a moment."""
+    """The processes have started; the workers join in a moment. `settings`: of the control plane, beside those here."""
     data = DataDir(folder)
     data.prepare()
     write_tiny_model(data.models / f"{MODEL_ID}.gguf", num_layers=NUM_LAYERS)
     base_port = free_base_port(workers + SPARE_PORTS, replicas)
     started: list[subprocess.Popen[bytes]] = []
+    joined: list[subprocess.Popen[bytes]] = []
     try:
         command = [sys.executable, "-m", "services.cli", "up", "--workers", "0", "--stages", str(stages)]
         command += ["--base-port", str(base_port), "--data-dir", str(folder), "--model", MODEL_ID]
         if replicas:
             command += ["--replicas", ",".join(f"{kind}={count}" for kind, count in replicas.items())]
         output = folder / "up.out"
-        started.append(_start(command, CONTROL_SETTINGS, output))
+        started.append(_start(command, {**CONTROL_SETTINGS, **settings}, output))
         until(lambda: "not placed" in output.read_text() or started[0].poll() is not None, limit_s=START_LIMIT_S)
         assert started[0].poll() is None, output.read_text()
-        cluster = SyntheticCluster(folder, base_port, workers, data.secrets(), worker_processes=[])
-        first_port = port_of(base_port, Kind.WORKER)
+        cluster = SyntheticCluster(folder, base_port, workers, data.secrets(), worker_module, worker_processes=joined)
         for index in range(workers):
-            environment = cluster.worker_environment(f"{HOST}:{first_port + index}", data.worker(index))
-            log = data.logs / f"worker-{index}.log"
-            worker = _start([sys.executable, "-m", "tests.synthetic.worker"], environment, log)
-            started.append(worker)
-            cluster.worker_processes.append(worker)
+            cluster.start_worker(index)
         yield cluster
     finally:
-        for process in reversed(started):
+        for process in reversed([*started, *joined]):
             process.terminate()
-        for process in started:
+        for process in [*started, *joined]:
             try:
                 process.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:

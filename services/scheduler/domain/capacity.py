@@ -1,11 +1,11 @@
-"""How many tasks a plan can take now."""
+"""How many tasks a plan can take now, and which plan each task is to go by."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.domain.ids import NodeId
-from shared.domain.plan import NodeCapability, PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan, Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,43 @@ def reserve(plan: PartitionPlan, sessions: int, free: Mapping[NodeId, int]) -> d
     """What is free once so many more sessions of this plan run."""
     taken = _slots(plan)
     return {node_id: slots - sessions * taken[node_id] for node_id, slots in free.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """So many of the next sessions go by this plan."""
+
+    plan: PartitionPlan
+    sessions: int
+
+
+def spread(
+    pipelines: Sequence[Pipeline], sessions: int, nodes: Iterable[ReadyNode], free: Mapping[NodeId, int]
+) -> tuple[Share, ...]:
+    """Divides up to `sessions` among the pipelines, one after the other to where it may expect most tokens per second.
+
+    That is a pipeline's predicted rate divided by the sessions on it, the new one included. Those that run are counted
+    by the slots taken on its executors, since they may go by plans that are in use no longer. In order of pipelines,
+    those without any left out.
+    """
+    slots = {node.node_id: node.capability.slots for node in nodes}
+    counts: Counter[int] = Counter()
+    left = dict(free)
+
+    def expected(index: int) -> float:
+        pipeline = pipelines[index]
+        executors = [seat.node_id for seat in pipeline.plan.lanes[0].partitions]
+        running = max(slots.get(node_id, 0) - left.get(node_id, 0) for node_id in executors)
+        return pipeline.tokens_per_s / (running + 1)
+
+    for _ in range(sessions):
+        open_ones = [index for index, pipeline in enumerate(pipelines) if claimable(pipeline.plan, left) > 0]
+        if not open_ones:
+            break
+        chosen = max(open_ones, key=lambda index: (expected(index), -index))
+        counts[chosen] += 1
+        left = reserve(pipelines[chosen].plan, 1, left)
+    return tuple(Share(pipelines[index].plan, count) for index, count in sorted(counts.items()))
 
 
 def _slots(plan: PartitionPlan) -> Counter[NodeId]:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
-from services.scheduler.domain.capacity import ReadyNode, claimable, free_slots, reserve
+from services.scheduler.domain.capacity import ReadyNode, free_slots, reserve, spread
 from services.scheduler.domain.dispatch import Refused, after_refusal
 from services.scheduler.ports import Coordinator, Partitioner
 from services.scheduler.service.following import LEASE_S, Follower
@@ -116,7 +116,7 @@ class Dispatcher:
             self._wait(group, "no node is ready")
             return 0, free
         try:
-            plan = await self._partitioner.plan(
+            pipelines = await self._partitioner.pipelines(
                 group.model_id,
                 [node.capability for node in nodes],
                 Seating(group.verification, group.max_byzantine),
@@ -124,19 +124,27 @@ class Dispatcher:
         except ButterflyError as error:
             self._wait(group, error.message)
             return 0, free
-        count = min(self._batch_size, claimable(plan, free))
-        if count == 0:
+        shares = spread(pipelines, self._batch_size, nodes, free)
+        if not shares:
             self._waiting[group] = "every slot is taken"
             return 0, free
-        claims = await self._registry.claim(
-            group, count, owner=self._follower.owner, lease_s=LEASE_S, plan_id=plan.plan_id
-        )
         self._waiting.pop(group, None)
-        self._follower.follow(claim.task_id for claim in claims)
-        async with asyncio.TaskGroup() as tasks:
-            for claim in claims:
-                tasks.create_task(self._open(claim, group, plan))
-        return len(claims), reserve(plan, len(claims), free)
+        claimed: list[tuple[Claim, PartitionPlan]] = []
+        try:
+            for share in shares:
+                claims = await self._registry.claim(
+                    group, share.sessions, owner=self._follower.owner, lease_s=LEASE_S, plan_id=share.plan.plan_id
+                )
+                self._follower.follow(claim.task_id for claim in claims)
+                claimed += [(claim, share.plan) for claim in claims]
+                free = reserve(share.plan, len(claims), free)
+                if len(claims) < share.sessions:
+                    break  # the queue is empty
+        finally:  # what is claimed is followed, so it has to be opened whatever became of the rest
+            async with asyncio.TaskGroup() as tasks:
+                for claim, plan in claimed:
+                    tasks.create_task(self._open(claim, group, plan))
+        return len(claimed), free
 
     async def _open(self, claim: Claim, group: TaskGroup, plan: PartitionPlan) -> None:
         self._events.publish(TaskDispatching(task_id=claim.task_id))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from services.scheduler.domain.capacity import ReadyNode
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.domain.errors import ButterflyError
-from shared.domain.ids import ModelId, NodeId
+from shared.domain.ids import ModelId, NodeId, PlanId
 from shared.domain.plan import Seating
 from shared.runtime.clock import Clock
 
@@ -19,7 +19,8 @@ Runs = frozenset[tuple[NodeId, str]]
 
 
 class Preloader:
-    """Places each model once the ready nodes have stayed the same for one look, and again when they change.
+    """Places each model's pipelines once the ready nodes have stayed the same for one look, and again when the nodes
+    or the pipelines change.
 
     Nodes join one after the other: a plan for the first of them would have it load layers that are others' soon after.
     """
@@ -40,7 +41,7 @@ class Preloader:
         self._models = tuple(models)
         self._seating = seating
         self._seen: Runs = frozenset()
-        self._placed_on: dict[ModelId, Runs] = {}
+        self._placed: dict[ModelId, tuple[Runs, tuple[PlanId, ...]]] = {}
         self._trouble: dict[ModelId, str] = {}
 
     async def run_once(self) -> None:
@@ -58,18 +59,21 @@ class Preloader:
         if not settled or not runs:
             return
         for model_id in self._models:
-            if self._placed_on.get(model_id) != runs:
-                await self._place(model_id, nodes, runs)
+            await self._place(model_id, nodes, runs)
 
     async def _place(self, model_id: ModelId, nodes: Sequence[ReadyNode], runs: Runs) -> None:
         try:
-            plan = await self._partitioner.plan(model_id, [node.capability for node in nodes], self._seating)
-            await self._coordinator.place(plan)
+            pipelines = await self._partitioner.pipelines(model_id, [node.capability for node in nodes], self._seating)
+            wanted = runs, tuple(pipeline.plan.plan_id for pipeline in pipelines)
+            if self._placed.get(model_id) == wanted:
+                return
+            for pipeline in pipelines:
+                await self._coordinator.place(pipeline.plan)
         except ButterflyError as error:
             if self._trouble.get(model_id) != error.message:
                 log.warning("model_not_placed", extra={"model": model_id, "reason": error.message})
             self._trouble[model_id] = error.message
         else:
-            log.info("model_placed", extra={"model": model_id, "nodes": len(nodes), "plan_id": plan.plan_id})
+            log.info("model_placed", extra={"model": model_id, "nodes": len(nodes), "plan_ids": wanted[1]})
             self._trouble.pop(model_id, None)
-            self._placed_on[model_id] = runs
+            self._placed[model_id] = wanted

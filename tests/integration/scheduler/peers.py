@@ -4,7 +4,7 @@ from fastapi import FastAPI, HTTPException
 
 from shared.contracts.base import Empty
 from shared.contracts.coordinator import NodeList, NodeView, OpenSession, Place
-from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
+from shared.contracts.partitioner import ModelList, Pipeline, PipelinesResponse, PlanRequest, PlanResponse
 from shared.domain.layers import LayerInfo, ModelInfo
 from shared.domain.session import NodeState
 from shared.domain.task import FinishReason
@@ -44,6 +44,8 @@ class Peers:
             plan = make_plan(body.model_id, *(node.node_id for node in body.nodes))
             return PlanResponse(plan=plan, model=_model(), cached=True)
 
+        app.post("/plans/pipelines")(_pipelines)
+
         @app.get("/nodes")
         async def nodes() -> NodeList:
             if self.broken:
@@ -77,6 +79,11 @@ class Peers:
             last = Commit(body.task_id, epoch, 0, make_tokens(7))
             finish = Finish(FinishReason.LENGTH, 1)
             await self.registry.finish(body.task_id, epoch=epoch, finish=finish, last=last)
+
+
+async def _pipelines(body: PlanRequest) -> PipelinesResponse:
+    plan = make_plan(body.model_id, *(node.node_id for node in body.nodes))
+    return PipelinesResponse(pipelines=(Pipeline(plan, 1.0),))
 
 
 def _model() -> ModelInfo:
