@@ -121,8 +121,9 @@ async def test_a_node_that_joins_makes_a_second_pipeline_for_the_sessions_that_f
         changes = await asking.changes()
         cluster.start_worker(WORKERS)
         while_joining: list[Answer] = []
-        while await asking.changes() == changes:
-            while_joining += await asking.ask_at_once(4)
+        async with asyncio.timeout(LIMIT_S):
+            while await asking.changes() == changes:
+                while_joining += await asking.ask_at_once(4)
         after = await asking.ask_at_once(8)
     finally:
         await asking.aclose()

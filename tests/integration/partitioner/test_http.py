@@ -252,3 +252,18 @@ async def test_the_plan_that_stands_is_not_worth_leaving(control: httpx.AsyncCli
     present = (await control.post("/plans", json=wanted)).json()["plan"]
     answer = await control.post("/plans/advice", json={"wanted": wanted, "present": present})
     assert answer.json()["advice"] == {"worth_it": False, "gain": 0.0}
+
+
+async def test_the_pipelines_of_a_model_are_told_with_their_rates_and_forgotten_on_demand(
+    control: httpx.AsyncClient,
+) -> None:
+    audit = {"verification": "audit", "max_byzantine": 1}
+    wanted = {"model_id": "tiny", "nodes": nodes(7), "num_stages": 2, "seating": audit}
+    answer = await control.post("/plans/pipelines", json=wanted)
+    assert answer.status_code == 200
+    pipelines = answer.json()["pipelines"]
+    assert len(pipelines) == 2
+    assert all(pipeline["tokens_per_s"] > 0 for pipeline in pipelines)
+    assert (await control.delete("/plans")).json() == {"dropped": 1}
+    refused = await control.post("/plans/pipelines", json={**wanted, "nodes": nodes(2)})
+    assert (refused.status_code, refused.json()["code"]) == (503, "verification_unavailable")

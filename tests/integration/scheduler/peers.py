@@ -4,8 +4,9 @@ from fastapi import FastAPI, HTTPException
 
 from shared.contracts.base import Empty
 from shared.contracts.coordinator import NodeList, NodeView, OpenSession, Place
-from shared.contracts.partitioner import ModelList, Pipeline, PipelinesResponse, PlanRequest, PlanResponse
+from shared.contracts.partitioner import ModelList, PipelinesResponse, PlanRequest, PlanResponse
 from shared.domain.layers import LayerInfo, ModelInfo
+from shared.domain.plan import Pipeline
 from shared.domain.session import NodeState
 from shared.domain.task import FinishReason
 from shared.domain.task_state import TaskEvent

@@ -8,6 +8,7 @@ from shared.events.catalogue import (
     NodeFailure,
     PartitionCacheHit,
     PartitionComputed,
+    PipelinesChanged,
     StepTimed,
     TailAuditChanged,
     TaskCancelled,
@@ -33,6 +34,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
         BytesTransferred("a", "b", 1000, 1.0),
         PartitionComputed(3, 2.0, "load_balanced"),
         PartitionCacheHit(),
+        PipelinesChanged("m", 1, 2, "gain", 0.5),
         NodeFailure("n1", "lease over"),
         TailAuditChanged("t1", TailState.PENDING),
         TailAuditChanged("t1", TailState.FAILED, "another result"),
@@ -51,6 +53,7 @@ def test_series_keep_the_names_of_the_specification() -> None:
     assert value("bytes_transferred_total", {"link": "stage"}) == 1000
     assert value("partition_duration_seconds_count", {"strategy": "load_balanced"}) == 1
     assert value("cache_hits_total", {"cache": "plan"}) == 1
+    assert value("butterfly_pipelines_changed_total", {"reason": "gain"}) == 1
     assert value("node_failures_total", {"reason": "lease"}) == 1
     for state, count in (("pending", 1), ("failed", 1), ("passed", None)):
         assert value("butterfly_tail_audits_total", {"state": state}) == count

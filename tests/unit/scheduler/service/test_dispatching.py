@@ -1,6 +1,9 @@
 """From the queue to a session."""
 
 import asyncio
+import itertools
+from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from shared.domain.ids import ModelId, TaskId
 from shared.domain.task import Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import TaskDispatched, TaskDispatching, TaskFailed
+from shared.registry.base import Claim
 from tests.fakes.scheduler_peers import make_node
 from tests.fakes.tasks import GROUP, MODEL, make_task
 from tests.unit.scheduler.service.conftest import Cluster
@@ -46,6 +50,35 @@ async def test_no_more_is_claimed_than_has_slots(cluster: Cluster) -> None:
     await cluster.dispatcher.run_once()
     assert cluster.dispatcher.waiting == {GROUP: "every slot is taken"}
     assert (await cluster.registry.record(tasks[2].task_id)).attempt == 0
+
+
+async def test_sessions_at_once_are_spread_over_the_pipelines(cluster: Cluster) -> None:
+    cluster.partitioner.num_pipelines = 2
+    tasks = [make_task() for _ in range(6)]
+    await cluster.submit(*tasks)
+    await cluster.dispatcher.run_once()
+    plans = Counter(each.plan.plan_id for each in cluster.coordinator.opened)
+    assert plans == {"plan-a": 4, "plan-b": 2}  # batches of four; the fake's nodes never show what runs on them
+    for each in cluster.coordinator.opened:
+        assert (await cluster.registry.record(each.task_id)).plan_id == each.plan.plan_id
+
+
+async def test_what_was_claimed_before_the_registry_failed_gets_its_session(cluster: Cluster) -> None:
+    cluster.partitioner.num_pipelines = 2
+    await cluster.submit(*(make_task() for _ in range(4)))
+    claim = cluster.registry.claim
+    claims = itertools.count()
+
+    async def claim_once(*arguments: Any, **named: Any) -> tuple[Claim, ...]:  # as the registry's
+        if next(claims) == 1:
+            raise RegistryUnavailable("the registry is away")
+        return await claim(*arguments, **named)
+
+    cluster.registry.claim = claim_once  # type: ignore[method-assign]
+    with pytest.raises(RegistryUnavailable):
+        await cluster.dispatcher.run_once()
+    assert {each.task_id for each in cluster.coordinator.opened} == cluster.follower.followed
+    assert len(cluster.coordinator.opened) == 2
 
 
 async def test_models_share_the_slots_of_one_round(cluster: Cluster) -> None:

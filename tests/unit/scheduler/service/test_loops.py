@@ -87,6 +87,21 @@ async def test_models_are_placed_once_the_nodes_have_settled_and_again_when_they
     assert len(cluster.coordinator.placed) == 4
 
 
+async def test_all_pipelines_are_placed_and_again_when_there_are_others(cluster: Cluster) -> None:
+    preloader = Preloader(
+        partitioner=cluster.partitioner,
+        coordinator=cluster.coordinator,
+        clock=cluster.clock,
+        models=[MODEL],
+        seating=Seating(),
+    )
+    for num_pipelines, placed in ((1, ["plan-a-b"]), (2, ["plan-a-b", "plan-a", "plan-b"])):
+        cluster.partitioner.num_pipelines = num_pipelines
+        for _ in range(3):
+            await preloader.look()
+        assert [plan.plan_id for plan in cluster.coordinator.placed] == placed
+
+
 async def test_a_model_that_cannot_be_placed_yet_is_tried_again(cluster: Cluster) -> None:
     preloader = Preloader(
         partitioner=cluster.partitioner,
