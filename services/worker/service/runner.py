@@ -69,9 +69,11 @@ class StageRunner:
         thread: EngineThread,
         target: Deliver,
         on_lost: Callable[["StageRunner"], None],
+        on_outlived: Callable[["StageRunner"], None],
         now: Callable[[], float],
     ) -> None:
-        """`on_lost` hears that the engine broke: the runner is closed and its seats are freed."""
+        """`on_lost` hears that the engine broke: the runner is closed and its seats are freed. `on_outlived` hears that
+        a superseded stage has lost its last seat."""
         self.ref = ref
         self.loaded = loaded
         self.n_slots = n_slots
@@ -83,6 +85,8 @@ class StageRunner:
         self.feeder = Feeder()
         self.intake = Intake()
         self.used_at_s = now()
+        self.is_superseded = False
+        """The model is cut otherwise for new sessions, and none has taken a seat here since."""
         self.step_told_at_s: dict[bool, float] = {}
         """When a step was last told as an event, of prefill (True) and of decode."""
         self._turns = Turns(self.feeder if self.is_first else self.intake)
@@ -90,7 +94,7 @@ class StageRunner:
         self._seats: dict[int, Seat] = {}
         self._thread = thread
         self._target = target
-        self._on_lost = on_lost
+        self._on_lost, self._on_outlived = on_lost, on_outlived
         self._now = now
         self._choice = ThreadChoice()
         self._threads: int | None = None
@@ -121,6 +125,7 @@ class StageRunner:
         """Give `seat` its slot, which must be free."""
         self._seats[seat.slot] = seat
         self.used_at_s = self._now()
+        self.is_superseded = False
 
     def free(self, seat: Seat) -> None:
         """Empty the seat's slot, and move the others together when gaps would slow the engine down.
@@ -142,6 +147,8 @@ class StageRunner:
             moved.slot = target
             self._thread.submit(partial(self._move, source, target), self._moved)
         self.pump()
+        if self.is_superseded and not self._seats:
+            self._on_outlived(self)
 
     def pump(self) -> None:
         """Start the next call if the engine is free and something is ready."""

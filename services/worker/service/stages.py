@@ -119,6 +119,7 @@ class StagePool:
                 thread=self._thread,
                 target=self._target,
                 on_lost=self._replace,
+                on_outlived=self._drop,
                 now=self._clock.now_s,
             )
         layers = ref.layers
@@ -132,12 +133,17 @@ class StagePool:
         return self._loader.load(ref, file, n_slots=self._n_slots, ctx_per_slot=self._ctx_per_slot)
 
     def _drop_superseded(self, ref: StageRef) -> None:
-        """Drop unused stages that share layers with a new one: the model is cut otherwise now."""
-        for runner in self._idle():
+        """Drop the stages that share layers with a new one, since the model is cut otherwise now: those in use once
+        their last session has ended."""
+        for runner in list(self.runners):
             old = runner.ref
             overlaps = old.layers.start < ref.layers.end and ref.layers.start < old.layers.end
-            if old.model_root == ref.model_root and overlaps:
+            if old.model_root != ref.model_root or not overlaps:
+                continue
+            if runner.is_idle:
                 self._drop(runner)
+            else:
+                runner.is_superseded = True
 
     def _make_room(self, needed_bytes: int, ref: StageRef) -> None:
         """Drop stages nobody uses, the one unused longest first, until `needed_bytes` are free."""

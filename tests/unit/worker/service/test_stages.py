@@ -6,7 +6,7 @@ from shared.contracts.messages import LoadStage, SeatReady, SessionStop, StageRe
 from shared.domain.errors import OutOfMemory, PeerUnavailable
 from shared.domain.numerics import Profile, StageFacts
 from tests.fakes.identities import COORDINATOR_URL
-from tests.fakes.worker_parts import MemoryCluster, Order
+from tests.fakes.worker_parts import MemoryCluster, MemoryWorker, Order
 
 PROMPT = (1, 2, 3)
 # A stage of the synthetic engine holds 100 bytes of weights, and 4 slots of 512 rows of 8 bytes per layer.
@@ -40,6 +40,38 @@ async def test_unused_stages_of_another_cut_of_the_same_model_are_dropped() -> N
         await cluster.run(Order("whole", PROMPT, 3, ["a"]))
         await cluster.run(Order("halves", PROMPT, 3, ["a", "b"]))
         assert [str(runner.ref.layers) for runner in cluster["a"].stages.runners] == ["0-3"]
+
+
+async def test_a_stage_of_another_cut_is_dropped_when_its_last_session_ends() -> None:
+    async with MemoryCluster("a", "b").running() as cluster:
+        old, other = Order("whole", PROMPT, 3, ["a"]), Order("whole too", PROMPT, 3, ["a"])
+        for order in (old, other):
+            await cluster.assign(order)
+        await cluster.run(Order("halves", PROMPT, 3, ["a", "b"]))
+        assert held(cluster["a"]) == ["0-3", "0-6"]
+        await stop(cluster["a"], old)
+        assert held(cluster["a"]) == ["0-3", "0-6"]
+        await stop(cluster["a"], other)
+        assert held(cluster["a"]) == ["0-3"]
+
+
+async def test_a_stage_of_another_cut_that_gets_new_sessions_stays() -> None:
+    async with MemoryCluster("a", "b").running() as cluster:
+        old, new = Order("whole", PROMPT, 3, ["a"]), Order("whole again", PROMPT, 3, ["a"])
+        await cluster.assign(old)
+        await cluster.run(Order("halves", PROMPT, 3, ["a", "b"]))
+        await cluster.assign(new)
+        for order in (old, new):
+            await stop(cluster["a"], order)
+        assert held(cluster["a"]) == ["0-3", "0-6"]
+
+
+def held(worker: MemoryWorker) -> list[str]:
+    return sorted(str(runner.ref.layers) for runner in worker.stages.runners)
+
+
+async def stop(worker: MemoryWorker, order: Order) -> None:
+    await worker.sessions.stop(SessionStop(task_id=order.task_id, epoch=order.epoch, reason="completed"))
 
 
 async def test_a_stage_in_use_is_never_dropped() -> None:
