@@ -5,7 +5,7 @@ slowest stage. So the nodes are divided among several plans where that gives mor
 and of the nodes outside them some are kept that could decide a dispute at any stage.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -84,9 +84,11 @@ class _Maker:
     def _tried(self, groups: Sequence[Nodes]) -> Plans | None:
         """A plan for each group; None: one of them cannot seat the lanes."""
         try:
-            plans = [self._plan(group) for group in groups]
+            return self._best_first([self._plan(group) for group in groups])
         except (NoCapacity, VerificationUnavailable, InvalidPlanInput):
             return None
+
+    def _best_first(self, plans: Iterable[PartitionPlan]) -> Plans:
         return tuple(sorted(plans, key=lambda plan: -self._total((plan,))))
 
     def _total(self, plans: Plans) -> float:
@@ -97,16 +99,16 @@ class _Maker:
     def _divided(self) -> Iterator[Plans]:
         """Nodes that compute alike among themselves, in two groups, in three..., their slowest or roomiest left out."""
         kinds = self._kinds()
-        alone = [self._tried([kind]) for kind in kinds]
-        if len(kinds) > 1:
-            yield tuple(chain.from_iterable(plans for plans in alone if plans)) or (self._plan(self._wanted.nodes),)
+        alone = [next(self._of_kind(kind, 1), ()) for kind in kinds] if len(kinds) > 1 else [()]
+        if any(alone):
+            yield self._best_first(chain.from_iterable(alone))
         for index, kind in enumerate(kinds):
-            others = tuple(chain.from_iterable(plans or () for plans in (*alone[:index], *alone[index + 1 :])))
+            others = tuple(chain.from_iterable((*alone[:index], *alone[index + 1 :])))
             for count in NUMBERS_TRIED if len(kind) <= MANY_NODES else NUMBERS_TRIED[-1:]:
                 if count * self._fewest_nodes() + self._is_verified > len(kind):
                     break
                 for plans in self._of_kind(kind, count):
-                    yield (*plans, *others)
+                    yield self._best_first((*plans, *others))
 
     def _of_kind(self, kind: Nodes, count: int) -> Iterator[Plans]:
         """Pipelines by each way to split that works with the slowest node left out, else with the roomiest."""
@@ -133,6 +135,8 @@ class _Maker:
         if not self._is_verified:
             yield nodes
             return
+        if len(nodes) <= self._fewest_nodes():
+            return
         slowest = min(nodes, key=lambda node: (decode_bytes_per_s(node), node.node_id))
         roomiest = max(nodes, key=lambda node: (node.memory_bytes, -decode_bytes_per_s(node), node.node_id))
         for spare in dict.fromkeys((slowest.node_id, roomiest.node_id)):
@@ -157,7 +161,7 @@ class _Maker:
     # --- disputes
 
     def _leaves_spares(self, plans: Plans) -> bool:
-        if not self._is_verified or len(plans) == 1:
+        if not self._is_verified:
             return True
         seated = _seated(plans)
         outside = [node for node in self._wanted.nodes if node.node_id not in seated]
