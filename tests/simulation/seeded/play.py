@@ -63,6 +63,7 @@ class Player:
     """Plays seeds in one process."""
 
     def __init__(self) -> None:
+        self._disabled_before = logging.root.manager.disable
         logging.disable()  # of what is broken on purpose every service tells
         self._folder = tempfile.TemporaryDirectory(prefix="butterfly-seeded-")
         self.home = Path(self._folder.name)
@@ -82,6 +83,8 @@ class Player:
 
     def close(self) -> None:
         self._folder.cleanup()
+        gc.unfreeze()
+        logging.disable(self._disabled_before)
 
 
 _players: list[Player] = []

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 from shared.runtime.clock import Clock
 
@@ -24,6 +24,7 @@ RUNS_ON: ContextVar[str] = ContextVar("runs_on", default="")
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 
 
 class NothingHappens(Exception):
@@ -42,6 +43,31 @@ class InlineExecutor(ThreadPoolExecutor):
         return future
 
 
+class Timer(asyncio.TimerHandle):
+    """Of those for one instant, the one that was set first comes first: a heap alone does not see to that."""
+
+    __slots__ = ("_order",)
+    # Of asyncio's own: when it is due, and whether it waits.
+    _when: float
+    _scheduled: bool
+
+    def __init__(
+        self,
+        when: float,
+        order: int,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        super().__init__(when, callback, args, loop, context)
+        self._order = order
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        assert isinstance(other, Timer), "every timer of a virtual loop is set by its `call_at`"
+        return (self._when, self._order) < (other._when, other._order)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     # Of asyncio's own: timers by time, what is to run now, and whether `stop` was called.
     _scheduled: list[asyncio.TimerHandle]
@@ -52,6 +78,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__(selectors.SelectSelector())
         self._now_s = 0.0
+        self._num_timers = 0
         self._clock_resolution = 1e-9
         self._held: dict[str, list[asyncio.Handle]] = {}
         self._tasks_of: dict[str, list[asyncio.Task[Any]]] = {}
@@ -61,6 +88,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._now_s
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self._num_timers += 1
+        timer = Timer(when, self._num_timers, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
 
     def spend(self, seconds: float) -> None:
         """Let time pass within what runs now, as a computation does."""
