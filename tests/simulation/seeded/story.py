@@ -24,7 +24,10 @@ LATENCIES_S = ((0.001, 0.01), (0.02, 0.2))
 """Of one way: as in one room, or so long that an answer takes as long as a lease."""
 DUEL_SHARE = 0.4
 """Of the seeds with two coordinators."""
-DUEL_S = (3.0, 6.0)
+DUEL_AFTER_S = (1.0, 4.0)
+"""The task was wanted: about when its answer begins."""
+DUEL_S = (2.8, 4.4)
+"""About as long as the lease of a session: who comes back must find the other one just beginning."""
 QUIET_SHARE = 0.05
 """Of all seeds: nothing is broken, so nothing may be done twice."""
 LONG_DEADLINE_S = 600.0
@@ -212,7 +215,7 @@ def _blow(rng: Random, hosts: tuple[str, ...], moments: list[float]) -> Blow:
 
 def _duel(rng: Random, moment_s: float) -> Blow:
     """A coordinator loses its sessions to another one, and does not know."""
-    at_s, for_s = moment_s + rng.uniform(0.3, 2.0), rng.uniform(*DUEL_S)
+    at_s, for_s = moment_s + rng.uniform(*DUEL_AFTER_S), rng.uniform(*DUEL_S)
     coordinator = f"coordinator-{rng.randrange(2)}"
     if rng.random() < 0.5:
         return Blow(BlowKind.HANG, at_s, for_s, (coordinator,))
