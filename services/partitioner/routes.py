@@ -6,15 +6,7 @@ from hashlib import blake2b
 from fastapi import APIRouter, Request, Response
 
 from services.partitioner.file_response import file_response, is_known
-from services.partitioner.schemas import (
-    DroppedPlans,
-    PreviewRequest,
-    PreviewResponse,
-    QualityRequest,
-    QualityResponse,
-    RebalanceRequest,
-    RebalanceResponse,
-)
+from services.partitioner.schemas import DroppedPlans, RebalanceRequest, RebalanceResponse
 from services.partitioner.service.catalogue import CatalogueInterface
 from services.partitioner.service.pipelines import PipelinesInterface
 from services.partitioner.service.plans import PartitionInterface
@@ -23,6 +15,10 @@ from shared.contracts.partitioner import (
     PipelinesResponse,
     PlanRequest,
     PlanResponse,
+    PreviewRequest,
+    PreviewResponse,
+    QualityRequest,
+    QualityResponse,
     RefusedFile,
     StageFileInfo,
 )
@@ -136,9 +132,13 @@ def build_plans_router(
     async def preview(body: PreviewRequest) -> PreviewResponse:
         wanted = await input_of(body.wanted)
         nodes = _by_id(wanted.nodes)
-        plan, _ = await plans.compute_plan(wanted)
-        prediction, quality = plans.predict(plan, wanted.model, nodes, body.load), plans.rate(plan, wanted.model, nodes)
-        return PreviewResponse(plan=plan, prediction=prediction, quality=quality)
+        found = await pipelines.would_be(wanted)
+        plan = found[0].plan
+        return PreviewResponse(
+            pipelines=found,
+            prediction=plans.predict(plan, wanted.model, nodes, body.load),
+            quality=plans.rate(plan, wanted.model, nodes),
+        )
 
     @router.post("/plans/advice")
     async def advise(body: RebalanceRequest) -> RebalanceResponse:

@@ -6,6 +6,7 @@ from shared.contracts.base import Contract
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability, Objective, PartitionPlan, Pipeline, Seating
+from shared.domain.plan_figures import Load, PlanQuality, Prediction
 
 
 class ModelList(Contract):
@@ -44,6 +45,37 @@ class PipelinesResponse(Contract):
     """`POST /plans/pipelines`, asked as `POST /plans`: the plans that new sessions are to go by now, best first."""
 
     pipelines: tuple[Pipeline, ...] = Field(min_length=1)
+
+
+class QualityRequest(Contract):
+    """`POST /plans/quality`: a plan of this partitioner's models, and the nodes it seats."""
+
+    plan: PartitionPlan
+    nodes: tuple[NodeCapability, ...] = Field(max_length=20_000)
+
+
+class QualityResponse(Contract):
+    quality: PlanQuality
+
+
+class PreviewRequest(Contract):
+    """`POST /plans/preview`: what plans there would be, and what the first would do under this load."""
+
+    wanted: PlanRequest
+    sequences: int = Field(default=1, ge=1, le=4_096)
+    prompt_tokens: int = Field(default=128, ge=1, le=1 << 24)
+    context_tokens: int = Field(default=1_024, ge=1, le=1 << 24)
+
+    @property
+    def load(self) -> Load:
+        return Load(self.sequences, self.prompt_tokens, self.context_tokens)
+
+
+class PreviewResponse(Contract):
+    pipelines: tuple[Pipeline, ...] = Field(min_length=1)
+    """What new sessions would go by, best first; what follows is about the first."""
+    prediction: Prediction
+    quality: PlanQuality
 
 
 class StageFileInfo(Contract):

@@ -7,7 +7,6 @@ else (docs/decisions/0006); prompts come in tiles that overlap across stages; au
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
@@ -15,65 +14,11 @@ from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.numerics import TILE_ROWS
 from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan
+from shared.domain.plan_figures import Load, Prediction, SeatPrediction
 
 _BYTES_PER_FLOAT = 4
 _WIDE_ROWS = 8
 """Hidden states that a layer's widest moment holds at once: its inputs, and a feed-forward of three to four widths."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What is asked of the plan."""
-
-    sequences: int = 1
-    """Answers that run at once."""
-    prompt_tokens: int = 128
-    context_tokens: int = 1_024
-    """Rows of each sequence, prompt and answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class SeatPrediction:
-    lane: int
-    stage: int
-    node_id: NodeId
-    layers: LayerRange
-    decode_s: float
-    """Of a step with one row."""
-    prefill_s: float
-    """Per token of a prompt; in audit lanes, of everything."""
-    hop_s: float
-    """A row's way to the next stage, or the token's from the last to the first; 0 with one stage."""
-    weight_bytes: int
-    kv_bytes: int
-    """For the load's sequences and context."""
-    scratch_bytes: int
-    """Room for the rows of one call, about."""
-    reserved_bytes: int
-    """Weights, and KV cache for all the node's slots at their full length: what the plan counted with."""
-    memory_bytes: int
-    """Of the node."""
-    is_measured: bool
-    """Whether the node told of times; else they are assumed from its speed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    first_token_s: float
-    """From the prompt's arrival at the first stage, on an idle ring."""
-    token_s: float
-    """Between tokens of one sequence alone."""
-    tokens_per_s: float
-    """Drafted, of all the load's sequences together."""
-    verified_tokens_per_s: float
-    """What the busiest node can keep up with once it decodes and audits; equal to `tokens_per_s` without audits."""
-    audit_s_per_token: float
-    """Work of the audit lanes together."""
-    network_bytes_per_token: int
-    """Of lane 0: hidden states from stage to stage, and the token's id back to the first."""
-    is_measured: bool
-    """Whether every seat rests on measured times."""
-    seats: tuple[SeatPrediction, ...]
 
 
 def predict(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load) -> Prediction:

@@ -1,7 +1,6 @@
 """Rates a plan: how even it is, what holds it up, what it sends over the network, how far it is from the best."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from services.partitioner.domain.bounds import least_s
 from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hops
@@ -11,41 +10,7 @@ from shared.domain.errors import InvalidPlanInput
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability, Objective, PartitionPlan, check_plan
-
-
-@dataclass(frozen=True, slots=True)
-class StageQuality:
-    stage: int
-    node_id: NodeId
-    step_share: float
-    """Time of a decode step in this stage, as a share of the whole lane's."""
-    memory_bytes: int
-    """Weights and KV cache for all slots."""
-    memory_share: float
-    """Of what the node has; above 1 it does not fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanQuality:
-    """Of lane 0."""
-
-    balance: float
-    """Mean time of a stage over the slowest one's: 1 is even, 1/stages is all work in one stage."""
-    bottleneck_stage: int
-    bottleneck_node: NodeId
-    network_bytes_per_token: int
-    """Hidden states from stage to stage and the token's id back to the first; 0 with one stage."""
-    memory_headroom: float
-    """Share of its memory that the fullest node has left; below 0 the plan does not fit."""
-    token_s: float
-    """Predicted time of one token around the ring."""
-    pace_s: float
-    """Predicted time of the slowest stage or transfer: the ring's best rate is one token in each."""
-    latency_excess: float
-    """Token time beyond what no plan on the given nodes can beat, as a share of that."""
-    throughput_excess: float
-    """The same for the pace."""
-    stages: tuple[StageQuality, ...]
+from shared.domain.plan_figures import PlanQuality, StageQuality
 
 
 def estimate_quality(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> PlanQuality:

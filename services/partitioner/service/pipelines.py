@@ -31,6 +31,11 @@ class PipelinesInterface(ABC):
         """
 
     @abstractmethod
+    async def would_be(self, wanted: PlanInput) -> tuple[Pipeline, ...]:
+        """What `pipelines` would answer if it had never been asked before; nothing is remembered of it. Raises the
+        same."""
+
+    @abstractmethod
     def forget(self, model_id: ModelId | None) -> int:
         """The next question gets what is best then. Of one model, or all for None; returns how many there were."""
 
@@ -83,6 +88,10 @@ class PipelinesService(PipelinesInterface):
                 in_use.nodes = _by_id(wanted)
             return rated(usable, wanted.model, _by_id(wanted))
 
+    async def would_be(self, wanted: PlanInput) -> tuple[Pipeline, ...]:
+        check_input(wanted)
+        return rated(await self._made(wanted), wanted.model, _by_id(wanted))
+
     def forget(self, model_id: ModelId | None) -> int:
         keys = [key for key, in_use in self._in_use.items() if model_id in (None, in_use.model_id)]
         for key in keys:
@@ -97,6 +106,12 @@ class PipelinesService(PipelinesInterface):
             self._in_use.popitem(last=False)
         return in_use
 
+    async def _made(self, wanted: PlanInput) -> Plans:
+        strategy = self._strategies.get(wanted.strategy)
+        return await asyncio.to_thread(
+            make_pipelines, wanted, strategy, preferred_stages=self._preferred_stages, rules=self._rules
+        )
+
     async def _look(self, in_use: _InUse, wanted: PlanInput) -> None:
         """Find what is best now, if the nodes have changed enough to make a difference."""
         key, figures = plan_key(wanted), figures_of(wanted)
@@ -105,10 +120,8 @@ class PipelinesService(PipelinesInterface):
             self._events.publish(PartitionCacheHit())
             return
         self._events.publish(PartitionCacheMiss())
-        strategy, began_s = self._strategies.get(wanted.strategy), self._now()
-        in_use.best = await asyncio.to_thread(
-            make_pipelines, wanted, strategy, preferred_stages=self._preferred_stages, rules=self._rules
-        )
+        began_s = self._now()
+        in_use.best = await self._made(wanted)
         in_use.key, in_use.figures = key, figures
         self._events.publish(
             PartitionComputed(

@@ -8,14 +8,15 @@ from weakref import WeakValueDictionary
 from services.partitioner.domain.input_checks import check_input
 from services.partitioner.domain.plan_key import plan_key
 from services.partitioner.domain.planning import SeatRules, make_plan
-from services.partitioner.domain.prediction import Load, Prediction, predict
-from services.partitioner.domain.quality import PlanQuality, estimate_quality
+from services.partitioner.domain.prediction import predict
+from services.partitioner.domain.quality import estimate_quality
 from services.partitioner.domain.rebalancing import Advice, advise
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.ports import PlanCache
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import NodeCapability, PartitionPlan, PlanInput
+from shared.domain.plan_figures import Load, PlanQuality, Prediction
 from shared.events.catalogue import PartitionCacheHit, PartitionCacheMiss, PartitionComputed
 from shared.events.publisher import Publisher
 

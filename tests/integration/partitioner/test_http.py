@@ -243,7 +243,7 @@ async def test_a_preview_tells_the_plan_and_what_it_will_do(control: httpx.Async
     assert told["prediction"]["tokens_per_s"] > 0
     assert told["prediction"]["is_measured"] is False
     assert [seat["node_id"] for seat in told["prediction"]["seats"]] == [
-        seat["node_id"] for seat in told["plan"]["lanes"][0]["partitions"]
+        seat["node_id"] for seat in told["pipelines"][0]["plan"]["lanes"][0]["partitions"]
     ]
 
 

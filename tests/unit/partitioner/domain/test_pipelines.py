@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from services.partitioner.domain.pipelines import MANY_NODES, NUMBERS_TRIED, Plans, make_pipelines, rated
 from services.partitioner.domain.planning import SeatRules, make_plan
-from services.partitioner.domain.prediction import Load, predict
+from services.partitioner.domain.prediction import predict
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from shared.domain.errors import ButterflyError, VerificationUnavailable
 from shared.domain.ids import NodeId
 from shared.domain.plan import NodeCapability, Objective, PartitionPlan, Seating, check_plan, check_seats, holders
+from shared.domain.plan_figures import Load
 from shared.domain.task import Verification
 from tests.fakes.planning import NO_LANES, audited, node, planned_model, question
 

@@ -9,7 +9,7 @@ from services.partitioner.domain.bounds import least_s
 from services.partitioner.domain.hops import Hops
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from services.partitioner.domain.planning import make_plan
-from services.partitioner.domain.prediction import Load, predict
+from services.partitioner.domain.prediction import predict
 from services.partitioner.domain.quality import cut_of, estimate_quality
 from services.partitioner.domain.rebalancing import advise
 from services.partitioner.domain.strategies.choosing import best_cut, best_seats, searched_cut
@@ -22,6 +22,7 @@ from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.measured import MAX_LINKS, Measured, PeerLink
 from shared.domain.plan import NodeCapability, Objective, PlanInput
+from shared.domain.plan_figures import Load
 from tests.fakes.planning import node, planned_model
 
 MB = 1_000_000
