@@ -106,6 +106,9 @@ class Seating:
     """Lanes from 0 on that stay as they are, stages included: only the missing ones are sought, and only for them do
     `apart` and `excluded` count."""
 
+    layers: tuple[LayerRange, ...] = ()
+    """How the model is to be cut, if the nodes can hold that: what was asked of these stages is asked once more."""
+
     @property
     def num_lanes(self) -> int:
         return num_lanes(self.verification, self.max_byzantine) + self.with_referee

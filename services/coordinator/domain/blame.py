@@ -48,10 +48,26 @@ def convict(
     return tuple(guilty.values())
 
 
-def undecided(receipts: Sequence[SignedReceipt]) -> tuple[NodeId, ...]:
-    """Nodes that made different rows of equal ones: when nobody could be convicted, the honest are among them."""
-    parted = [answers for answers in _answers(receipts).values() if len(answers) > 1]
+def undecided(first_try: Sequence[SignedReceipt], again: Sequence[SignedReceipt]) -> tuple[NodeId, ...]:
+    """Nodes that made different rows of equal ones, where `again` shows what others make of those: when nobody could be
+    convicted, the honest are among them. What was never asked again, as when the model is cut otherwise by then, tells
+    against nobody."""
+    asked = _answers(again)
+    parted = [
+        answers
+        for question, answers in _answers([*first_try, *again]).items()
+        if question in asked and len(answers) > 1
+    ]
     return tuple(sorted({node for answers in parted for signers in answers.values() for node in signers}))
+
+
+def is_settled(receipts: Sequence[SignedReceipt], fault: Finding | None, convicted: Set[NodeId]) -> bool:
+    """Whether a dispute needs no second try: it was with nodes that were proven guilty since, and without them nobody
+    disagrees. `receipts`: of its first try; `fault`: between neighbours, if that was it."""
+    if fault is not None and fault.rule == LINK:
+        return not convicted.isdisjoint(pair_of(fault))
+    left = [signed for signed in receipts if signed.receipt.node_id not in convicted]
+    return len(left) < len(receipts) and all(len(answers) == 1 for answers in _answers(left).values())
 
 
 def pair_of(fault: Finding) -> tuple[NodeId, NodeId]:

@@ -289,6 +289,10 @@ class Membership(MembershipInterface):
     def find(self, node_id: NodeId) -> Member | None:
         return self._members.get(node_id)
 
+    def is_evicted(self, node_id: NodeId) -> bool:
+        standing = self._standings.of(node_id)
+        return standing is not None and standing.is_evicted
+
     def key_of(self, node_id: NodeId) -> bytes:
         """Its public key, 32 bytes. Raises `NodeNotFound`."""
         return self._member(node_id).public_key

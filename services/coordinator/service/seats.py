@@ -94,6 +94,7 @@ class Seats:
             disputed_stage=dispute.stage if dispute else None,
             apart=tuple(sorted(session.apart)),
             keep=session.plan.lanes[: session.num_lanes] if stays and session.plan else (),
+            layers=tuple(seat.layers for seat in session.seats) if with_referees else (),
         )
 
     def _candidates(self) -> Sequence[Member]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
+from services.coordinator.domain.blame import is_settled
 from services.coordinator.domain.faults import GENERATION_FAILED, verdict
 from services.coordinator.domain.lane_rules import Guarantee, check_lanes, draw_auditors
 from services.coordinator.domain.replica import LEASE_S
@@ -306,9 +307,18 @@ class SessionRun(Run):
             record = await persist(self._parts, session, lambda: self._parts.registry.record(session.task.task_id))
             if record.state not in {TaskState.COORDINATING, TaskState.COMPUTING}:
                 raise Over
+            self._forget_settled_dispute()
             if await self._seat_again():
                 return
             await self._wake.wait()
+
+    def _forget_settled_dispute(self) -> None:
+        dispute, members = self._dispute, self._parts.members
+        if dispute is None:
+            return
+        signers = {signed.receipt.node_id for signed in dispute.receipts}
+        if is_settled(dispute.receipts, dispute.fault, {node_id for node_id in signers if members.is_evicted(node_id)}):
+            self._dispute = None
 
     async def _seat_again(self) -> bool:
         """Whether a new plan was found and its epoch taken."""

@@ -289,9 +289,7 @@ class Verifying:
         between: tuple[NodeId, NodeId] | None = None
         if first is None and not self._is_committed(dispute.window):
             self._dispute = FirstTry(dispute.window, dispute.receipts, dispute.fault, dispute.ids, dispute.stage)
-        elif (
-            first is not None and dispute.fault is None and (parted := undecided((*first.receipts, *dispute.receipts)))
-        ):
+        elif first is not None and dispute.fault is None and (parted := undecided(first.receipts, dispute.receipts)):
             for node_id in parted:
                 await self._parts.members.set_aside(node_id, UNDECIDED)
             self._dispute = replace(first, receipts=(*first.receipts, *dispute.receipts))  # for other referees

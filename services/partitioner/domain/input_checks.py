@@ -38,6 +38,17 @@ def _check_seating(wanted: PlanInput) -> None:
             f"verification {seating.verification} has {seating.num_lanes} lanes; {len(seating.keep)} are to be kept",
             param="seating",
         )
+    ends = [layers.end for layers in seating.layers]
+    if ends and (
+        [layers.start for layers in seating.layers] != [0, *ends[:-1]]
+        or ends[-1] != wanted.model.num_layers
+        or any(layers.end <= layers.start for layers in seating.layers)
+    ):
+        raise InvalidPlanInput(
+            f"stages of the layers {', '.join(map(str, seating.layers))} are no cut of the {wanted.model.num_layers}"
+            f" layers of {wanted.model.model_id}",
+            param="seating",
+        )
     if seating.keep:
         known = {node.node_id: node for node in wanted.nodes}
         check_plan(seating.keep, known, wanted.model)

@@ -175,9 +175,11 @@ _Start = tuple[Sequence[LayerRange], tuple[Lane, ...]]
 def _starts(
     wanted: PlanInput, strategy: Strategy, rooms: Sequence[SeatRoom], num_stages: int | None
 ) -> Iterator[_Start]:
-    """What to build lanes on, best first: the strategy's own lane 0; one of a single class, or cut for nodes that hold
-    several stages; then the same stages with lane 0 on any nodes."""
+    """What to build lanes on, best first: the stages that were asked for; the strategy's own lane 0; one of a single
+    class, or cut for nodes that hold several stages; then the same stages with lane 0 on any nodes."""
     num_layers, seating = wanted.model.num_layers, wanted.seating
+    if len(seating.layers) == num_stages:
+        yield seating.layers, ()
     cuts: dict[tuple[LayerRange, ...], None] = {}
     for some in _choices_of_rooms(rooms, num_stages, seating):
         seats = strategy.seat(some, num_layers, num_stages, wanted.objective)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.coordinator.domain.blame import PairMarks, convict, pair_of, same_window_again, undecided
+from services.coordinator.domain.blame import PairMarks, convict, is_settled, pair_of, same_window_again, undecided
 from services.coordinator.domain.faults import Fault, FaultKind, suspect_of
 from shared.domain.ids import Epoch, TaskId
 from shared.domain.passage import Passage
@@ -15,7 +15,7 @@ KEYS = [SigningKey(bytes([index]) * 32) for index in range(1, 6)]
 A, B, C, D = (letter * 64 for letter in "abcd")
 
 
-def said(node: int, out: str, *, below: str = A, epoch: int = 1, lane: int = 0) -> SignedReceipt:
+def said(node: int, out: str, *, below: str = A, epoch: int = 1, lane: int = 0, layer_end: int = 2) -> SignedReceipt:
     """A node's word on what stage 1 made of the rows below."""
     body = Receipt(
         v=1,
@@ -26,7 +26,7 @@ def said(node: int, out: str, *, below: str = A, epoch: int = 1, lane: int = 0) 
         stage=1,
         window=1,
         layer_start=1,
-        layer_end=2,
+        layer_end=layer_end,
         row_start=4,
         row_end=8,
         model_root=A,
@@ -119,9 +119,32 @@ def test_three_results_without_a_trusted_referee_convict_nobody_and_all_three_ar
     first = [said(0, B), said(1, C, lane=1)]
     second = [[said(0, B, epoch=2)], [said(1, C, epoch=2, lane=1)], [said(2, D, epoch=2, lane=2)]]
     assert convict(first, second, 2) == ()
-    everything = [*first, *(receipt for lane in second for receipt in lane)]
-    assert set(undecided(everything)) == {KEYS[index].node_id for index in range(3)}
-    assert undecided([said(0, B), said(1, B, lane=1)]) == ()
+    again = [receipt for lane in second for receipt in lane]
+    assert set(undecided(first, again)) == {KEYS[index].node_id for index in range(3)}
+    assert undecided([said(0, B), said(1, B, lane=1)], again[:1]) == ()
+
+
+def test_what_was_not_asked_again_tells_against_nobody() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    of_another_cut = [said(2, D, epoch=2, layer_end=3), said(3, D, epoch=2, lane=1, layer_end=3)]
+    assert undecided(first, of_another_cut) == ()
+
+
+def test_a_dispute_with_a_node_that_was_proven_guilty_since_is_settled() -> None:
+    first = [said(0, B), said(1, C, lane=1)]
+    assert is_settled(first, None, {KEYS[1].node_id})
+    assert not is_settled(first, None, frozenset())
+    assert not is_settled(first, None, {KEYS[2].node_id})
+    three = [*first, said(2, D, lane=2)]
+    assert not is_settled(three, None, {KEYS[1].node_id})
+    assert is_settled(three, None, {KEYS[1].node_id, KEYS[2].node_id})
+
+
+def test_a_dispute_between_neighbours_is_settled_by_the_guilt_of_one_of_them() -> None:
+    fault = finding(LINK, said(0, B), said(1, C), detail="")
+    assert is_settled([], fault, {KEYS[0].node_id})
+    assert is_settled([], fault, {KEYS[1].node_id})
+    assert not is_settled([], fault, {KEYS[2].node_id})
 
 
 def passage(start: str, end: str, *, row_end: int = 8) -> Passage:

@@ -206,6 +206,23 @@ async def test_where_three_nodes_make_three_things_of_equal_rows_others_are_aske
     assert (record.num_disputes, record.epoch) == (1, 4)  # two tries, and the rest of the answer
 
 
+async def test_who_is_convicted_in_another_session_is_no_dispute_any_more(coordinator: Coordinator) -> None:
+    """Of three nodes two are left: too few for a referee, and enough for the answer."""
+    task = audited()
+    cluster = Cluster(coordinator, conduct=wrong_rows(N2))
+    await coordinator.open(task)
+    coordinator.partitioner.is_away = True  # until then there is no second try
+    await cluster.run()
+    await coordinator.members.evict(N2, "ev-1", "it lied to others")
+    del coordinator.tokens[N2]  # it is heard no more
+    coordinator.partitioner.is_away = False
+    await coordinator.advance(1)
+    await cluster.run()
+    assert await completed(coordinator, task)
+    states = {view.node_id: view.state for view in coordinator.members.nodes().nodes}
+    assert states == {N1: NodeState.READY, N2: NodeState.EVICTED, N3: NodeState.READY}
+
+
 async def test_nothing_of_a_window_in_dispute_is_committed(coordinator: Coordinator) -> None:
     task = audited()
     cluster = Cluster(coordinator, conduct=wrong_rows(N2, from_row=4))

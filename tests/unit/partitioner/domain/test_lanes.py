@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +49,21 @@ def test_three_nodes_and_three_stages_are_seated_by_rotation() -> None:
     assert rows(plan) == ["abc", "cab"]
     assert [seat.layers for seat in plan.lanes[1].partitions] == [seat.layers for seat in plan.lanes[0].partitions]
     assert (plan.blind, plan.spare, plan.spares) == (True, 1, (("b",), ("c",), ("a",)))
+
+
+def test_the_cut_that_was_asked_for_is_kept_where_nodes_can_hold_it() -> None:
+    cut = (LayerRange(0, 1), LayerRange(1, 2), LayerRange(2, 6))
+    plan = planned(THREE, replace(RECOVERY, layers=cut), num_stages=3)
+    assert [[seat.layers for seat in lane.partitions] for lane in plan.lanes] == [[*cut], [*cut]]
+    small = planned(tuple(node(name, memory=450) for name in "abc"), replace(RECOVERY, layers=cut), num_stages=3)
+    assert [seat.layers for seat in small.lanes[0].partitions] != [*cut]
+
+
+@pytest.mark.parametrize("ends", [(1, 2, 5), (1, 1, 6), (2, 1, 6), (3, 6, 9)])
+def test_what_is_no_cut_of_the_model_is_refused(ends: tuple[int, ...]) -> None:
+    cut = tuple(LayerRange(start, end) for start, end in pairwise((0, *ends)))
+    with pytest.raises(InvalidPlanInput, match="are no cut of the 6 layers"):
+        planned(THREE, replace(RECOVERY, layers=cut), num_stages=3)
 
 
 def test_more_nodes_take_the_seats_that_would_load_others_twice() -> None:
