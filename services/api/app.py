@@ -14,17 +14,19 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
 from services.api.clients.coordinator import HttpNodes
-from services.api.clients.partitioner import HttpCatalogue
+from services.api.clients.partitioner import HttpCatalogue, HttpPlanner
 from services.api.clients.scheduler import HttpScheduler
 from services.api.clients.services import HttpServices
 from services.api.dialects import render_error
 from services.api.metrics import GatewayMetrics
-from services.api.ports import Catalogue, Nodes, Scheduler, Services, Vocabularies
+from services.api.ports import Catalogue, Nodes, Planner, Scheduler, Services, Vocabularies
 from services.api.routes import openai, tasks
 from services.api.routes.cluster import build_cluster_router
+from services.api.routes.plans import build_plans_router
 from services.api.service.attachments import Attachments
 from services.api.service.cluster import ClusterService
 from services.api.service.gateway import GatewayService
+from services.api.service.plans import PlansService
 from services.api.service.preparation import TaskDefaults, TaskPreparation
 from services.api.service.tasks import TasksService
 from services.api.stores.stream_hub import StreamHub
@@ -65,6 +67,7 @@ class Surroundings:
     scheduler: Scheduler
     catalogue: Catalogue
     nodes: Nodes
+    planner: Planner
     services: Services
     registry: TaskRegistry
     receipts: ReceiptStore
@@ -121,6 +124,7 @@ def create_app(config: Config) -> FastAPI:
         scheduler=HttpScheduler(scheduler),
         catalogue=catalogue,
         nodes=HttpNodes(coordinator),
+        planner=HttpPlanner(partitioner),
         services=HttpServices(asked),
         registry=registry,
         receipts=RedisReceiptStore(registry.clients),
@@ -147,10 +151,11 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
     background = BackgroundTasks(clock)
     hub = StreamHub(outside.registry)
     reader = RegistryTaskReader(outside.registry, outside.receipts, hub)
+    defaults = _defaults(config)
     preparation = TaskPreparation(
         catalogue=outside.catalogue,
         vocabularies=outside.vocabularies,
-        defaults=_defaults(config),
+        defaults=defaults,
         wall_s=clock.wall_s,
         entropy=secrets.token_bytes,
     )
@@ -175,6 +180,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
         clock=clock,
         context_tokens=config.worker.context_tokens,
     )
+    plans = PlansService(catalogue=outside.catalogue, nodes=outside.nodes, planner=outside.planner, defaults=defaults)
 
     async def drain() -> None:
         await draining.wait()
@@ -201,6 +207,7 @@ def join(config: Config, outside: Surroundings) -> FastAPI:
             openai.build_openai_router(gateway, cluster, clock),
             tasks.build_tasks_router(task_api, clock),
             build_cluster_router(cluster),
+            build_plans_router(plans),
         ),
         lifespan=lifespan,
         readiness=outside.readiness,

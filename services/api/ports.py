@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from services.api.domain.chat_template import ChatMessage
 from shared.contracts.coordinator import NodeView, PublicKeys
+from shared.contracts.partitioner import PreviewRequest, PreviewResponse, QualityRequest
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
 from shared.domain.ids import ModelId, TaskId
 from shared.domain.layers import ModelInfo
+from shared.domain.plan_figures import PlanQuality
 from shared.domain.tail_audit import TailAudit
 from shared.domain.task import TokenRecord
 from shared.domain.task_state import TaskState
@@ -58,6 +60,18 @@ class Nodes(ABC):
     @abstractmethod
     async def keys(self) -> PublicKeys:
         """What receipts are checked with. Raises `PeerUnavailable`."""
+
+
+class Planner(ABC):
+    """Both raise `InvalidPlanInput`, `UnsupportedModel`, `PeerUnavailable`."""
+
+    @abstractmethod
+    async def preview(self, wanted: PreviewRequest) -> PreviewResponse:
+        """Raises `NoCapacity`, `VerificationUnavailable`."""
+
+    @abstractmethod
+    async def rate(self, given: QualityRequest) -> PlanQuality:
+        """How good a plan is."""
 
 
 class ModelVocabulary(ABC):

@@ -29,6 +29,17 @@ class VerificationWish(Strict):
     hold: bool | None = None
 
 
+def terms_of_verification(wish: object) -> TaskTerms:
+    """`wish`: a mode, an object as `VerificationWish`, or None. Raises `InvalidInput` and its kin."""
+    given = wish if isinstance(wish, dict) else {"mode": wish}
+    asked = parse_body(VerificationWish, given, prefix="verification.")
+    return TaskTerms(
+        verification=None if asked.mode is None else Verification(asked.mode),
+        max_byzantine=asked.max_byzantine,
+        hold=asked.hold,
+    )
+
+
 class TaskBody(Strict):
     """`POST /v1/tasks`."""
 
@@ -67,13 +78,8 @@ class TaskBody(Strict):
         return replace(wanted, terms=self._terms())
 
     def _terms(self) -> TaskTerms:
-        wish = self.verification
-        given = wish if isinstance(wish, dict) else {"mode": wish}
-        asked = parse_body(VerificationWish, given, prefix="verification.")
-        return TaskTerms(
-            verification=None if asked.mode is None else Verification(asked.mode),
-            max_byzantine=asked.max_byzantine,
-            hold=asked.hold,
+        return replace(
+            terms_of_verification(self.verification),
             priority=self.priority,
             deadline_s=self.deadline_s,
             result_ttl_s=self.result_ttl_s,

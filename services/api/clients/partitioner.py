@@ -1,16 +1,18 @@
-"""Calls to the partitioner: the model catalogue and the vocabularies' files."""
+"""Calls to the partitioner: the model catalogue, the vocabularies' files, what plans would be."""
 
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
 
-from services.api.ports import Catalogue
-from shared.contracts.partitioner import ModelList
+from services.api.ports import Catalogue, Planner
+from shared.contracts.partitioner import ModelList, PreviewRequest, PreviewResponse, QualityRequest, QualityResponse
 from shared.domain.errors import ButterflyError, ModelNotFound
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
+from shared.domain.plan_figures import PlanQuality
 from shared.resilience.peer_group import PeerGroup
 
 KEPT_S = 2.0  # how long a list of models is used again
+PLAN_LIMIT_S = 10.0  # thousands of nodes take seconds
 LOOK_AGAIN_S = 0.5  # a model not in the list may have been added just now, but is not asked for more often
 
 
@@ -47,3 +49,17 @@ class HttpCatalogue(Catalogue):
 
     def vocabulary_file(self, model_id: ModelId) -> AsyncIterator[bytes]:
         return self._peer.download(f"/models/{quote(model_id, safe='')}/vocabulary")
+
+
+class HttpPlanner(Planner):
+    def __init__(self, peer: PeerGroup) -> None:
+        self._peer = peer
+
+    async def preview(self, wanted: PreviewRequest) -> PreviewResponse:
+        return await self._peer.post("/plans/preview", wanted, PreviewResponse, timeout_s=PLAN_LIMIT_S, idempotent=True)
+
+    async def rate(self, given: QualityRequest) -> PlanQuality:
+        answer = await self._peer.post(
+            "/plans/quality", given, QualityResponse, timeout_s=PLAN_LIMIT_S, idempotent=True
+        )
+        return answer.quality

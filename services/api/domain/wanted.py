@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from services.api.domain.chat_template import ChatMessage
+from shared.domain.errors import InvalidInput, VerificationUnavailable
 from shared.domain.ids import ModelId
+from shared.domain.plan import Lane, Objective
+from shared.domain.plan_figures import Load
 from shared.domain.task import SamplerParams, TaskKind, Verification
 
 
@@ -39,6 +42,22 @@ class TaskTerms:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
+def verification_of(terms: TaskTerms, default: Verification, max_byzantine: int) -> tuple[Verification, int]:
+    """The mode, and how many liars it is to withstand: `max_byzantine` where the terms do not say, and at most. Whether
+    the nodes can give it, the scheduler knows. Raises `InvalidInput`, `VerificationUnavailable`."""
+    mode = default if terms.verification is None else terms.verification
+    if mode is Verification.NONE:
+        return mode, 0
+    if max_byzantine == 0:
+        raise VerificationUnavailable(
+            f"verification '{mode}' means nothing here: coordination.max_byzantine is 0",
+            param="butterfly.verification",
+        )
+    if terms.max_byzantine is not None and terms.max_byzantine > max_byzantine:
+        raise InvalidInput(f"max_byzantine may be at most {max_byzantine} here", param="butterfly.max_byzantine")
+    return mode, max_byzantine if terms.max_byzantine is None else terms.max_byzantine
+
+
 @dataclass(frozen=True, slots=True)
 class WantedAnswer:
     kind: TaskKind
@@ -55,6 +74,26 @@ class WantedAnswer:
     terms: TaskTerms = TaskTerms()
     stream: bool = False
     include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPlan:
+    """What somebody wants to know before the cluster does it. None: as the cluster is configured."""
+
+    model_id: ModelId
+    terms: TaskTerms
+    load: Load
+    strategy: str | None = None
+    objective: Objective | None = None
+    num_stages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPlan:
+    """A plan made by hand."""
+
+    model_id: ModelId
+    lanes: tuple[Lane, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,16 @@ from dataclasses import dataclass, replace
 from services.api.domain.limits import check_text_length, check_token_ids, tokens_to_generate
 from services.api.domain.openai_bodies import AnswerHead, system_fingerprint
 from services.api.domain.task_ids import new_task_id
-from services.api.domain.wanted import ChatPrompt, TaskTerms, TextPrompt, TokenPrompt, WantedAnswer
+from services.api.domain.wanted import (
+    ChatPrompt,
+    TaskTerms,
+    TextPrompt,
+    TokenPrompt,
+    WantedAnswer,
+    verification_of,
+)
 from services.api.ports import Catalogue, ModelVocabulary, Vocabularies
-from shared.domain.errors import EmptyInput, InvalidInput, InvalidToken, VerificationUnavailable
+from shared.domain.errors import EmptyInput, InvalidInput, InvalidToken
 from shared.domain.layers import ModelInfo
 from shared.domain.task import InferenceTask, StopRules, Verification
 from shared.domain.token_rule import check_sampler
@@ -58,7 +65,9 @@ class TaskPreparation:
     async def prepare(self, wanted: WantedAnswer, *, owner: str) -> PreparedTask:
         """Raises `InvalidInput` and its kin, `ModelNotFound`, `VerificationUnavailable`, `PeerUnavailable`."""
         model = await self._catalogue.model(wanted.model_id)
-        verification, max_byzantine = self._verification(wanted.terms)
+        verification, max_byzantine = verification_of(
+            wanted.terms, self._defaults.verification, self._defaults.max_byzantine
+        )
         vocabulary = await self._vocabularies.of(model)
         prompt_ids = await self._prompt_ids(wanted, vocabulary, context_tokens=self._context_tokens(model))
         max_tokens = tokens_to_generate(
@@ -92,22 +101,6 @@ class TaskPreparation:
         """An accepted task with what is needed to show its answer. Raises `ModelNotFound` when its model is gone."""
         model = await self._catalogue.model(task.model_id)
         return PreparedTask(task, model, await self._vocabularies.of(model))
-
-    def _verification(self, terms: TaskTerms) -> tuple[Verification, int]:
-        """The mode, and how many liars it is to withstand. Whether the nodes can give it, the scheduler knows."""
-        mode = self._defaults.verification if terms.verification is None else terms.verification
-        if mode is Verification.NONE:
-            return mode, 0
-        if self._defaults.max_byzantine == 0:
-            raise VerificationUnavailable(
-                f"verification '{mode}' means nothing here: coordination.max_byzantine is 0",
-                param="butterfly.verification",
-            )
-        if terms.max_byzantine is not None and terms.max_byzantine > self._defaults.max_byzantine:
-            raise InvalidInput(
-                f"max_byzantine may be at most {self._defaults.max_byzantine} here", param="butterfly.max_byzantine"
-            )
-        return mode, self._defaults.max_byzantine if terms.max_byzantine is None else terms.max_byzantine
 
     def _hold(self, terms: TaskTerms, mode: Verification) -> bool:
         if mode is not Verification.NONE:

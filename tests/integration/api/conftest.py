@@ -25,6 +25,7 @@ from tests.fakes.catalogue import (
     tokens_of,
 )
 from tests.fakes.clock import FakeClock
+from tests.fakes.planner import LocalPlanner
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.scheduler import Conductor, FakeScheduler
 from tests.fakes.task_registry import MemoryTaskRegistry
@@ -82,6 +83,7 @@ async def running_gateway(
         scheduler=scheduler,
         catalogue=catalogue,
         nodes=nodes,
+        planner=LocalPlanner(),
         services=services,
         registry=registry,
         receipts=receipts,

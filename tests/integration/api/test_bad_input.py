@@ -20,6 +20,7 @@ from shared.domain.task import Verification
 from shared.runtime.config import ApiConfig, Config, CoordinationConfig
 from tests.fakes.catalogue import ByteVocabulary, FakeCatalogue, FakeNodes, FakeServices, FixedVocabularies
 from tests.fakes.clock import FakeClock
+from tests.fakes.planner import LocalPlanner
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.task_registry import MemoryTaskRegistry
@@ -41,6 +42,7 @@ class Refusing:
             scheduler=self.scheduler,
             catalogue=self.catalogue,
             nodes=FakeNodes(),
+            planner=LocalPlanner(),
             services=FakeServices(),
             registry=registry,
             receipts=MemoryReceiptStore(registry, now=clock.wall_s),
@@ -352,7 +354,7 @@ async def test_unknown_paths_below_v1_answer_as_openai(gateway: Refusing, path: 
     assert openai_error(await gateway.client.post(path, json={})) == (404, "unknown_url", None)
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/v1/tasks/a/b/c", "/v1/plans/preview", "/v1/events"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/v1/tasks/a/b/c", "/v1/plans", "/v1/events"])
 async def test_unknown_paths_elsewhere_answer_as_problems(gateway: Refusing, path: str) -> None:
     assert problem(await gateway.client.get(path)) == (404, "unknown_url")
 
