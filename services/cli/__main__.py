@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from services.cli.commands import chat, config, evidence, models, nodes, receipts, status, tasks, up, worker
+from services.cli.commands import chat, config, evidence, models, nodes, plan, receipts, status, tasks, up, worker
 from services.cli.commands.arguments import Invocation
 from shared.domain.errors import ButterflyError
 from shared.runtime.version import butterfly_version
 
 _INTERRUPTED = 130
-_GROUPS = (up, worker, status, chat, tasks, receipts, nodes, evidence, models, config)
+_GROUPS = (up, worker, status, chat, tasks, receipts, nodes, plan, evidence, models, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,6 +77,16 @@ def test_a_task_can_be_submitted_and_seen(cluster: Cluster) -> None:
     assert task_id in cluster.butterfly("tasks").stdout
 
 
+def test_a_plan_is_previewed_and_measured(cluster: Cluster) -> None:
+    done = cluster.butterfly("plan", "--run", "--json", "--sequences", "2", "--prompt-tokens", "32")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {(seat["start"], seat["end"]) for seat in told["seats"]} <= set(layer_ranges(cluster))
+    assert told["predicted"]["verified_tokens_per_s"] > 0
+    assert told["measured"]["tokens_per_s"] > 0
+    assert told["measured"]["first_token_ms"] > 0
+
+
 def test_a_killed_worker_is_started_again_and_seen_again(cluster: Cluster) -> None:
     killed = cluster.pids()["worker-3"]
     os.kill(killed, signal.SIGKILL)

@@ -47,6 +47,44 @@ class Node(_Answer):
     heartbeat_age_ms: float | None = None
 
 
+class Pipeline(_Answer):
+    plan_id: str
+    tokens_per_s: float
+
+
+class Predicted(_Answer):
+    tokens_per_s: float
+    verified_tokens_per_s: float
+    first_token_ms: float
+    is_measured: bool
+
+
+class PlannedSeat(_Answer):
+    lane: int
+    stage: int
+    node_id: str
+    start: int
+    end: int
+    decode_ms: float
+    prefill_ms_per_token: float
+
+
+class NodeMemory(_Answer):
+    node_id: str
+    used_bytes: int
+    reserved_bytes: int
+    memory_bytes: int
+
+
+class Preview(_Answer):
+    model: str
+    strategy: str
+    pipelines: tuple[Pipeline, ...]
+    predicted: Predicted
+    seats: tuple[PlannedSeat, ...]
+    nodes: tuple[NodeMemory, ...]
+
+
 class TaskError(_Answer):
     code: str = ""
     message: str = ""
@@ -108,6 +146,30 @@ class Gateway:
             given["max_tokens"] = max_tokens
         body = {"kind": "chat", "model": model, "input": given, "priority": priority}
         return _parsed(Task, self._json("POST", "/v1/tasks", body))
+
+    def submit_json(self, body: Mapping[str, object]) -> str:
+        """Queue a task as the gateway takes it; its id."""
+        return _parsed(Task, self._json("POST", "/v1/tasks", body)).task_id
+
+    def events(self, task_id: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+        """Name and data of what happens to a task, from its beginning to its end."""
+        path = f"/v1/tasks/{quote(task_id, safe='')}/events"
+        with self._open("GET", path, None, limit_s=_SILENCE_S) as response:
+            name = ""
+            for line in _lines(response):
+                key, _, value = line.strip().partition(b": ")
+                if key == b"event":
+                    name = value.decode()
+                elif key == b"data":
+                    yield name, _object(_loaded(value))
+
+    def preview_json(self, wish: Mapping[str, object]) -> Mapping[str, object]:
+        """What the plan would be, as the gateway tells it."""
+        return _object(self._json("POST", "/v1/plans/preview", wish))
+
+    @staticmethod
+    def parsed_preview(told: Mapping[str, object]) -> Preview:
+        return _parsed(Preview, told)
 
     def chat(
         self,

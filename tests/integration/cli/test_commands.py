@@ -98,6 +98,76 @@ def test_nodes_are_drained_and_resumed_at_the_coordinator(ask: Ask, gateway: Fak
     ]
 
 
+PREVIEW = {
+    "model": "m",
+    "strategy": "load_balanced",
+    "pipelines": [{"plan_id": "p-1", "tokens_per_s": 30.0, "lanes": []}],
+    "predicted": {
+        "tokens_per_s": 40.0,
+        "verified_tokens_per_s": 25.25,
+        "first_token_ms": 512.4,
+        "is_measured": False,
+    },
+    "seats": [
+        {
+            "lane": 0,
+            "stage": 0,
+            "node_id": "node-a",
+            "start": 0,
+            "end": 30,
+            "decode_ms": 7.25,
+            "prefill_ms_per_token": 2.5,
+        }
+    ],
+    "nodes": [
+        {"node_id": "node-a", "used_bytes": 100 << 20, "reserved_bytes": 200 << 20, "memory_bytes": 1 << 30},
+    ],
+}
+
+
+def test_a_plan_is_previewed(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["POST /v1/plans/preview"] = 200, PREVIEW
+    code, out, _ = ask("plan", "--model", "m", "--stages", "3", "--verification", "audit", "--sequences", "2")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["0", "0", "0-30", "node-a", "7.2", "ms", "2.50", "ms/token"] in lines
+    assert ["node-a", "100", "MiB", "200", "MiB", "1024", "MiB"] in lines
+    assert ["tokens/s", "25.2", "-"] in lines
+    assert ["first", "token,", "ms", "512", "-"] in lines
+    (asked,) = [body for what, body in gateway.asked if what == "POST /v1/plans/preview"]
+    assert asked == {
+        "model": "m",
+        "sequences": 2,
+        "prompt_tokens": 128,
+        "context_tokens": 192,
+        "stages": 3,
+        "verification": "audit",
+    }
+
+
+def test_a_plan_is_told_as_json(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["POST /v1/plans/preview"] = 200, PREVIEW
+    code, out, _ = ask("plan", "--model", "m", "--json")
+    assert (code, json.loads(out)) == (0, {**PREVIEW, "measured": None})
+
+
+def test_only_the_plan_in_use_can_be_measured(ask: Ask) -> None:
+    code, _, err = ask("plan", "--model", "m", "--run", "--stages", "2")
+    assert code == 1
+    assert "leave out --strategy, --objective, --stages" in err
+
+
+def test_an_answer_that_fails_while_a_plan_is_measured_is_told(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers |= {
+        "POST /v1/plans/preview": (200, PREVIEW),
+        "POST /v1/tasks": (202, TASK),
+        "GET /v1/tasks/t-1/events": (200, b'event: end\ndata: {"status": "failed"}\n\n'),
+    }
+    code, _, err = ask("plan", "--model", "m", "--run")
+    assert code == 1
+    assert "an answer did not come to its end" in err
+
+
 def test_evidence_is_listed_and_downloaded_from_the_coordinator(ask: Ask, gateway: FakeGateway) -> None:
     summary = {"evidence_id": "ev-1", "node_id": "node-a", "rule": 6, "detail": "2 nodes made other rows"}
     body = {"v": 1, "rule": 6, "node_id": "node-a", "receipts": [{"text": "x", "signature": "00"}]}
