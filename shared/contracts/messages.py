@@ -101,6 +101,8 @@ class WorkAssignment(SessionMessage):
     """Cores an engine call may use."""
     order: SignedText
     """The `shared.domain.receipt.Assignment` of this seat, signed by the coordinator."""
+    start_row: Annotated[int, Field(ge=0)] = 0
+    """0, or the order's `first_row`: the rows before it are here already, kept from an earlier epoch of the task."""
     decodes: bool = True
     """False: an audit lane. It runs rows before `first_row` of its order when started, later ones as windows are
     released, and yields a record for every row from there on."""
@@ -120,6 +122,8 @@ class SessionStop(SessionMessage):
 
     type: Literal["session_stop"] = "session_stop"
     reason: str
+    keep: bool = False
+    """The session goes on in another epoch: keep the rows it has here for that, while nobody else needs their slot."""
 
 
 class WindowRelease(SessionMessage):

@@ -7,7 +7,7 @@ ButterflyError
 │   ├── InvalidPlanInput  BadModelFile  UnsupportedModel  InvalidCursor
 │   └── InvalidJson  UnsupportedMediaType  BodyTooLarge
 ├── NotFound                ModelNotFound  TaskNotFound  NodeNotFound  EvidenceNotFound  ResultExpired  UnknownUrl
-│                           ReceiptNotAvailable
+│                           ReceiptNotAvailable  RowsNotKept
 ├── NotAllowed              InvalidCredentials  Forbidden
 │   └── WrongServiceToken   between our services only: a client never hears of it
 ├── Unavailable             the service cannot now; `retry_after_s` says when to come back
@@ -121,6 +121,12 @@ class TaskNotFound(NotFound):
 
 class NodeNotFound(NotFound):
     code = "node_not_found"
+
+
+class RowsNotKept(NotFound):
+    """A worker has not, or no longer, the rows of an earlier epoch that a seat was to go on from."""
+
+    code = "rows_not_kept"
 
 
 class ReceiptNotAvailable(NotFound):

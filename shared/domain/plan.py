@@ -1,5 +1,6 @@
 """Which node holds which layers: the partition plan and the rules every plan keeps."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -186,13 +187,20 @@ def holders(
     model: ModelInfo, layers: LayerRange, nodes: Iterable[NodeCapability], kind: tuple[str, str]
 ) -> tuple[NodeCapability, ...]:
     """The nodes of this kind that have memory for the stage, with its KV cache for all their slots."""
-    weights = stage_weight_bytes(model, layers.start, layers.end)
+    return tuple(node for node in nodes if node.kind == kind and _stage_bytes(model, layers, node) <= node.memory_bytes)
+
+
+def fits_memory(seats: Iterable[Partition], nodes: Mapping[NodeId, NodeCapability], model: ModelInfo) -> bool:
+    """Whether every node has memory for all its stages, with their KV caches for all its slots."""
+    needed: Counter[NodeId] = Counter()
+    for node_id, layers in {(seat.node_id, seat.layers) for seat in seats}:
+        needed[node_id] += _stage_bytes(model, layers, nodes[node_id])
+    return all(needed[node_id] <= nodes[node_id].memory_bytes for node_id in needed)
+
+
+def _stage_bytes(model: ModelInfo, layers: LayerRange, node: NodeCapability) -> int:
     kv = kv_bytes_per_token(model, layers.start, layers.end)
-    return tuple(
-        node
-        for node in nodes
-        if node.kind == kind and weights + kv * node.slots * node.context_tokens <= node.memory_bytes
-    )
+    return stage_weight_bytes(model, layers.start, layers.end) + kv * node.slots * node.context_tokens
 
 
 def check_plan(lanes: Sequence[Lane], nodes: Mapping[NodeId, NodeCapability], model: ModelInfo) -> None:

@@ -105,6 +105,9 @@ class LyingEngine:
     def copy(self, src: int, dst: int) -> None:
         self._honest.copy(src, dst)
 
+    def truncate(self, slot: int, n_rows: int) -> None:
+        self._honest.truncate(slot, n_rows)
+
     def drop(self, slot: int) -> None:
         self._honest.drop(slot)
 

@@ -91,6 +91,10 @@ class TwoEngines:
         if rows := self._other.length(src):
             self._other.write_state(dst, self._other.read_state(src), rows)
 
+    def truncate(self, slot: int, n_rows: int) -> None:
+        self._honest.truncate(slot, n_rows)
+        self._other.truncate(slot, n_rows)
+
     def drop(self, slot: int) -> None:
         self._honest.drop(slot)
         self._other.drop(slot)

@@ -9,6 +9,7 @@ from shared.domain.errors import (
     EngineError,
     EngineFault,
     InvalidCredentials,
+    RowsNotKept,
     StaleEpoch,
     TaskNotFound,
     Unavailable,
@@ -77,8 +78,10 @@ def kind_of_refusal(code: str) -> FaultKind:
 
 
 def not_asked_for_s(code: str) -> float:
-    """How long a node is not asked again for a seat that it could not take for this reason: a while if the reason may
-    pass, else for ever."""
+    """How long a node is not asked again for a seat that it could not take for this reason: not at all if it may have
+    the seat in another way, a while if the reason may pass, else for ever."""
+    if code == RowsNotKept.code:
+        return 0.0
     return AWAY_S if isinstance(error_from_code(code, ""), PASSING) else math.inf
 
 

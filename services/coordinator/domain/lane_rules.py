@@ -1,6 +1,6 @@
 """Whether the lanes of a plan are what safety rests on, and who of several nodes audits (verification.md section 4)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -101,7 +101,17 @@ def draw_auditors(
                 if node_id == seat.node_id or (_is_spread(drawn.lanes[lane.index]) and is_right(drawn)):
                     plan = drawn
                     break
-    return replace(plan, plan_id=_plan_id(plan))
+    return replace(plan, plan_id=reseated_id(plan))
+
+
+def sits_apart(lanes: Sequence[Lane], pairs: Collection[tuple[NodeId, NodeId]]) -> bool:
+    """Whether no pair sits next to each other in a lane, around the ring, in either order."""
+    for lane in lanes:
+        nodes = [seat.node_id for seat in lane.partitions]
+        for sender, receiver in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True):
+            if (sender, receiver) in pairs or (receiver, sender) in pairs:
+                return False
+    return True
 
 
 def _with_seat(plan: PartitionPlan, lane: int, seat: Partition) -> PartitionPlan:
@@ -115,7 +125,7 @@ def _is_spread(lane: Lane) -> bool:
     return len({seat.node_id for seat in lane.partitions}) == len(lane.partitions)
 
 
-def _plan_id(plan: PartitionPlan) -> PlanId:
+def reseated_id(plan: PartitionPlan) -> PlanId:
     """Other nodes are another plan: workers batch the sessions of one plan together."""
     text = "\0".join((plan.plan_id, *(seat.node_id for seat in plan.seats)))
     return PlanId(blake2b(text.encode(), digest_size=16, person=b"bfly/drawn/1").hexdigest())

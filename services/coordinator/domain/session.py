@@ -41,6 +41,17 @@ class Subject:
     created_at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Which nodes still have the rows of a session at a stage, computed as enough others did: what they were sent is
+    known to be right, so they may go on from there in another epoch."""
+
+    num_tokens: int = 0
+    """Committed when they did."""
+    seats: frozenset[tuple[NodeId, LayerRange]] = frozenset()
+    """Signers of that commit; those that had to begin anew since are not among them."""
+
+
 class Session:
     def __init__(
         self,
@@ -80,6 +91,7 @@ class Session:
         """Neighbours that disagreed, which accuses neither: they are not seated side by side again."""
         self._drafted: deque[tuple[int, float]] = deque()
         """How many tokens there were, and since when."""
+        self.kept = KeptRows()
         self.facts: dict[LayerRange, StageFacts] = {}
         """What the stages promise on which the committed tokens were computed."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
@@ -149,6 +161,10 @@ class Session:
         return tuple(
             (index, seat.stage) for index, lane in enumerate(self.lanes) for seat in lane if seat.node_id == node_id
         )
+
+    def keeps_rows(self, node_id: NodeId, layers: LayerRange) -> bool:
+        """Whether the node may go on at this stage from what is committed."""
+        return self.kept.num_tokens == self.num_committed and (node_id, layers) in self.kept.seats
 
     def rows_seen(self, node_id: NodeId) -> int:
         """How far a node says that it is, in whichever of its seats is furthest."""
@@ -292,6 +308,11 @@ class Session:
         self._rows_seen[node_id] = rows
         self.progressed(now_s=now_s)
         return True
+
+    def forget_rows(self, node_id: NodeId) -> None:
+        """The node has nothing left that it could go on from."""
+        left = {seat for seat in self.kept.seats if seat[0] != node_id}
+        self.kept = KeptRows(self.kept.num_tokens, frozenset(left))
 
     def progressed(self, *, now_s: float) -> None:
         self.progress_at_s = now_s

@@ -83,11 +83,17 @@ class Assigning:
         return self._sink_chains[numerics_class]
 
     def lane(
-        self, lane: int, members: Sequence[Member], public_keys: Sequence[bytes], *, beside: Sequence[Member]
+        self,
+        lane: int,
+        members: Sequence[Member],
+        public_keys: Sequence[bytes],
+        *,
+        num_cold: int,
+        beside: Sequence[Member],
     ) -> tuple[SeatOrder, ...]:
         """One per stage, in order; `members` are the nodes seated there, `beside` those that other lanes keep busy
-        meanwhile. The first and the last stage get the ids so far: one embeds them, the other needs them for
-        penalties."""
+        meanwhile. `num_cold`: stages, from the first on, that compute the committed rows again. The first and the last
+        stage get the ids so far: one embeds them, the other needs them for penalties."""
         decodes = lane in self._decoding
         pacing = pace([member.capability for member in members], beside=[member.capability for member in beside])
         orders = []
@@ -116,6 +122,7 @@ class Assigning:
                 decode_batches_in_flight=pacing.decode_batches_in_flight,
                 threads=pacing.threads[stage],
                 order=SignedText.of(signed),
+                start_row=self._schedule.first_row if num_cold == 0 else 0,
                 decodes=decodes,
                 max_windows_ahead=self._max_windows_ahead if decodes else 0,
             )

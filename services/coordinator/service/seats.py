@@ -1,4 +1,4 @@
-"""The seats of one session: which nodes may take them, who is told what, and that they are free again."""
+"""The seats of one session: who is told what, and that they are free again."""
 
 import asyncio
 import logging
@@ -9,8 +9,9 @@ from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_a
 from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
+from services.coordinator.domain.refilling import num_cold_stages
 from services.coordinator.domain.resuming import resume
-from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.domain.session import KeptRows, SeatKey, Session
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.witness import Witness, hop_of
 from services.coordinator.service.assigning import Assigning, SeatOrder, stage_ref
@@ -31,7 +32,7 @@ from shared.domain.errors import (
 )
 from shared.domain.ids import NodeId
 from shared.domain.numerics import Profile, StageFacts, row_class_of, weakest
-from shared.domain.plan import PartitionPlan, Seating
+from shared.domain.plan import PartitionPlan
 from shared.domain.session import SessionPhase
 from shared.domain.task import Verification
 from shared.domain.window_entry import WindowEntry
@@ -52,64 +53,6 @@ class Seats:
         self._parts, self._session = parts, session
         self._orders: tuple[tuple[SeatOrder, ...], ...] = ()
         self._detour: Detour | None = None
-
-    # --- choosing
-
-    def choices(self) -> tuple[Sequence[Member], ...]:
-        """Sets of nodes to plan over, best first: without those under doubt, if that leaves enough; then with them."""
-        session = self._session
-        candidates = self._candidates()
-        doubted = {fault.suspect for fault in session.faults[-1:]}
-        others = [member for member in candidates if member.node_id not in doubted]
-        if not candidates:
-            return ()
-        if not others or len(others) == len(candidates) or len(others) < len(session.seats):
-            return (candidates,)
-        return others, candidates
-
-    def stage_counts(self, nodes: Sequence[Member]) -> Sequence[int | None]:
-        """Numbers of stages to ask for, best first. Fewer stages have fewer neighbours to keep apart."""
-        if not self._session.seats:
-            return (None,)
-        most = min(len(self._session.seats), len(nodes))
-        return range(most, 0, -1) if self._session.apart else (most,)
-
-    def wanted(self, *, dispute: FirstTry | None, nodes: Sequence[Member], num_stages: int | None) -> Seating:
-        """What the next plan of this session has to keep. With a dispute to decide the seats stay as they are, if their
-        nodes are there, so that every node is asked the same again."""
-        session, task = self._session, self._session.task
-        with_referees = dispute is not None
-        is_audit = task.verification is Verification.AUDIT and task.max_byzantine > 0
-        present = {member.node_id for member in nodes}
-        stays = with_referees and num_stages == len(session.seats) and present.issuperset(session.nodes)
-        mode = task.verification
-        if with_referees and is_audit and task.max_byzantine > 1:
-            mode = Verification.QUORUM  # one referee is not enough: as many lanes as make the honest ones f + 1
-        return Seating(
-            verification=mode,
-            max_byzantine=task.max_byzantine if session.is_verified else 0,
-            with_referee=with_referees and is_audit and mode is Verification.AUDIT,
-            is_recovery=True,
-            referees=tuple(sorted(self._parts.trusted)) if with_referees else (),
-            disputed_stage=dispute.stage if dispute else None,
-            apart=tuple(sorted(session.apart)),
-            keep=session.plan.lanes[: session.num_lanes] if stays and session.plan else (),
-            layers=tuple(seat.layers for seat in session.seats) if with_referees else (),
-        )
-
-    def _candidates(self) -> Sequence[Member]:
-        """Nodes that may take a seat of this session and have as much room as it was promised."""
-        session = self._session
-        now_s = self._parts.clock.now_s()
-        room = session.max_rows or len(session.task.prompt_ids) + 1
-        return [
-            member
-            for member in self._parts.members.ready()
-            if not session.excludes(member.node_id, member.boot_id, now_s=now_s)
-            and member.capability.context_tokens >= room
-        ]
-
-    # --- assigning
 
     async def learn(self, plan: PartitionPlan, *, until: Callable[[Callable[[], bool]], Awaitable[None]]) -> Lanes:
         """What the seats' nodes say of their stages; those that do not hold theirs yet load it first. `until` waits for
@@ -202,6 +145,7 @@ class Seats:
             decoding=decoding,
             profile=weakest(found.profile for found in stages),
             row_class=row_class_of(stages),
+            goes_on=first_try is None,
         )
         numerics_class = self._member(session.lanes[0][-1].node_id).capability.numerics_class
         task = session.task
@@ -264,8 +208,19 @@ class Seats:
         decoding: Collection[int],
         profile: Profile,
         row_class: int,
+        goes_on: bool = False,
     ) -> Assigning:
+        """`goes_on`: nodes that keep the rows of an earlier epoch need not compute them again."""
         parts, session = self._parts, self._session
+        num_cold = [num_cold_stages(lane, session.keeps_rows) if goes_on else len(lane) for lane in session.lanes]
+        session.kept = KeptRows(
+            session.num_committed,
+            frozenset(
+                (seat.node_id, seat.layers)
+                for lane, first in zip(session.lanes, num_cold, strict=True)
+                for seat in lane[first:]
+            ),
+        )
         members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
         assigning = Assigning(
             session,
@@ -286,6 +241,7 @@ class Seats:
                 lane,
                 seated,
                 [member.public_key for member in seated],
+                num_cold=num_cold[lane],
                 beside=() if decoding == (lane,) else everybody,
             )
             if seated
@@ -375,6 +331,7 @@ class Seats:
     def _refused(self, member: Member, error: ButterflyError) -> None:
         now_s = self._parts.clock.now_s()
         self._session.exclude(member.node_id, member.boot_id, until_s=now_s + not_asked_for_s(error.code))
+        self._session.forget_rows(member.node_id)
         if isinstance(error, PeerUnavailable):
             self._parts.members.unreachable(member.node_id)
             self.lose(FaultKind.GONE, error.message, suspect=member.node_id)
@@ -386,10 +343,11 @@ class Seats:
 
     # --- freeing
 
-    async def free(self, reason: str) -> None:
-        """Tell the seats of this epoch to forget it. Also learns which of their nodes answer at all."""
+    async def free(self, reason: str, *, keep: bool = False) -> None:
+        """Tell the seats of this epoch to forget it, or to `keep` their rows for the next one. Also learns which of
+        their nodes answer at all."""
         session = self._session
-        stop = SessionStop(task_id=session.task.task_id, epoch=session.epoch, reason=reason)
+        stop = SessionStop(task_id=session.task.task_id, epoch=session.epoch, reason=reason, keep=keep)
         await asyncio.gather(*(self._stop_node(node_id, stop) for node_id in session.nodes))
         if self._detour is not None:
             self._parts.relays.close(self._detour)

@@ -2,16 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
 
 from services.coordinator.domain.blame import is_settled
 from services.coordinator.domain.faults import GENERATION_FAILED, verdict
-from services.coordinator.domain.lane_rules import Guarantee, check_lanes, draw_auditors
 from services.coordinator.domain.replica import LEASE_S
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
 from services.coordinator.domain.session_machine import SessionEvent
-from services.coordinator.service.assigning import stage_ref
-from services.coordinator.service.member import stage_key
+from services.coordinator.service.choosing import Choosing
 from services.coordinator.service.parts import Failed, Lost, Over, Parts, persist
 from services.coordinator.service.run import Run
 from services.coordinator.service.seats import Seats
@@ -21,11 +18,10 @@ from shared.domain.errors import (
     ButterflyError,
     ContextLengthExceeded,
     DeadlineExceeded,
-    NoCapacity,
     StaleEpoch,
 )
 from shared.domain.ids import Attempt, Epoch, NodeId
-from shared.domain.plan import NodeCapability, Partition, PartitionPlan
+from shared.domain.plan import PartitionPlan
 from shared.domain.session import SessionPhase
 from shared.domain.task_state import TaskEvent, TaskState
 from shared.events.catalogue import (
@@ -66,6 +62,7 @@ class SessionRun(Run):
             on_change=self._wake.set,
             on_phase=self._tell_phase,
         )
+        self._choosing = Choosing(parts, self.session)
         self._seats = Seats(parts, self.session)
         self._verifying: Verifying | None = None
         self._dispute: FirstTry | None = None
@@ -77,9 +74,9 @@ class SessionRun(Run):
         parts, session = self._parts, self.session
         capabilities = {member.node_id: member.capability for member in parts.members.ready()}
         is_first = attempt is not None
-        guarantee = self._check_lanes(plan, capabilities, begins=is_first)
+        guarantee = self._choosing.check(plan, capabilities, begins=is_first)
         if is_first and len(plan.lanes) > 1:
-            plan = self._drawn(plan, capabilities)
+            plan = self._choosing.drawn(plan, capabilities)
         parts.slots.reserve(session, plan.model_root, plan.seats, capabilities)
         try:
             epoch, _, committed = await parts.registry.open_session(
@@ -106,43 +103,6 @@ class SessionRun(Run):
         has_referee = guarantee.spare >= 2 * session.task.max_byzantine + 1 - session.num_lanes
         if session.is_verified and not (guarantee.blind and has_referee):
             parts.events.publish(GuaranteeReduced(session.task.task_id, epoch, guarantee.blind, guarantee.spare))
-
-    def _check_lanes(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability], *, begins: bool) -> Guarantee:
-        """Raises `NoCapacity`, and as `lane_rules.check_lanes`."""
-        for seat in plan.seats:
-            if seat.node_id not in nodes:
-                raise NoCapacity(f"node {seat.node_id} is not ready for seats", retry_after_s=1.0)
-        task = self.session.task
-        return check_lanes(
-            plan,
-            nodes,
-            self.session.subject.model,
-            verification=task.verification,
-            f=task.max_byzantine,
-            begins=begins,
-            rules=self._parts.lane_rules,
-        )
-
-    def _drawn(self, plan: PartitionPlan, nodes: Mapping[NodeId, NodeCapability]) -> PartitionPlan:
-        """The plan with auditors drawn among the nodes that hold their stages and have a slot free there."""
-        parts = self._parts
-
-        def able(seat: Partition) -> Sequence[NodeId]:
-            ref = stage_ref(plan, seat)
-            return [
-                member.node_id
-                for member in parts.members.ready()
-                if stage_key(ref) in member.loaded and parts.slots.has_room(member.capability, plan.model_root, seat)
-            ]
-
-        def is_right(drawn: PartitionPlan) -> bool:
-            try:
-                self._check_lanes(drawn, nodes, begins=True)
-            except ButterflyError:
-                return False
-            return True
-
-        return draw_auditors(plan, able=able, is_right=is_right, shuffled=parts.shuffled)
 
     async def run(self) -> None:
         """Bring the session to its end. Cancelled, when the coordinator stops: it stays in the registry."""
@@ -300,7 +260,7 @@ class SessionRun(Run):
         given_up = verdict(session.faults)
         if given_up is not None:
             raise Failed(given_up.code, given_up.message)
-        await self._seats.free("reassigned")
+        await self._seats.free("reassigned", keep=True)
         while True:
             self._wake.clear()  # before looking: a change while we look must not be missed
             self._check(is_recovering=True)
@@ -323,15 +283,9 @@ class SessionRun(Run):
     async def _seat_again(self) -> bool:
         """Whether a new plan was found and its epoch taken."""
         session = self.session
-        choices = [(nodes, count) for nodes in self._seats.choices() for count in self._seats.stage_counts(nodes)]
-        for nodes, num_stages in choices:
+        for way in self._choosing.ways(self._dispute):
             try:
-                plan = await self._parts.partitioner.plan(
-                    session.task.model_id,
-                    [member.capability for member in nodes],
-                    num_stages=num_stages,
-                    seating=self._seats.wanted(dispute=self._dispute, nodes=nodes, num_stages=num_stages),
-                )
+                plan = await self._choosing.plan(way, self._dispute)
                 await persist(self._parts, session, lambda plan=plan: self.open(plan, attempt=None))  # type: ignore[misc]
             except ContextLengthExceeded as error:
                 raise Failed(error.code, error.message) from None

@@ -195,6 +195,7 @@ class Sessions(SessionsInterface):
         self._parts.pair_marks.forget(node_id)
         for run in list(self._runs.values()):
             session = run.session
+            session.forget_rows(node_id)
             if session.seats_of(node_id):
                 # Only a node that was computing may have died of it.
                 was_computing = session.phase in {SessionPhase.PREFILLING, SessionPhase.DRAFTING}

@@ -12,7 +12,7 @@ from services.coordinator.domain.blame import SEVERAL_PARTNERS, UNDECIDED, convi
 from services.coordinator.domain.drafts import check_records
 from services.coordinator.domain.faults import MAX_REASON, FaultKind
 from services.coordinator.domain.ledger import Accuse, Commit, Dispute, Ledger, Release, Seal
-from services.coordinator.domain.session import SeatKey, Session
+from services.coordinator.domain.session import KeptRows, SeatKey, Session
 from services.coordinator.domain.witness import Witness
 from services.coordinator.service.assigning import SeatOrder
 from services.coordinator.service.convicting import evict_guilty
@@ -184,6 +184,7 @@ class Verifying:
         task_id, epoch = session.task.task_id, session.epoch
         await persist(parts, session, lambda: parts.receipts.append(task_id, entry))
         session.verified(commit.num_tokens)
+        session.kept = KeptRows(commit.num_tokens, frozenset(map(_seat_of, commit.receipts)))
         self._tell_consensus(commit.window)
         if not session.is_complete:  # else the window is written with the end of the answer, in one step
             first_index = session.num_committed
@@ -359,6 +360,11 @@ class Verifying:
 
     def _keys(self) -> Mapping[NodeId, bytes]:
         return {order.seated.assignment.node_id: order.seated.public_key for lane in self._orders for order in lane}
+
+
+def _seat_of(signed: SignedReceipt) -> tuple[NodeId, LayerRange]:
+    receipt = signed.receipt
+    return receipt.node_id, LayerRange(receipt.layer_start, receipt.layer_end)
 
 
 def _with_predecessor(lane: Sequence[Partition], reached: Sequence[int]) -> tuple[NodeId, NodeId | None]:

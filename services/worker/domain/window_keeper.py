@@ -6,6 +6,7 @@ every epoch and lane. Only the chain of sample records starts where the epoch do
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared.domain.chain import RowChain, chain_start, record_bytes
 from shared.domain.errors import InvalidInput
@@ -25,9 +26,19 @@ class Due:
     """Of its rows, if they are kept."""
 
 
+class Mark(NamedTuple):
+    """The two chains at the end of a window."""
+
+    below: bytes
+    above: bytes
+
+
 class WindowKeeper:
-    def __init__(self, order: Assignment, *, order_digest: str, keeps_records: bool = False) -> None:
-        """`order`: checked. `keeps_records`: whether sample records go with the receipts."""
+    def __init__(
+        self, order: Assignment, *, order_digest: str, keeps_records: bool = False, kept: Mark | None = None
+    ) -> None:
+        """`order`: checked. `keeps_records`: whether sample records go with the receipts. `kept`: the chains before the
+        order's first row, of an earlier epoch that computed those rows; None: they are computed again, from row 0."""
         is_last = order.layer_end == order.num_layers
         self.schedule = WindowSchedule(
             num_prompt=order.num_prompt,
@@ -37,11 +48,15 @@ class WindowKeeper:
             window_checkpoints=order.window_checkpoints,
         )
         self._order = order
-        self._first_out = max(order.first_row, order.num_prompt - 1) if is_last else 0
         below = chain_start(order.model_root, order.layer_start, numerics_hash=order.numerics_hash)
         above = chain_start(order.model_root, order.layer_end, numerics_hash=order.numerics_hash)
-        self._in = RowChain(below, row=0)
+        start_row = order.first_row if kept else 0
+        if kept:
+            below, above = kept
+        self._first_out = max(order.first_row, order.num_prompt - 1) if is_last else start_row
+        self._in = RowChain(below, row=start_row)
         self._out = RowChain(bytes.fromhex(order.sink_start) if is_last else above, row=self._first_out)
+        self._marks = {start_row: kept} if kept else {}
         self._keeps_records = keeps_records
         self._records: list[TokenRecord] = []
         """From the first row of the window on."""
@@ -119,7 +134,9 @@ class WindowKeeper:
         if window is None:
             return
         self._previous = digest
-        del self._records[: max(self._row_end, self._first_out) - max(window.row_start, self._first_out)]
+        out_end = max(self._row_end, self._first_out)
+        self._marks[self._row_end] = Mark(self._in.at(self._row_end), self._out.at(out_end))
+        del self._records[: out_end - max(window.row_start, self._first_out)]
         self._seals.pop(window.index, None)
         if self._row_end < window.row_end:
             self._window = None
@@ -127,6 +144,10 @@ class WindowKeeper:
         else:
             self._begin(self.schedule.window(window.index + 1))
             self._forget_before(window.row_end)
+
+    def mark(self, row: int) -> Mark | None:
+        """The chains before `row`, if a window that is signed ended there; for an epoch that begins there."""
+        return self._marks.get(row)
 
     def _begin(self, window: Window) -> None:
         self._window = window

@@ -173,4 +173,4 @@ class IncomingLinks:
             kind: Literal["broken", "refused"] = "refused" if is_refused else "broken"
             self._report(LinkFault(peer=peer, outgoing=False, kind=kind, reason=reason[:500]), None)
         for seat in seats:
-            self._seating.free(seat)
+            self._seating.free(seat, keep=True)

@@ -163,7 +163,7 @@ class OutgoingLinks:
         if seats:
             self._report(LinkFault(peer=peer, outgoing=True, reason=reason[:500]), None)
         for seat in seats:
-            self._seating.free(seat)
+            self._seating.free(seat, keep=True)
 
     def _tell_bytes(self, link: OutgoingLink, over_s: float) -> None:
         if link.sent_bytes:

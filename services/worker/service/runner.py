@@ -13,14 +13,18 @@ from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillC
 from services.worker.domain.seat import Seat, Tail
 from services.worker.domain.slots import compaction_move, lowest_free_slot
 from services.worker.domain.threads import ThreadChoice
+from services.worker.domain.window_keeper import Mark, WindowKeeper
 from services.worker.ports import Ints, LoadedEngine, Mask, Rows
 from services.worker.service.engine_thread import EngineThread
 from shared.contracts.messages import StageRef
 from shared.domain.errors import ButterflyError, EngineFault
+from shared.domain.ids import Epoch, TaskId
 from shared.domain.task import TokenRecord
 from shared.domain.token_rule import choose_token
 
 log = logging.getLogger(__name__)
+
+KEPT_S = 60.0  # a session that lost a node goes on within seconds, or is better off with a warm-up than waited for
 
 EngineCall = DecodeCall | PrefillCall
 Inputs = Ints | Rows
@@ -33,6 +37,16 @@ class StepResult:
     records: tuple[tuple[TokenRecord, ...], ...]
     """The last stage: per seat of the call what its rows yield: the last so many of them yield a token each."""
     compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """What a seat of a session that goes on elsewhere has left in its slot."""
+
+    task_id: TaskId
+    epoch: Epoch
+    windows: WindowKeeper
+    until_s: float
 
 
 class Deliver(ABC):
@@ -92,6 +106,8 @@ class StageRunner:
         self._turns = Turns(self.feeder if self.is_first else self.intake)
         self._engine = loaded.engine
         self._seats: dict[int, Seat] = {}
+        self._kept: dict[int, KeptRows] = {}
+        """By slot, like the seats; the oldest first."""
         self._thread = thread
         self._target = target
         self._on_lost, self._on_outlived = on_lost, on_outlived
@@ -119,7 +135,27 @@ class StageRunner:
         return not self._seats and not self._is_busy
 
     def free_slot(self) -> int | None:
-        return lowest_free_slot(self._seats, self.n_slots)
+        """The lowest slot that nobody sits at, None when there is none. Rows kept for later give way."""
+        now_s = self._now()
+        self._forget([slot for slot, kept in self._kept.items() if kept.until_s <= now_s])
+        if len(self._seats) + len(self._kept) == self.n_slots:
+            self._forget(list(self._kept)[:1])
+        return lowest_free_slot(self._used(), self.n_slots)
+
+    def take_kept(self, task_id: TaskId, row: int) -> tuple[int, Mark] | None:
+        """The slot that has the rows before `row` of the task, and no others any more, and their chains; None when they
+        are not here. The slot is the caller's to seat."""
+        for slot, kept in self._kept.items():
+            mark = kept.windows.mark(row)
+            if kept.task_id == task_id and mark is not None:
+                del self._kept[slot]
+                self._thread.submit(partial(self._engine.truncate, slot, row), self._moved)
+                return slot, mark
+        return None
+
+    def forget(self, task_id: TaskId, *, up_to: Epoch) -> None:
+        """Rows kept for the task, by seats of epochs up to this one, are not wanted any more."""
+        self._forget([slot for slot, kept in self._kept.items() if kept.task_id == task_id and kept.epoch <= up_to])
 
     def seat(self, seat: Seat) -> None:
         """Give `seat` its slot, which must be free."""
@@ -127,8 +163,8 @@ class StageRunner:
         self.used_at_s = self._now()
         self.is_superseded = False
 
-    def free(self, seat: Seat) -> None:
-        """Empty the seat's slot, and move the others together when gaps would slow the engine down.
+    def free(self, seat: Seat, *, keep: bool = False) -> None:
+        """Empty the seat's slot, or `keep` its rows, and move the others together when gaps would slow the engine down.
 
         Slots change here at once and in the engine in its turn: calls already given to the engine's thread were
         built with the old slots and run before.
@@ -140,12 +176,11 @@ class StageRunner:
         self.used_at_s = self._now()
         if self._is_closed:
             return
-        self._thread.submit(partial(self._engine.drop, seat.slot), self._moved)
-        while move := compaction_move(self._seats):
-            source, target = move
-            self._seats[target] = moved = self._seats.pop(source)
-            moved.slot = target
-            self._thread.submit(partial(self._move, source, target), self._moved)
+        if keep:
+            self._kept[seat.slot] = KeptRows(seat.key.task_id, seat.epoch, seat.windows, self.used_at_s + KEPT_S)
+        else:
+            self._thread.submit(partial(self._engine.drop, seat.slot), self._moved)
+        self._compact()
         self.pump()
         if self.is_superseded and not self._seats:
             self._on_outlived(self)
@@ -169,6 +204,24 @@ class StageRunner:
         if not self._is_closed:
             self._is_closed = True
             self._thread.submit(self._engine.close, self._moved)
+
+    def _used(self) -> set[int]:
+        return self._seats.keys() | self._kept.keys()
+
+    def _forget(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            del self._kept[slot]
+            self._thread.submit(partial(self._engine.drop, slot), self._moved)
+
+    def _compact(self) -> None:
+        while move := compaction_move(self._used()):
+            source, target = move
+            if source in self._kept:
+                self._kept[target] = self._kept.pop(source)
+            else:
+                self._seats[target] = moved = self._seats.pop(source)
+                moved.slot = target
+            self._thread.submit(partial(self._move, source, target), self._moved)
 
     def _prepare(self, call: EngineCall, threads: int) -> Callable[[], StepResult]:
         """Everything the engine's thread needs, taken now: what it runs later must not look at changing state."""

@@ -56,12 +56,13 @@ class Seating:
         """The task's seats of epochs up to `up_to`."""
         return [one for one in self if one.seat.key.task_id == task_id and one.seat.epoch <= up_to]
 
-    def free(self, seat: Seat) -> None:
-        """Empty the seat's slot. A seat that was freed before, or replaced, is left alone."""
+    def free(self, seat: Seat, *, keep: bool = False) -> None:
+        """Empty the seat's slot, or `keep` its rows for a later epoch. A seat that was freed before, or replaced, is
+        left alone."""
         if seat.live:
             seated = self._seated.pop(seat.key)
             self._left[seat.key] = seat.epoch
             self._left.move_to_end(seat.key)
             if len(self._left) > MAX_LEFT:
                 self._left.popitem(last=False)
-            seated.runner.free(seat)
+            seated.runner.free(seat, keep=keep)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from services.worker.domain.flow import chunk_credit
 from services.worker.domain.seat import Feed, FlowKey, ReplayFeed, Seat, SeatKey, Tail
-from services.worker.domain.window_keeper import WindowKeeper
+from services.worker.domain.window_keeper import Mark, WindowKeeper
 from services.worker.ports import ReportTo
 from services.worker.service.incoming_links import IncomingLinks
 from services.worker.service.orders import OrderCheck
@@ -32,6 +32,7 @@ from shared.domain.errors import (
     ContextLengthExceeded,
     InvalidInput,
     NoCapacity,
+    RowsNotKept,
     ServerDraining,
     StaleEpoch,
     TaskNotFound,
@@ -60,8 +61,8 @@ class SessionInterface(ABC):
 
         `ready` tells whether the stage is loaded and a slot taken; else `SeatReady` follows. `report_to`: URL of the
         coordinator that says so; it hears whatever becomes of the seat. Raises `StaleEpoch` (also
-        for a seat that was held and lost in this epoch), `NoCapacity` (no free slot), `ContextLengthExceeded`,
-        `InvalidInput` (also for an order that the coordinator did not sign), `ServerDraining`.
+        for a seat that was held and lost in this epoch), `NoCapacity` (no free slot), `RowsNotKept`,
+        `ContextLengthExceeded`, `InvalidInput` (also for an order that the coordinator did not sign), `ServerDraining`.
         """
 
     @abstractmethod
@@ -70,7 +71,7 @@ class SessionInterface(ABC):
 
     @abstractmethod
     async def stop(self, message: SessionStop) -> Ack:
-        """Free the task's seats of this and older epochs; none is no error."""
+        """Free the task's seats of this and older epochs, or keep their rows; none is no error."""
 
     @abstractmethod
     async def release(self, message: WindowRelease) -> Ack:
@@ -127,6 +128,8 @@ class SessionService(SessionInterface):
         if self.is_draining:
             raise ServerDraining("this worker takes no new seats")
         order = self._orders.read(message)
+        if message.start_row not in {0, order.first_row}:
+            raise InvalidInput(f"start_row is 0 or {order.first_row}, the first row of the order")
         key = _seat_key(message)
         known = self._seating.at(key)
         if known is not None and known.seat.epoch == message.epoch:
@@ -140,7 +143,7 @@ class SessionService(SessionInterface):
         if message.next is not None:
             self._outgoing.open(message.next)
         if known is not None:
-            self._seating.free(known.seat)
+            self._seating.free(known.seat, keep=message.start_row > 0)
         runner = self._stages.get(message.stage_ref)
         if runner is not None:
             self._pending.pop(key, None)
@@ -191,7 +194,10 @@ class SessionService(SessionInterface):
             if key.task_id == message.task_id and pending.epoch <= message.epoch:
                 del self._pending[key]
         for seated in self._seating.of_task(message.task_id, up_to=message.epoch):
-            self._seating.free(seated.seat)
+            self._seating.free(seated.seat, keep=message.keep)
+        if not message.keep:
+            for runner in self._stages.runners:
+                runner.forget(message.task_id, up_to=message.epoch)
         return Ack()
 
     async def drain(self, message: Drain) -> Ack:
@@ -258,9 +264,7 @@ class SessionService(SessionInterface):
             )
         if runner.is_last and n_vocab is not None:
             check_sampler(message.sampler, n_vocab)
-        slot = runner.free_slot()
-        if slot is None:
-            raise NoCapacity(f"all {runner.n_slots} slots of layers {message.stage_ref.layers} are taken")
+        slot, kept = self._slot(message, runner)
         drafts_tokens = message.decodes and message.lane == 0
         seat = Seat(
             key=_seat_key(message),
@@ -278,11 +282,14 @@ class SessionService(SessionInterface):
                 order,
                 order_digest=digest_of(message.order.signed()),
                 keeps_records=not drafts_tokens,
+                kept=kept,
             ),
             max_windows_ahead=message.max_windows_ahead,
             drafts_tokens=drafts_tokens,
             feed=_feed(message, order) if runner.is_first else None,
             tail=_tail(message) if runner.is_last else None,
+            accepted=message.start_row,
+            computed=message.start_row,
         )
         if seat.feed is not None and message.decodes and message.max_windows_ahead:
             seat.feed.row_limit = seat.row_limit(order.first_window - 1)
@@ -291,6 +298,21 @@ class SessionService(SessionInterface):
             runner.feeder.add(
                 seat, seat.feed, num_stages=message.num_stages, max_batches=message.decode_batches_in_flight
             )
+
+    def _slot(self, message: WorkAssignment, runner: StageRunner) -> tuple[int, Mark | None]:
+        """A slot with the rows that the seat is to go on from. Raises `NoCapacity`, `RowsNotKept`."""
+        if message.start_row > 0:
+            for older in self._seating.of_task(message.task_id, up_to=Epoch(message.epoch - 1)):
+                self._seating.free(older.seat, keep=True)
+            kept = runner.take_kept(message.task_id, message.start_row)
+            if kept is None:
+                raise RowsNotKept(f"{message.start_row} rows of layers {message.stage_ref.layers} are not here")
+            return kept
+        runner.forget(message.task_id, up_to=message.epoch)
+        slot = runner.free_slot()
+        if slot is None:
+            raise NoCapacity(f"all {runner.n_slots} slots of layers {message.stage_ref.layers} are taken")
+        return slot, None
 
     def _check_epoch(self, key: SeatKey, epoch: Epoch) -> None:
         known = self._seating.at(key)
@@ -323,9 +345,20 @@ def _seat_key(message: WorkAssignment) -> SeatKey:
 def _feed(message: WorkAssignment, order: Assignment) -> Feed:
     """An audit lane runs by itself what was committed before; the ids from there on are released to it."""
     if message.decodes:
-        return Feed(list(message.prefix_ids), len(message.prefix_ids))
+        return Feed(
+            list(message.prefix_ids),
+            len(message.prefix_ids),
+            started=message.start_row,
+            acknowledged=message.start_row,
+        )
     committed = list(message.prefix_ids[: order.first_row])
-    return ReplayFeed(committed, len(committed), first_due=len(message.prefix_ids) - 1)
+    return ReplayFeed(
+        committed,
+        len(committed),
+        started=message.start_row,
+        acknowledged=message.start_row,
+        first_due=len(message.prefix_ids) - 1,
+    )
 
 
 def _tail(message: WorkAssignment) -> Tail:
