@@ -34,7 +34,8 @@ class FrameKind(StrEnum):
     PREFILL = "prefill"
     """Consecutive rows of one sequence; `final` marks the last chunk, whose last row yields a token."""
     TOKENS = "tokens"
-    """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk."""
+    """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk. That may come
+    from an earlier stage, where those after it have its rows already: they hand it on."""
     KEEP_ALIVE = "keep_alive"
     END = "end"
     """The sender closes this link on purpose."""

@@ -103,6 +103,8 @@ class WorkAssignment(SessionMessage):
     """The `shared.domain.receipt.Assignment` of this seat, signed by the coordinator."""
     start_row: Annotated[int, Field(ge=0)] = 0
     """0, or the order's `first_row`: the rows before it are here already, kept from an earlier epoch of the task."""
+    next_row: Annotated[int, Field(ge=0)] = 0
+    """0, or the order's `first_row`: the next seat has the rows before it, so they are not sent there."""
     decodes: bool = True
     """False: an audit lane. It runs rows before `first_row` of its order when started, later ones as windows are
     released, and yields a record for every row from there on."""

@@ -122,7 +122,8 @@ class Assigning:
                 decode_batches_in_flight=pacing.decode_batches_in_flight,
                 threads=pacing.threads[stage],
                 order=SignedText.of(signed),
-                start_row=self._schedule.first_row if num_cold == 0 else 0,
+                start_row=self._schedule.first_row if stage >= num_cold else 0,
+                next_row=self._schedule.first_row if stage == num_cold - 1 < len(members) - 1 else 0,
                 decodes=decodes,
                 max_windows_ahead=self._max_windows_ahead if decodes else 0,
             )

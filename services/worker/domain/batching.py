@@ -202,10 +202,10 @@ class Feeder(Source):
             _start(seat, feed, 1)
 
     def _start_chunk(self, flow: Flow[Seat], seat: Seat, feed: Feed) -> PrefillCall:
-        first = feed.started
-        num_rows = call_rows(
-            first, num_known=feed.num_prefix, num_prompt=seat.windows.schedule.num_prompt, row_class=seat.row_class
-        )
+        first, schedule = feed.started, seat.windows.schedule
+        # What was committed before this epoch goes by itself: some stages may have it already.
+        num_known = schedule.first_row if first < schedule.first_row else feed.num_prefix
+        num_rows = call_rows(first, num_known=num_known, num_prompt=schedule.num_prompt, row_class=seat.row_class)
         ids = feed.ids[first : first + num_rows]
         _start(seat, feed, num_rows)
         flow.start_chunk(seat, feed.started)

@@ -185,6 +185,10 @@ class Seat:
     """At the last stage: its tokens go to the coordinator as they come; else with the receipts."""
     feed: Feed | None = None
     tail: Tail | None = None
+    start_row: int = 0
+    """Rows before it were computed here in an earlier epoch."""
+    next_row: int = 0
+    """Rows before it were computed at the next stage in an earlier epoch: they are not passed on."""
     accepted: int = 0
     """Rows taken in, whether run already or still waiting."""
     computed: int = 0

@@ -90,7 +90,7 @@ class Ring(Deliver):
         if result.hidden is None:
             self._hand_out_tokens(call, result.records)
         else:
-            self._pass_on(call, result.hidden)
+            self._pass_on(runner, call, result.hidden)
         self._tell_step(runner, call, result.compute_s)
 
     def note(self, call: EngineCall, result: StepResult) -> None:
@@ -158,9 +158,13 @@ class Ring(Deliver):
     def _take_tokens(self, peer: NodeId, frame: Frame, touched: dict[StageRunner, None]) -> None:
         for row in frame.rows:
             seated = self._seated(peer, frame, row)
-            if seated is not None:
+            if seated is None:
+                continue
+            seat, touched[seated.runner] = seated.seat, None
+            if seat.feed is not None or row.token_id is not None or row.position > seat.start_row:
                 self._take_answer(seated, row.position, row.token_id)
-                touched[seated.runner] = None
+            else:  # of rows that the stages from here on have already
+                self._send_answer(seated, row)
 
     def _take_answer(self, seated: Seated, position: int, token_id: int | None) -> None:
         feed, n_vocab = seated.seat.feed, seated.runner.loaded.n_vocab
@@ -173,10 +177,12 @@ class Ring(Deliver):
         else:
             self.dropped["repeated"] += 1
 
-    def _pass_on(self, call: EngineCall, hidden: Hidden) -> None:
+    def _pass_on(self, runner: StageRunner, call: EngineCall, hidden: Hidden) -> None:
         if isinstance(call, PrefillCall):
             seat = call.seat
-            if seat.live:
+            if seat.live and call.first < seat.next_row:
+                self._acknowledge(Seated(seat, runner), call.first + call.num_rows)
+            elif seat.live:
                 row = Row(seat.key.task_id, seat.epoch, call.first)
                 self._send_on(_way(seat), FrameKind.PREFILL, (row,), hidden, final=call.final)
             return
@@ -190,6 +196,19 @@ class Ring(Deliver):
             )
             chosen = hidden if len(indexes) == len(hidden) else hidden[indexes]
             self._send_on(way, FrameKind.DECODE, rows, chosen)
+
+    def _acknowledge(self, seated: Seated, end: int) -> None:
+        """Rows before `end` have passed all stages that had to compute them."""
+        seat = seated.seat
+        if seat.feed is not None:
+            self._take_answer(seated, end, None)
+        else:
+            self._send_answer(seated, Row(seat.key.task_id, seat.epoch, end))
+
+    def _send_answer(self, seated: Seated, row: Row) -> None:
+        node_id, lane, stage = _way(seated.seat)
+        way = (node_id, lane, 0 if seated.runner.is_last else stage)
+        self._send_on(way, FrameKind.TOKENS, (row,), None)
 
     def _send_on(
         self, way: Way, kind: FrameKind, rows: tuple[Row, ...], hidden: Hidden | None, *, final: bool = False

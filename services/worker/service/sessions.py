@@ -128,8 +128,8 @@ class SessionService(SessionInterface):
         if self.is_draining:
             raise ServerDraining("this worker takes no new seats")
         order = self._orders.read(message)
-        if message.start_row not in {0, order.first_row}:
-            raise InvalidInput(f"start_row is 0 or {order.first_row}, the first row of the order")
+        if not {message.start_row, message.next_row} <= {0, order.first_row}:
+            raise InvalidInput(f"start_row and next_row are 0 or {order.first_row}, the first row of the order")
         key = _seat_key(message)
         known = self._seating.at(key)
         if known is not None and known.seat.epoch == message.epoch:
@@ -288,6 +288,8 @@ class SessionService(SessionInterface):
             drafts_tokens=drafts_tokens,
             feed=_feed(message, order) if runner.is_first else None,
             tail=_tail(message) if runner.is_last else None,
+            start_row=message.start_row,
+            next_row=message.next_row,
             accepted=message.start_row,
             computed=message.start_row,
         )
