@@ -28,6 +28,10 @@ DUEL_AFTER_S = (1.0, 4.0)
 """The task was wanted: about when its answer begins."""
 DUEL_S = (2.8, 4.4)
 """About as long as the lease of a session: who comes back must find the other one just beginning."""
+LOSS_SHARE = 0.3
+"""Of the seeds in which something is broken: a worker of a long verified answer is lost."""
+LOSS_AFTER_S = (3.0, 9.0)
+"""The task was wanted: some windows are committed, others are not."""
 QUIET_SHARE = 0.05
 """Of all seeds: nothing is broken, so nothing may be done twice."""
 LONG_DEADLINE_S = 600.0
@@ -141,12 +145,13 @@ def draw_story(seed: int) -> Story:
     moments = [errand.at_s for errand in errands]
     is_quiet = rng.random() < QUIET_SHARE
     blows = [] if is_quiet else [_blow(rng, hosts, moments) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4)))]
-    if not is_quiet and coordinators > 1 and rng.random() < DUEL_SHARE:
+    has_duel = not is_quiet and coordinators > 1 and rng.random() < DUEL_SHARE
+    if has_duel:
         # Over a long answer whose tokens are written one by one.
         errands[0] = replace(errands[0], task=_long_and_unverified(errands[0].task))
         latency_s = LATENCIES_S[-1]
         blows.append(_duel(rng, errands[0].at_s))
-    return Story(
+    story = Story(
         seed=seed,
         num_workers=workers,
         num_coordinators=coordinators,
@@ -158,6 +163,23 @@ def draw_story(seed: int) -> Story:
         noise=QUIET if is_quiet else _noise(rng),
         blows=tuple(sorted(blows, key=lambda blow: blow.at_s)),
         errands=tuple(sorted(errands, key=lambda errand: errand.at_s)),
+    )
+    return _with_loss(story, rng) if not is_quiet and not has_duel and rng.random() < LOSS_SHARE else story
+
+
+def _with_loss(story: Story, rng: Random) -> Story:
+    """A worker is lost when there are rows that another one may go on from."""
+    first, *others = story.errands
+    task = replace(first.task, verification=Verification.AUDIT, max_byzantine=1, max_tokens=MAX_TOKENS)
+    kind = rng.choice((BlowKind.KILL, BlowKind.HANG, BlowKind.CUT))
+    struck = f"worker-{rng.randrange(story.num_workers)}"
+    rest = tuple(name for name in story.hosts if name != struck) if kind is BlowKind.CUT else ()
+    blow = Blow(kind, first.at_s + rng.uniform(*LOSS_AFTER_S), rng.uniform(*LENGTHS_S[-2:]), (struck,), rest)
+    return replace(
+        story,
+        latency_s=LATENCIES_S[-1],
+        blows=tuple(sorted((*story.blows, blow), key=lambda each: each.at_s)),
+        errands=(replace(first, task=task), *others),
     )
 
 
