@@ -79,8 +79,6 @@ class FakePartitioner(Partitioner):
         if len(nodes) < seating.num_lanes:
             raise VerificationUnavailable(f"{len(nodes)} nodes are too few for {seating.num_lanes} lanes")
         made = _apart([node.node_id for node in nodes], count, seating)
-        if seating.keep:
-            made = replace(made, lanes=(*seating.keep, *made.lanes[len(seating.keep) :]))
         return replace(made, spare=len(nodes) - seating.num_lanes)
 
     async def model(self, model_id: ModelId) -> ModelInfo:
@@ -99,8 +97,13 @@ def _apart(nodes: Sequence[NodeId], count: int, seating: Seating) -> PartitionPl
     """The first even plan that keeps marked pairs from sitting side by side."""
     for order in itertools.permutations(nodes, count):
         links = set(zip(order, (*order[1:], order[0]), strict=True)) if count > 1 else set()
-        if all((a, b) not in links and (b, a) not in links for a, b in seating.apart):
-            return even_plan(order, num_lanes=seating.num_lanes)
+        if any((a, b) in links or (b, a) in links for a, b in seating.apart):
+            continue
+        made = even_plan(order, num_lanes=seating.num_lanes)
+        lanes = (*seating.keep, *made.lanes[len(seating.keep) :])
+        stages = zip(*(lane.partitions for lane in lanes), strict=True)
+        if all(len({seat.node_id for seat in stage}) == len(lanes) for stage in stages):
+            return replace(made, lanes=lanes)
     raise NoCapacity("these nodes cannot be kept apart")
 
 

@@ -291,6 +291,8 @@ class Order:
     first_window: int | None = None
     sink_start: str = SOME_DIGEST
     """For epochs that go on after `generated_ids`."""
+    num_cold: int | None = None
+    """Stages, from the first on, that compute the rows before this epoch again; None: all."""
 
     @property
     def task_id(self) -> TaskId:
@@ -329,6 +331,7 @@ class MemoryCluster:
 
     def assignment(self, order: Order, stage: int) -> WorkAssignment:
         nodes, count = order.nodes, len(order.nodes)
+        num_cold = count if order.num_cold is None else order.num_cold
         bounds = [order.num_layers * place // count for place in range(count + 1)]
         own, following = nodes[stage], nodes[(stage + 1) % count]
         ref = StageRef(
@@ -371,6 +374,8 @@ class MemoryCluster:
             order=signed_order(COORDINATOR_KEY, signed),
             decodes=order.decodes,
             max_windows_ahead=order.max_windows_ahead,
+            start_row=signed.first_row if stage >= num_cold else 0,
+            next_row=signed.first_row if stage == num_cold - 1 < count - 1 else 0,
         )
 
     async def assign(self, order: Order) -> None:
@@ -405,9 +410,10 @@ class MemoryCluster:
         for node_id in dict.fromkeys(order.nodes):
             await self[node_id].sessions.committed(message)
 
-    async def stop(self, order: Order) -> None:
+    async def stop(self, order: Order, *, keep: bool = False) -> None:
+        stop = SessionStop(task_id=order.task_id, epoch=order.epoch, reason="test", keep=keep)
         for node_id in order.nodes:
-            await self[node_id].sessions.stop(SessionStop(task_id=order.task_id, epoch=order.epoch, reason="test"))
+            await self[node_id].sessions.stop(stop)
 
     async def run(self, order: Order) -> list[int]:
         """All tokens of a session, from its assignment to its end."""

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 from services.coordinator.domain.lane_rules import reseated_id
 from shared.domain.ids import NodeId
-from shared.domain.plan import Lane, LayerRange, Partition, PartitionPlan, shows_seat
+from shared.domain.plan import Lane, Partition, PartitionPlan, shows_seat
 
-MAX_TRIES = 1_000  # whole plans looked at: enough for all of a small cluster's, and some 10 ms
+MAX_TRIES = 1_000  # whole plans looked at: all of them in a small cluster, and some 10 ms
+
+Nodes = tuple[NodeId, ...]
+"""Of one lane, by stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,64 +31,57 @@ def refill(
     num_lanes: int,
     is_right: Callable[[PartitionPlan], bool],
 ) -> PartitionPlan | None:
-    """The stages of `plan` on other nodes, with lane 0 where the rows are kept: its answer goes on at once, while the
-    others make up for what they lack.
+    """The stages of `plan` on the nodes with which the answer goes on soonest, in lanes where no node sits twice.
 
-    `candidates`: per stage. A plan in which the auditors are blind (C2) is preferred; no node sits twice in a lane.
-    None: there is none that `is_right`.
+    Best are blind auditors (C2), then stages that are loaded, then few stages that compute the committed rows again,
+    those of lane 0 least of all. `candidates`: per stage. None: no plan that `is_right` saves anything.
     """
-    second_best: PartitionPlan | None = None
+    known = [{each.node_id: each for each in stage} for stage in candidates]
+    best, least = None, (True, len(plan.seats) + 1, 0, 0)
     for seats in itertools.islice(_fillings(candidates, num_lanes), MAX_TRIES):
-        lanes = tuple(
-            Lane(
-                index,
-                tuple(
-                    Partition(seat.stage, node_id, seat.layers)
-                    for seat, node_id in zip(plan.lanes[0].partitions, nodes, strict=True)
-                ),
-            )
-            for index, nodes in enumerate(seats)
-        )
-        is_blind = shows_seat(lanes) is None
-        if second_best is not None and not is_blind:
-            continue
-        found = replace(plan, lanes=lanes, spares=(), blind=is_blind)
-        found = replace(found, plan_id=reseated_id(found))
-        if is_right(found):
-            if is_blind:
-                return found
-            second_best = found
-    return second_best
+        lanes = tuple(_lane(plan, index, nodes) for index, nodes in enumerate(seats))
+        cold = [
+            num_cold_stages([known[stage][node_id].keeps_rows for stage, node_id in enumerate(nodes)])
+            for nodes in seats
+        ]
+        loads = sum(not known[stage][node_id].has_loaded for nodes in seats for stage, node_id in enumerate(nodes))
+        cost = (shows_seat(lanes) is not None, loads, sum(cold), cold[0])
+        if cost < least and sum(cold) < num_lanes * len(candidates):
+            found = replace(plan, lanes=lanes, spares=(), blind=not cost[0])
+            if is_right(found):
+                best, least = found, cost
+    return best and replace(best, plan_id=reseated_id(best))
 
 
-def num_cold_stages(lane: Sequence[Partition], keeps_rows: Callable[[NodeId, LayerRange], bool]) -> int:
+def num_cold_stages(keeps_rows: Sequence[bool]) -> int:
     """How many stages of a lane, from the first on, have to compute the committed rows again: up to the last one that
     does not have them, whose input comes from those before."""
-    cold = [seat.stage for seat in lane if not keeps_rows(seat.node_id, seat.layers)]
-    return max(cold, default=-1) + 1
+    return max((stage for stage, keeps in enumerate(keeps_rows, 1) if not keeps), default=0)
 
 
-def _fillings(candidates: Sequence[Sequence[Candidate]], num_lanes: int) -> Iterator[tuple[tuple[NodeId, ...], ...]]:
-    """Nodes by lane, then stage, those with the most rows kept first."""
-    ordered = [sorted(stage, key=lambda each: (not each.keeps_rows, not each.has_loaded)) for stage in candidates]
-    warm = [[each for each in stage if each.keeps_rows] for stage in ordered]
+def _lane(plan: PartitionPlan, index: int, nodes: Nodes) -> Lane:
+    seats = zip(plan.lanes[0].partitions, nodes, strict=True)
+    return Lane(index, tuple(Partition(seat.stage, node_id, seat.layers) for seat, node_id in seats))
 
-    def lanes_from(lane: int, taken: tuple[tuple[NodeId, ...], ...]) -> Iterator[tuple[tuple[NodeId, ...], ...]]:
-        if lane == num_lanes:
+
+def _fillings(candidates: Sequence[Sequence[Candidate]], num_lanes: int) -> Iterator[tuple[Nodes, ...]]:
+    """Every choice of nodes, by lane, then stage, in which none is twice at a stage or in a lane; likely ones first."""
+    ordered = [sorted(stage, key=lambda each: (not each.has_loaded, not each.keeps_rows)) for stage in candidates]
+
+    def lanes_from(taken: tuple[Nodes, ...]) -> Iterator[tuple[Nodes, ...]]:
+        if len(taken) == num_lanes:
             yield taken
             return
-        for nodes in seats_from(warm if lane == 0 else ordered, taken, ()):
-            yield from lanes_from(lane + 1, (*taken, nodes))
+        for nodes in nodes_from(taken, ()):
+            yield from lanes_from((*taken, nodes))
 
-    def seats_from(
-        choices: Sequence[Sequence[Candidate]], others: tuple[tuple[NodeId, ...], ...], nodes: tuple[NodeId, ...]
-    ) -> Iterator[tuple[NodeId, ...]]:
+    def nodes_from(others: tuple[Nodes, ...], nodes: Nodes) -> Iterator[Nodes]:
         stage = len(nodes)
-        if stage == len(choices):
+        if stage == len(ordered):
             yield nodes
             return
-        for each in choices[stage]:
+        for each in ordered[stage]:
             if each.node_id not in nodes and all(other[stage] != each.node_id for other in others):
-                yield from seats_from(choices, others, (*nodes, each.node_id))
+                yield from nodes_from(others, (*nodes, each.node_id))
 
-    return lanes_from(0, ())
+    return lanes_from(())

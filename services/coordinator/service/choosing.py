@@ -27,7 +27,7 @@ class Way:
     num_stages: int | None = None
     """To ask the partitioner for; None: as many as it likes."""
     refills: bool = False
-    """The stages stay as they are, and lane 0 has nodes that keep the rows."""
+    """The stages stay as they are, with nodes that keep the rows."""
 
 
 class Choosing:

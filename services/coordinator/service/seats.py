@@ -212,7 +212,10 @@ class Seats:
     ) -> Assigning:
         """`goes_on`: nodes that keep the rows of an earlier epoch need not compute them again."""
         parts, session = self._parts, self._session
-        num_cold = [num_cold_stages(lane, session.keeps_rows) if goes_on else len(lane) for lane in session.lanes]
+        num_cold = [
+            num_cold_stages([goes_on and session.keeps_rows(seat.node_id, seat.layers) for seat in lane])
+            for lane in session.lanes
+        ]
         session.kept = KeptRows(
             session.num_committed,
             frozenset(

@@ -1,0 +1,102 @@
+"""Who sits where after a loss: every choice that a small cluster has is compared."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from services.coordinator.domain.refilling import Candidate, num_cold_stages, refill
+from shared.domain.ids import NodeId
+from shared.domain.plan import PartitionPlan
+from tests.fakes.partitioner import even_plan
+
+NODES = "abcd"
+
+
+def candidates(
+    keeping: Sequence[str], *, nodes: str = NODES, loaded: Mapping[int, str] | None = None
+) -> list[list[Candidate]]:
+    """`keeping`: per stage, the nodes that have the rows; `loaded`: those that hold the stage, if not all of them."""
+    return [
+        [
+            Candidate(NodeId(node), keeps_rows=node in keep, has_loaded=node in (loaded or {}).get(stage, nodes))
+            for node in nodes
+        ]
+        for stage, keep in enumerate(keeping)
+    ]
+
+
+def seats(plan: PartitionPlan | None) -> list[str]:
+    return ["".join(seat.node_id for seat in lane.partitions) for lane in plan.lanes] if plan else []
+
+
+def any_plan(_: PartitionPlan) -> bool:
+    return True
+
+
+def test_an_audit_lane_that_is_whole_goes_on_as_lane_0() -> None:
+    plan = even_plan("xyz", num_lanes=2)
+    found = refill(plan, candidates(["a", "b", "cd"]), num_lanes=2, is_right=any_plan)
+    assert found is not None
+    assert seats(found)[0] in {"abc", "abd"}
+    assert [seat.layers for seat in found.lanes[1].partitions] == [seat.layers for seat in plan.lanes[0].partitions]
+    assert found.plan_id != plan.plan_id
+
+
+def test_what_is_computed_again_ends_as_early_as_possible() -> None:
+    # Stages 1 and 2 have two nodes each that keep the rows, stage 0 has one: the other lane begins anew there only.
+    found = refill(even_plan("xyz", num_lanes=2), candidates(["a", "bc", "cd"]), num_lanes=2, is_right=any_plan)
+    cold = [
+        num_cold_stages([node in keep for node, keep in zip(lane, ["a", "bc", "cd"], strict=True)])
+        for lane in seats(found)
+    ]
+    assert cold == [0, 1]
+
+
+def test_no_auditor_gets_the_answer_from_another_lane_if_that_can_be() -> None:
+    # Most rows are kept with lane 1 on "cab": it is blind. "bca" keeps as many, and is not.
+    found = refill(even_plan("xyz", num_lanes=2), candidates(["abc"] * 3, nodes="abc"), num_lanes=2, is_right=any_plan)
+    assert found is not None
+    assert found.blind
+    assert seats(found) == ["abc", "cab"]
+
+
+def test_where_no_blind_choice_is_left_another_one_is_taken() -> None:
+    found = refill(even_plan("xy", num_lanes=2), candidates(["ab", "ab"], nodes="ab"), num_lanes=2, is_right=any_plan)
+    assert found is not None
+    assert (seats(found), found.blind) == (["ab", "ba"], False)
+
+
+def test_to_load_a_stage_takes_longer_than_to_compute_again() -> None:
+    given = candidates(["ab", "ab", "d"], loaded={2: "cd"})
+    found = refill(even_plan("xyz", num_lanes=2), given, num_lanes=2, is_right=any_plan)
+    assert {lane[2] for lane in seats(found)} == {"c", "d"}
+
+
+def test_rules_are_kept() -> None:
+    found = refill(
+        even_plan("xyz", num_lanes=2),
+        candidates(["ab", "bc", "cd"]),
+        num_lanes=2,
+        is_right=lambda plan: plan.lanes[0].partitions[0].node_id == "d",
+    )
+    assert seats(found)[0][0] == "d"
+
+
+@pytest.mark.parametrize(
+    ("keeping", "nodes", "why"),
+    [
+        (["", "", ""], NODES, "nobody keeps anything"),
+        (["ab", "ab", "ab"], "ab", "no node sits twice in a lane"),
+        (["abc", "abc", ""], NODES, "the last stage decides what is computed again"),
+    ],
+)
+def test_there_may_be_nothing_to_save(keeping: list[str], nodes: str, why: str) -> None:
+    given = candidates(keeping, nodes=nodes)
+    assert refill(even_plan("xyz", num_lanes=2), given, num_lanes=2, is_right=any_plan) is None, why
+
+
+@pytest.mark.parametrize(
+    ("keeps", "cold"), [([True, True], 0), ([False, True], 1), ([True, False], 2), ([False, False], 2), ([], 0)]
+)
+def test_stages_up_to_the_last_cold_one_compute_again(keeps: list[bool], cold: int) -> None:
+    assert num_cold_stages(keeps) == cold
