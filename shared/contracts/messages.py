@@ -246,6 +246,10 @@ class LinkFault(Contract):
 
 
 class SessionPosition(SessionMessage):
+    """How far a seat is."""
+
+    lane: int
+    stage: int
     rows: int
 
 

@@ -96,7 +96,7 @@ class Session:
         """What the stages promise on which the committed tokens were computed."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
         self._excluded_until_s: dict[tuple[NodeId, str], float] = {}
-        self._rows_seen: dict[NodeId, int] = {}
+        self._rows_seen: dict[SeatKey, int] = {}
         self._on_change, self._on_phase = on_change, on_phase
 
     # --- what it is
@@ -166,9 +166,9 @@ class Session:
         """Whether the node may go on at this stage from what is committed."""
         return self.kept.num_tokens == self.num_committed and (node_id, layers) in self.kept.seats
 
-    def rows_seen(self, node_id: NodeId) -> int:
-        """How far a node says that it is, in whichever of its seats is furthest."""
-        return self._rows_seen.get(node_id, 0)
+    def rows_seen(self, seat: SeatKey) -> int:
+        """How far a seat's node says that it is there."""
+        return self._rows_seen.get(seat, 0)
 
     def excludes(self, node_id: NodeId, boot_id: str, *, now_s: float) -> bool:
         return now_s < self._excluded_until_s.get((node_id, boot_id), now_s)
@@ -300,12 +300,12 @@ class Session:
         else:
             self.num_committed = min(num_committed, len(self.records))
 
-    def position(self, node_id: NodeId, epoch: Epoch, rows: int, *, now_s: float) -> bool:
-        """A heartbeat's word on how far a node is: True when that is progress."""
+    def position(self, node_id: NodeId, epoch: Epoch, seat: SeatKey, rows: int, *, now_s: float) -> bool:
+        """A heartbeat's word on how far a node is at one of its seats: True when that is progress."""
         rows = min(rows, self.max_rows)
-        if epoch != self.epoch or rows <= self._rows_seen.get(node_id, 0) or not self.seats_of(node_id):
+        if epoch != self.epoch or rows <= self.rows_seen(seat) or seat not in self.seats_of(node_id):
             return False
-        self._rows_seen[node_id] = rows
+        self._rows_seen[seat] = rows
         self.progressed(now_s=now_s)
         return True
 

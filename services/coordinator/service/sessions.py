@@ -141,7 +141,8 @@ class Sessions(SessionsInterface):
         for position in positions:
             run = self._runs.get(position.task_id)
             if run is not None and run.session.epoch <= position.epoch and not run.session.has_ended:
-                if run.session.position(member.node_id, position.epoch, position.rows, now_s=now_s):
+                seat = (position.lane, position.stage)
+                if run.session.position(member.node_id, position.epoch, seat, position.rows, now_s=now_s):
                     self.progressed(member.node_id)
             else:
                 self.stop_stale(member, SessionStop(task_id=position.task_id, epoch=position.epoch, reason="stale"))

@@ -121,7 +121,7 @@ class Verifying:
     def _last_of_all(self) -> tuple[NodeId, NodeId | None]:
         lanes = self._session.lanes
         posted = [[self._posted.get((index, seat.stage), -1) for seat in lane] for index, lane in enumerate(lanes)]
-        seen = [self._session.rows_seen(seat.node_id) for seat in lanes[0]]
+        seen = [self._session.rows_seen((0, seat.stage)) for seat in lanes[0]]
         if min(posted[0]) < max(posted[0]):
             return _with_predecessor(lanes[0], posted[0])
         if min(seen) < max(seen):  # an epoch that goes on signs nothing before its first window ends

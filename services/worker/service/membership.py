@@ -149,7 +149,14 @@ class Membership:
     def _beat(self) -> Heartbeat:
         here = [one for one in self._seating if self._is_told_here(one.seat)]
         positions = [
-            SessionPosition(task_id=one.seat.key.task_id, epoch=one.seat.epoch, rows=one.seat.computed) for one in here
+            SessionPosition(
+                task_id=one.seat.key.task_id,
+                epoch=one.seat.epoch,
+                lane=one.seat.key.lane,
+                stage=one.seat.key.stage,
+                rows=one.seat.computed,
+            )
+            for one in here
         ]
         runners = self._stages.runners
         elsewhere = Counter(one.runner for one in self._seating if not self._is_told_here(one.seat))

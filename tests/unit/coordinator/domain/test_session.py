@@ -117,17 +117,17 @@ def test_a_stage_that_does_not_exist_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("node", "epoch", "rows", "is_progress"),
-    [(A, FIRST, 5, True), (A, FIRST, 0, False), (A, SECOND, 5, False), (NodeId("c"), FIRST, 5, False)],
+    [(A, FIRST, 5, True), (A, FIRST, 0, False), (A, SECOND, 5, False), (B, FIRST, 5, False)],
 )
-def test_only_a_seated_node_that_got_further_shows_progress(
+def test_only_who_got_further_at_its_own_seat_shows_progress(
     node: NodeId, epoch: Epoch, rows: int, is_progress: bool
 ) -> None:
     session = seated()
-    assert session.position(node, epoch, rows, now_s=3.0) is is_progress
+    assert session.position(node, epoch, (0, 0), rows, now_s=3.0) is is_progress
     assert session.progress_at_s == (3.0 if is_progress else 0.0)
 
 
 def test_progress_beyond_the_room_of_a_session_counts_no_more() -> None:
     session = seated()
-    assert session.position(A, FIRST, 10_000, now_s=1.0)
-    assert not session.position(A, FIRST, 10_001, now_s=2.0)
+    assert session.position(A, FIRST, (0, 0), 10_000, now_s=1.0)
+    assert not session.position(A, FIRST, (0, 0), 10_001, now_s=2.0)

@@ -192,11 +192,15 @@ async def test_a_session_that_shows_no_progress_is_taken_elsewhere(coordinator: 
     assert session.epoch == 2
 
 
+def position(task: InferenceTask, stage: int, rows: int, *, epoch: int = 1) -> SessionPosition:
+    return SessionPosition(task_id=task.task_id, epoch=Epoch(epoch), lane=0, stage=stage, rows=rows)
+
+
 async def test_positions_in_heartbeats_are_progress(coordinator: Coordinator) -> None:
     task = make_task(prompt_ids=tuple(range(40)))
     session = await coordinator.open(task)
     for rows in range(1, 8):
-        coordinator.positions[N1] = (SessionPosition(task_id=task.task_id, epoch=Epoch(1), rows=rows),)
+        coordinator.positions[N1] = (position(task, 0, rows),)
         await coordinator.advance(2)
     assert session.epoch == 1
     await coordinator.advance(6)  # the same position again is none
@@ -210,7 +214,8 @@ async def test_a_node_behind_which_all_others_wait_is_done_without(coordinator: 
     for epoch, waiting in ((1, N3), (2, N4)):
         rows = {N1: 40, N2: 40, waiting: 0}
         for node_id, seen in rows.items():
-            coordinator.positions[node_id] = (SessionPosition(task_id=task.task_id, epoch=Epoch(epoch), rows=seen),)
+            stage = seats(coordinator, task).index(node_id)
+            coordinator.positions[node_id] = (position(task, stage, seen, epoch=epoch),)
         assert waiting in seats(coordinator, task)
         await coordinator.advance(8)
     assert (coordinator.session(task).epoch, seats(coordinator, task)) == (3, [N1, N3, N4])

@@ -179,7 +179,7 @@ async def test_lanes_and_choices_that_nobody_has_are_refused(coordinator: Coordi
 
 async def test_a_node_that_still_holds_an_ended_session_is_told_to_forget_it(coordinator: Coordinator) -> None:
     task = make_task()
-    coordinator.positions[N2] = (SessionPosition(task_id=task.task_id, epoch=Epoch(3), rows=5),)
+    coordinator.positions[N2] = (SessionPosition(task_id=task.task_id, epoch=Epoch(3), lane=0, stage=1, rows=5),)
     await coordinator.beat(N2)
     await coordinator.settle()
     assert [(stop.task_id, stop.epoch) for stop in coordinator.workers[N2].stops()] == [(task.task_id, 3)]
@@ -187,7 +187,7 @@ async def test_a_node_that_still_holds_an_ended_session_is_told_to_forget_it(coo
 
 async def test_one_heartbeat_makes_the_coordinator_send_a_bounded_number_of_stops(coordinator: Coordinator) -> None:
     coordinator.positions[N2] = tuple(
-        SessionPosition(task_id=make_task().task_id, epoch=Epoch(1), rows=5) for _ in range(100)
+        SessionPosition(task_id=make_task().task_id, epoch=Epoch(1), lane=0, stage=1, rows=5) for _ in range(100)
     )
     await coordinator.beat(N2)
     await coordinator.settle()
