@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from services.partitioner.domain.planning import SeatRules
 from services.partitioner.domain.rebalancing import Rebalancing, Terms
 from services.partitioner.domain.strategies import StrategyRegistry
+from services.partitioner.domain.strategies.custom import Checked
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
 from services.partitioner.domain.strategies.topology_aware import TopologyAware
 from services.partitioner.domain.strategies.uniform import Uniform
@@ -16,17 +17,29 @@ from services.partitioner.routes import PUBLIC_PATHS, build_models_router, build
 from services.partitioner.service.catalogue import CatalogueService
 from services.partitioner.service.pipelines import PipelinesService
 from services.partitioner.service.plans import PartitionService
+from services.partitioner.stores.installed_strategies import installed_strategies
 from services.partitioner.stores.memory_plan_cache import MemoryPlanCache
 from services.partitioner.stores.model_folder import ModelFolder
 from shared.domain.plan import Objective
 from shared.resilience.pool import Connect
 from shared.runtime.app import make_app
 from shared.runtime.clock import Clock, SystemClock
-from shared.runtime.config import Config
+from shared.runtime.config import Config, ConfigError
 from shared.runtime.tasks import BackgroundTasks
 from shared.runtime.telemetry import Telemetry
 
 STOP_GRACE_S = 1.0
+
+
+def _strategies(default: str) -> StrategyRegistry:
+    """Those of Butterfly and of installed packages. Raises `ConfigError`, also when the default is none of them."""
+    try:
+        known = StrategyRegistry([Uniform(), LoadBalanced(), TopologyAware(), *map(Checked, installed_strategies())])
+    except ValueError as error:
+        raise ConfigError(f"{error}: rename or uninstall one") from None
+    if default not in known.names:
+        raise ConfigError(f"partition.default_strategy: {default!r} should be one of {', '.join(known.names)}")
+    return known
 
 
 def create_app(
@@ -44,7 +57,7 @@ def create_app(
     )
     tasks = BackgroundTasks(clock)
     catalogue = CatalogueService(store=ModelFolder(partition.models_dir), now=clock.now_s)
-    strategies = StrategyRegistry([Uniform(), LoadBalanced(), TopologyAware()])
+    strategies = _strategies(partition.default_strategy)
     rules = SeatRules(
         spread_by=config.coordination.spread_by, always_blind=config.coordination.require_blind == "always"
     )

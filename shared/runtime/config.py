@@ -100,7 +100,8 @@ class SchedulingConfig(_Section):
 
 class PartitionConfig(_Section):
     bind_address: Address = "127.0.0.1:8082"
-    default_strategy: Literal["uniform", "load_balanced", "topology_aware"] = "load_balanced"
+    default_strategy: str = Field("load_balanced", min_length=1, max_length=128)
+    """Checked by the partitioner, which knows those that are installed."""
     default_objective: Literal["latency", "throughput"] = "throughput"
     cache_size: int = Field(100, ge=1, le=100_000)
     recompute_threshold: float = Field(0.1, ge=0, le=1)

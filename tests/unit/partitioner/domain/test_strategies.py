@@ -1,3 +1,4 @@
+import math
 from itertools import combinations, permutations
 
 import pytest
@@ -88,6 +89,22 @@ def test_load_balanced_is_as_fast_as_the_best_of_all_plans(
     assert (seats is None) == (best is None)
     if seats is not None and best is not None:
         assert slowest_s(rooms, seats) <= best * LIMIT
+
+
+@given(model=MODELS, nodes=NODES, num_stages=st.integers(1, 4), objective=st.sampled_from(Objective))
+def test_load_balanced_gets_no_worse_when_a_node_is_added(
+    model: ModelInfo, nodes: tuple[NodeCapability, ...], num_stages: int, objective: Objective
+) -> None:
+    def value(some: tuple[NodeCapability, ...]) -> float:
+        rooms = rooms_of(sums_of(model), some)
+        seats = LoadBalanced().seat(rooms, model.num_layers, num_stages, objective)
+        by_id = {room.node.node_id: room for room in rooms}
+        times = [by_id[seat.node_id].step_s(seat.layers.start, seat.layers.end) for seat in seats or ()]
+        if not times:
+            return math.inf
+        return max(times) if objective is Objective.THROUGHPUT else sum(times)
+
+    assert value(nodes) <= value(nodes[:-1]) * LIMIT
 
 
 @pytest.mark.parametrize("strategy", BOTH, ids=lambda strategy: strategy.name)
