@@ -9,12 +9,16 @@ not, or no lie was told.
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -62,7 +66,7 @@ class Outcome:
     honest_quarantined: int = 0
     """Times."""
     seats: int = 0
-    """Different (lane, stage) that liars signed for."""
+    """Of every stage in both roles, executor and auditor: those that liars signed for."""
     seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
     """Why liars were evicted."""
@@ -139,7 +143,7 @@ async def play(kind: str, folder: Path, *, windows: int, seed: int) -> Outcome:
 
 def _outcome(kind: str, lie: LieKind, tally: Tally, liars: Liars, watch: Watch, seconds: float) -> Outcome:
     outcome = Outcome(kind, lie.is_convicted, tally, honest_quarantined=watch.honest_quarantined, seconds=seconds)
-    outcome.seats = len({seat for liar in liars.all for seat in liar.told.receipts})
+    outcome.seats = len({(lane > 0, stage) for liar in liars.all for lane, stage in liar.told.receipts})
     for liar in liars.all:
         node = watch.nodes.get(liar.node_id)
         outcome.lies += liar.told.lies
@@ -155,10 +159,11 @@ def _outcome(kind: str, lie: LieKind, tally: Tally, liars: Liars, watch: Watch, 
     return outcome
 
 
-def run_kind(kind: str, folder: Path, *, windows: int, seed: int) -> Outcome:
-    """`folder` is new."""
-    write_model(folder / "models")
-    return run(play(kind, folder, windows=windows, seed=seed))
+def run_kind(kind: str, *, windows: int, seed: int) -> Outcome:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_model(folder / "models")
+        return run(play(kind, folder, windows=windows, seed=seed))
 
 
 HEADER = (
@@ -190,10 +195,10 @@ def main(arguments: Sequence[str]) -> int:
         f"seed {asked.seed}: {HONEST_WORKERS} honest workers and one liar, {STAGES} stages, f = 1\n{HEADER}", flush=True
     )
     is_bad = False
-    logging.disable()  # of what the liars do, every service tells
-    with tempfile.TemporaryDirectory() as scratch:
-        for kind in asked.kinds:
-            outcome = run_kind(kind, Path(scratch) / kind, windows=asked.windows, seed=asked.seed)
+    # Of what the liars do, every service tells.
+    quiet = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=logging.disable)
+    with quiet as pool:
+        for outcome in pool.map(partial(run_kind, windows=asked.windows, seed=asked.seed), asked.kinds):
             is_bad = is_bad or bool(outcome.faults)
             print(line_of(outcome), flush=True)
             for what, count in (*outcome.tally.failed.items(), *sorted(outcome.reasons.items())):
