@@ -7,10 +7,10 @@ one caller's view.
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from types import TracebackType
 from typing import cast
 
 from purgatory import AsyncCircuitBreakerFactory, ContextChanged
@@ -100,11 +100,11 @@ class Admission:
         self.generation = generation
         self.until_s = until_s
         self.was_proven = False
-        self._context = context
+        self.context = context
 
     def proven(self) -> None:
         """A long exchange goes well so far: as a probe it has succeeded and need not end first."""
-        self._context.prove(self)
+        self.context.prove(self)
 
 
 class _Context(model.Context):
@@ -177,42 +177,42 @@ class CircuitBreakers:
         policy: BreakerPolicy,
         classify: Callable[[Exception], Outcome],
         on_change: Callable[[BreakerChange], None],
+        on_refusal: Callable[[], None],
         now: Callable[[], float],
         rng: random.Random,
     ) -> None:
-        """`classify`: what an exception says of the peer; cancellation is never asked about, it is neutral."""
+        """`classify`: what an exception says of the peer; cancellation is never asked about, it is neutral.
+        `on_refusal` hears of each call that is not let out."""
         self._peer = peer
         self._policy = policy
         self._classify = classify
         self._on_change = on_change
+        self._on_refusal = on_refusal
         self._now = now
         self._rng = rng
         self._contexts: dict[str, _Context] = {}
         self._factory = self._new_factory()
 
-    @asynccontextmanager
-    async def guard(self, operation: str, *, limit_s: float = PROBE_LIMIT_S) -> AsyncIterator[Admission]:
-        """Around one call. Raises `CircuitOpen`, with the seconds to wait, instead of letting it out.
+    def guard(self, operation: str, *, limit_s: float = PROBE_LIMIT_S) -> "Guard":
+        """For one call. `limit_s`: a probe without result by then is a failed one."""
+        return Guard(self, operation, limit_s)
 
-        `limit_s`: a probe without result by then is a failed one.
-        """
-        factory = self._factory
-        breaker = await factory.get_breaker(operation)
-        context = _ours(breaker.context)
+    async def admit(self, operation: str, limit_s: float) -> Admission:
+        """Let a call out: `settle` must follow. Raises `CircuitOpen`."""
+        context = self._contexts.get(operation) or _ours((await self._factory.get_breaker(operation)).context)
         try:
-            admission = context.admit(limit_s)
-        finally:
-            await self._tell_changes(factory, context)
-        error: BaseException | None = None
-        try:
-            yield admission
-        except BaseException as raised:
-            error = raised
+            return context.admit(limit_s)
+        except CircuitOpen:
+            self._on_refusal()
             raise
         finally:
-            # Settled before anything is awaited: a second cancellation cannot keep a probe's place.
-            context.settle(admission, self._outcome(error), error)
-            await self._tell_changes(factory, context)
+            await self._tell_changes(context)
+
+    async def settle(self, admission: Admission, error: BaseException | None) -> None:
+        """What became of the call. Nothing is awaited before it counts: a second cancellation cannot keep a probe's
+        place."""
+        admission.context.settle(admission, self._outcome(error), error)
+        await self._tell_changes(admission.context)
 
     async def state(self, operation: str) -> BreakerState:
         breaker = await self._factory.get_breaker(operation)
@@ -256,8 +256,26 @@ class CircuitBreakers:
     async def _changed(self, event: ContextChanged, _: AsyncAbstractUnitOfWork) -> None:
         tell(self._on_change, BreakerChange(self._peer, event.name, event.state))
 
-    async def _tell_changes(self, factory: AsyncCircuitBreakerFactory, context: _Context) -> None:
+    async def _tell_changes(self, context: _Context) -> None:
         while context.messages:
             message = context.messages.pop(0)
-            if factory is self._factory:  # else of an incarnation that is gone
-                await factory.messagebus.handle(message, factory.uow)
+            if self._contexts.get(context.name) is context:  # else of an incarnation that is gone
+                await self._factory.messagebus.handle(message, self._factory.uow)
+
+
+class Guard:
+    """Around one call: `CircuitOpen`, with the seconds to wait, is raised instead of letting it out."""
+
+    __slots__ = ("_admission", "_breakers", "_limit_s", "_operation")
+
+    def __init__(self, breakers: CircuitBreakers, operation: str, limit_s: float) -> None:
+        self._breakers, self._operation, self._limit_s = breakers, operation, limit_s
+
+    async def __aenter__(self) -> Admission:
+        self._admission = await self._breakers.admit(self._operation, self._limit_s)
+        return self._admission
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._breakers.settle(self._admission, error)

@@ -21,12 +21,11 @@ from pydantic import BaseModel, ValidationError
 from shared.contracts.peer_state import BreakerState, PeerState, PoolView
 from shared.domain.deadline import Deadline
 from shared.domain.errors import (
-    CircuitOpen,
     DeadlineExceeded,
     PeerUnavailable,
     ProtocolViolation,
 )
-from shared.resilience.breaker import PROBE_LIMIT_S, Admission, BreakerPolicy, CircuitBreakers
+from shared.resilience.breaker import BreakerPolicy, CircuitBreakers
 from shared.resilience.context import (
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
@@ -36,7 +35,7 @@ from shared.resilience.context import (
 )
 from shared.resilience.hooks import BytesSent, PeerHooks, PoolRebuilt, Retried, tell
 from shared.resilience.outcomes import CallFailed, failed_transport, outcome_of, refusal
-from shared.resilience.pool import Connect, ConnectionPool, Connections
+from shared.resilience.pool import Connect, ConnectionPool, Lease
 from shared.resilience.retry import Retrier, RetryPolicy, Sleep
 
 T = TypeVar("T", bound=BaseModel)
@@ -114,7 +113,13 @@ class PeerClient:
         self._max_connections = max_connections
         self._retrier = Retrier(retry, now=now, rng=rng, sleep=sleep)
         self._breakers = CircuitBreakers(
-            peer=name, policy=breaker, classify=outcome_of, on_change=hooks.breaker_changed, now=now, rng=rng
+            peer=name,
+            policy=breaker,
+            classify=outcome_of,
+            on_change=hooks.breaker_changed,
+            on_refusal=self._look,
+            now=now,
+            rng=rng,
         )
         self._pool = ConnectionPool(base_url, max_connections=max_connections, connect=connect)
         self._pool_timeouts = 0
@@ -203,7 +208,7 @@ class PeerClient:
         all_headers = self._headers(bearer) | dict(headers or {})
         proven_from_s = self._now() + LINK_PROVEN_S
         try:
-            async with self._guard("link") as admission:
+            async with self._breakers.guard("link") as admission:
 
                 async def told() -> AsyncIterator[bytes]:
                     async for chunk in chunks:
@@ -307,17 +312,8 @@ class PeerClient:
 
     async def _guarded(self, call: _Call) -> bytes:
         ends_within_s = call.limit_s(self._now()) + 2 * OVERTIME_S
-        async with self._guard(call.operation, limit_s=ends_within_s):
+        async with self._breakers.guard(call.operation, limit_s=ends_within_s):
             return await self._exchange(call)
-
-    @asynccontextmanager
-    async def _guard(self, operation: Operation, *, limit_s: float = PROBE_LIMIT_S) -> AsyncIterator[Admission]:
-        try:
-            async with self._breakers.guard(operation, limit_s=limit_s) as admission:
-                yield admission
-        except CircuitOpen:
-            self._look()
-            raise
 
     def _look(self) -> None:
         """A caller was turned away: ask in the background whether the peer is back, so that later callers need not wait
@@ -399,7 +395,7 @@ class PeerClient:
         """A long exchange, once its answer has begun with an expected status."""
         try:
             async with (
-                self._guard(operation) as admission,
+                self._breakers.guard(operation) as admission,
                 self._answer(method, path, expected, headers=headers, timeout=timeout, params=params) as response,
             ):
                 admission.proven()
@@ -433,12 +429,10 @@ class PeerClient:
         except httpx.TransportError as error:
             raise self._transport_failure(error, own_deadline=False) from error
 
-    @asynccontextmanager
-    async def _lease(self) -> AsyncIterator[Connections]:
+    def _lease(self) -> Lease:
         if self._closed:
             raise CallFailed.neutral(PeerUnavailable(f"{self.name} is not called any more: this service stops"))
-        async with self._pool.lease() as client:
-            yield client
+        return self._pool.lease()
 
     def _cut_off(self) -> None:
         """Close the connections of a peer that does not come to an end: calls under way on them fail."""

@@ -1,8 +1,9 @@
 """The connections to one peer, replaceable while calls run on them."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
 from typing import Protocol
 
 import httpx
@@ -61,15 +62,18 @@ class ConnectionPool:
         """Calls on their way."""
         return self._calls
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Connections]:
+    def lease(self) -> "Lease":
+        """To be entered around one call."""
+        return Lease(self)
+
+    def take(self) -> Connections:
         self._calls += 1
-        try:
-            yield self._client
-        finally:
-            self._calls -= 1
-            if self._retired and self._calls == 0:
-                await self._client.aclose()
+        return self._client
+
+    async def give_back(self) -> None:
+        self._calls -= 1
+        if self._retired and self._calls == 0:
+            await self._client.aclose()
 
     def replaced(self) -> "ConnectionPool":
         """A fresh pool for later calls; this one closes when its last call has ended."""
@@ -78,6 +82,23 @@ class ConnectionPool:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+class Lease:
+    """The connections of a pool, which stay open until it ends."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Connections:
+        return self._pool.take()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._pool.give_back()
 
 
 def _sockets(base_url: str, max_connections: int) -> httpx.AsyncClient:

@@ -99,6 +99,12 @@ class Retrier:
         the wait. No try begins that `typical_s`, the usual length of a call, would carry beyond the deadline.
         """
         self._budget.count_call()
+        try:
+            return await attempt()  # mostly that is all
+        except Exception as error:
+            if not worth_it(error):
+                raise
+            failed = error
 
         def again(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -115,6 +121,8 @@ class Retrier:
 
         async for tried in self._retrying(again, tell):
             with tried:
+                if tried.retry_state.attempt_number == 1:
+                    raise failed
                 return await attempt()
         raise AssertionError("tenacity ends by a result or by raising")
 

@@ -45,6 +45,7 @@ class Peer:
             policy=BreakerPolicy(failure_threshold=failure_threshold),
             classify=classify,
             on_change=self._changed,
+            on_refusal=lambda: None,
             now=self.clock.now_s,
             rng=random.Random(7),
         )

@@ -36,6 +36,7 @@ class Beside:
             policy=BreakerPolicy(),
             classify=classify,
             on_change=lambda change: None,
+            on_refusal=lambda: None,
             now=lambda: self.now,
             rng=random.Random(seed),
         )
