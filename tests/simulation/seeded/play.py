@@ -70,19 +70,23 @@ class Player:
         prepare_home(self.home)
         gc.collect()
         gc.freeze()
+        gc.disable()  # within a history: what is collected may have last words, and they would come at any moment
 
     def play(self, seeds: Sequence[int]) -> tuple[tuple[Outcome, ...], float]:
         """With the seconds of the processor that it took. Traces of what went well are left out."""
         began_s = time.process_time()
-        outcomes = (play(seed, self.home) for seed in seeds)
+        outcomes = (self.play_one(seed) for seed in seeds)
         kept = tuple(each if each.violations else replace(each, tail=()) for each in outcomes)
         return kept, time.process_time() - began_s
 
     def play_one(self, seed: int) -> Outcome:
-        return play(seed, self.home)
+        outcome = play(seed, self.home)
+        gc.collect()
+        return outcome
 
     def close(self) -> None:
         self._folder.cleanup()
+        gc.enable()
         gc.unfreeze()
         logging.disable(self._disabled_before)
 

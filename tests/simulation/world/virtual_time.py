@@ -9,7 +9,7 @@ import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 from shared.runtime.clock import Clock
@@ -18,6 +18,7 @@ EPOCH_S = 1_700_000_000.0
 """Unix seconds when a loop begins: as good as any other, and always the same."""
 
 MANY_TASKS = 256
+RESOLUTION_S = 1e-9
 
 RUNS_ON: ContextVar[str] = ContextVar("runs_on", default="")
 """Which run of which host a callback or a task belongs to."""
@@ -43,44 +44,44 @@ class InlineExecutor(ThreadPoolExecutor):
         return future
 
 
-class Timer(asyncio.TimerHandle):
-    """Of those for one instant, the one that was set first comes first: a heap alone does not see to that."""
+class Due(asyncio.TimerHandle):
+    """What is to be called, now or at a time: asyncio's own, without its ways of debugging."""
 
-    __slots__ = ("_order",)
-    # Of asyncio's own: when it is due, and whether it waits.
+    __slots__ = ()
+    # Of asyncio's own.
     _when: float
-    _scheduled: bool
+    _cancelled: bool
+    _callback: Callable[..., object]
+    _args: tuple[Any, ...]
+    _context: Context
 
     def __init__(
-        self,
-        when: float,
-        order: int,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: Context | None,
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
     ) -> None:
-        super().__init__(when, callback, args, loop, context)
-        self._order = order
+        self._when, self._callback, self._args, self._cancelled = when, callback, args, False
+        self._context = copy_context() if context is None else context
 
-    def __lt__(self, other: asyncio.TimerHandle) -> bool:
-        assert isinstance(other, Timer), "every timer of a virtual loop is set by its `call_at`"
-        return (self._when, self._order) < (other._when, other._order)
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback, self._args = _nothing, ()  # what they hold may go
+
+
+def _nothing() -> None:
+    """What a cancelled callback does."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    # Of asyncio's own: timers by time, what is to run now, and whether `stop` was called.
-    _scheduled: list[asyncio.TimerHandle]
-    _ready: deque[asyncio.Handle]
+    # Of asyncio's own: what is to run now, and whether `stop` was called.
+    _ready: deque[Due]
     _stopping: bool
-    _timer_cancelled_count: int
 
     def __init__(self) -> None:
         super().__init__(selectors.SelectSelector())
         self._now_s = 0.0
         self._num_timers = 0
-        self._clock_resolution = 1e-9
-        self._held: dict[str, list[asyncio.Handle]] = {}
+        self._timers: list[tuple[float, int, Due]] = []
+        """A heap. Of those for one instant, the one that was set first comes first."""
+        self._held: dict[str, list[Due]] = {}
         self._tasks_of: dict[str, list[asyncio.Task[Any]]] = {}
         self.executor: Executor = InlineExecutor(max_workers=1)
         self.set_default_executor(self.executor)
@@ -89,18 +90,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now_s
 
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        due = Due(self._now_s, callback, args, context)
+        self._ready.append(due)
+        return due
+
+    def call_later(
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
     def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         self._num_timers += 1
-        timer = Timer(when, self._num_timers, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
-        timer._scheduled = True
-        return timer
+        due = Due(when, callback, args, context)
+        heapq.heappush(self._timers, (when, self._num_timers, due))
+        return due
 
     def spend(self, seconds: float) -> None:
         """Let time pass within what runs now, as a computation does."""
@@ -139,32 +147,33 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         """One turn, in place of asyncio's: no selector is asked, and time passes when nothing else can be done."""
-        scheduled, ready = self._scheduled, self._ready
-        while scheduled and scheduled[0].cancelled():
-            self._forget(heapq.heappop(scheduled))
-            self._timer_cancelled_count -= 1
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready and not self._stopping:
-            if not scheduled:
+            if not timers:
                 raise NothingHappens
-            self._now_s = max(self._now_s, scheduled[0].when())
-        until_s = self._now_s + self._clock_resolution
-        while scheduled and scheduled[0].when() < until_s:
-            ready.append(self._forget(heapq.heappop(scheduled)))
+            self._now_s = max(self._now_s, timers[0][0])
+        until_s = self._now_s + RESOLUTION_S
+        while timers and timers[0][0] < until_s:
+            ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
-            handle = ready.popleft()
+            due = ready.popleft()
             if self._held:
-                waiting = self._held.get(handle._context.get(RUNS_ON, ""))  # type: ignore[attr-defined]
+                waiting = self._held.get(due._context.get(RUNS_ON, ""))
                 if waiting is not None:
-                    waiting.append(handle)
+                    waiting.append(due)
                     continue
-            if not handle.cancelled():
-                handle._run()
+            if not due._cancelled:
+                self._call(due)
 
-    @staticmethod
-    def _forget(timer: asyncio.TimerHandle) -> asyncio.TimerHandle:
-        """So that cancelling it later is not counted among the timers that wait."""
-        timer._scheduled = False  # type: ignore[attr-defined]
-        return timer
+    def _call(self, due: Due) -> None:
+        try:
+            due._context.run(due._callback, *due._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  told, as every loop does
+            self.call_exception_handler({"message": f"Exception in {due._callback}", "exception": error})
 
     def _write_to_self(self) -> None:
         """There is no other thread that would have to wake this one."""
