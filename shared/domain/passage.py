@@ -5,8 +5,9 @@ Here the coordinator has taken the rows from the one and given them to the other
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from shared.domain import canonical
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.receipt import Receipt, SignedReceipt
 from shared.domain.signing import Signed, SigningKey
@@ -41,7 +42,7 @@ class Passage:
 
 
 def sign_passage(key: SigningKey, passage: Passage) -> Signed:
-    return key.sign(PASSAGE, asdict(passage))
+    return key.sign(PASSAGE, canonical.fields_of(passage))
 
 
 def check_passage(passage: Passage, receipts: Sequence[SignedReceipt]) -> tuple[Finding, ...]:

@@ -3,8 +3,9 @@
 import hashlib
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from shared.domain import canonical
@@ -126,7 +127,7 @@ class Commitment:
 
 
 def sign_receipt(key: SigningKey, receipt: Receipt) -> SignedReceipt:
-    return SignedReceipt(receipt, key.sign(RECEIPT, asdict(receipt)))
+    return SignedReceipt(receipt, key.sign(RECEIPT, canonical.fields_of(receipt)))
 
 
 def read_receipt(signed: Signed, public_key: bytes) -> SignedReceipt:
@@ -145,7 +146,7 @@ def kept_receipt(signed: Signed) -> SignedReceipt:
 
 
 def sign_assignment(key: SigningKey, assignment: Assignment) -> Signed:
-    return key.sign(ASSIGNMENT, asdict(assignment))
+    return key.sign(ASSIGNMENT, canonical.fields_of(assignment))
 
 
 def read_assignment(signed: Signed, public_key: bytes) -> Assignment:
@@ -157,7 +158,7 @@ def read_assignment(signed: Signed, public_key: bytes) -> Assignment:
 
 
 def sign_commitment(key: SigningKey, commitment: Commitment) -> Signed:
-    return key.sign(COMMITMENT, asdict(commitment))
+    return key.sign(COMMITMENT, canonical.fields_of(commitment))
 
 
 def read_commitment(signed: Signed, public_key: bytes) -> Commitment:
@@ -176,19 +177,27 @@ def ids_digest(ids: Sequence[int]) -> str:
 
 def _read(kind: str, cls: type[Any], text: bytes) -> Any:
     body = canonical.decode(kind, text)
-    wanted = {field.name: field.type for field in fields(cls)}
-    if body.keys() != wanted.keys():
+    wrongs = _wrongs(cls)  # type: ignore[arg-type]  # a class can be hashed
+    if body.keys() != wrongs.keys():
         raise InvalidInput(f"the fields of this {kind} are not those of a {kind}")
     for name, value in body.items():
-        if wanted[name] in {int, Epoch}:
-            wrong = _wrong_number(value)
-        else:
-            wrong = _wrong_text(value, is_digest=name.endswith(("_digest", "_hash", "_start", "_receipt")))
-        if wrong:
+        if wrong := wrongs[name](value):
             raise InvalidInput(f"{name} of a {kind} {wrong}")
     if body["v"] != 1:
         raise InvalidInput(f"a {kind} of version {body['v']}")
     return cls(**body)
+
+
+@cache
+def _wrongs(cls: type[Any]) -> Mapping[str, Callable[[object], str]]:
+    """By field: what is wrong with a value, "" if nothing is."""
+
+    def of(name: str, wanted: object) -> Callable[[object], str]:
+        if wanted in {int, Epoch}:
+            return _wrong_number
+        return _wrong_digest if name.endswith(("_digest", "_hash", "_start", "_receipt")) else _wrong_text
+
+    return {field.name: of(field.name, field.type) for field in fields(cls)}
 
 
 def _wrong_number(value: object) -> str:
@@ -197,9 +206,13 @@ def _wrong_number(value: object) -> str:
     return "" if 0 <= value < _MAX_INT else "is out of range"
 
 
-def _wrong_text(value: object, *, is_digest: bool) -> str:
+def _wrong_text(value: object) -> str:
     if not isinstance(value, str):
         return "has a wrong type"
-    if len(value) > _MAX_TEXT:
-        return "is too long"
-    return "is no digest" if is_digest and not _HEX_DIGEST.fullmatch(value) else ""
+    return "is too long" if len(value) > _MAX_TEXT else ""
+
+
+def _wrong_digest(value: object) -> str:
+    if wrong := _wrong_text(value):
+        return wrong
+    return "" if _HEX_DIGEST.fullmatch(str(value)) else "is no digest"

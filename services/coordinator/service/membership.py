@@ -370,11 +370,12 @@ class Membership(MembershipInterface):
         may have missed heartbeats as well, so nobody is blamed for that time."""
         for member in list(self._members.values()):
             member.heard_at_s += overslept_s
-            if self._state(member) is NodeState.LOST:
+            state = self._state(member)
+            if state is NodeState.LOST:
                 self._events.publish(NodeFailure(member.node_id, evidence="", reason="lease"))
                 self._remove(member, f"the lease of node {member.node_id} is over")
             else:
-                self._update(member)
+                self._become(member, state)
 
     def counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -414,8 +415,11 @@ class Membership(MembershipInterface):
 
     def _update(self, member: Member) -> bool:
         """Whether the state is another than before."""
-        before, member.state = member.state, self._state(member)
-        if before is member.state:
+        return self._become(member, self._state(member))
+
+    def _become(self, member: Member, state: NodeState) -> bool:
+        before, member.state = member.state, state
+        if before is state:
             return False
         self._tell_state(member, before)
         return True

@@ -46,6 +46,7 @@ from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.replicas import MemoryReplicas
 from tests.fakes.standings import MemoryStandings
 from tests.simulation.seeded.fabric import Fabric, over
+from tests.simulation.seeded.light import LightApp
 from tests.simulation.seeded.story import STEP_S, Story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
@@ -225,7 +226,7 @@ class Cluster:
         app = make_app()
         async with app.router.lifespan_context(app):
             run.app = app
-            self.network.listen(run.host, app, front_desk(app) if isinstance(app, FastAPI) else None)
+            self.network.listen(run.host, app, app.desk if isinstance(app, LightApp) else front_desk(app))
             await app.state.draining.wait()
             await asyncio.sleep(STOP_S)  # for links to end by themselves
             self.network.unlisten(run.host)

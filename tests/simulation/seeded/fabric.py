@@ -1,6 +1,5 @@
 """What becomes of what is sent: between hosts, and between a host and the store."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -11,7 +10,7 @@ import httpx
 from shared.domain.errors import RegistryUnavailable
 from tests.simulation.seeded.story import QUIET, STORE, Noise
 from tests.simulation.seeded.trace import Trace
-from tests.simulation.world.network import Weather
+from tests.simulation.world.network import Fate, Weather
 
 T = TypeVar("T")
 
@@ -26,8 +25,15 @@ STORE_SILENCE_S = 1.0
 class Fabric(Weather):
     """The network and the way to the store. `noise` until `heal`; cuts until they are lifted."""
 
-    def __init__(self, noise: Noise, latency_s: tuple[float, float], rng: Random, trace: Trace) -> None:
-        self._noise, self._latency_s, self._rng, self._trace = noise, latency_s, rng, trace
+    def __init__(
+        self,
+        noise: Noise,
+        latency_s: tuple[float, float],
+        rng: Random,
+        trace: Trace,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._noise, self._latency_s, self._rng, self._trace, self._pause = noise, latency_s, rng, trace, pause
         self._cuts: Counter[tuple[str, str]] = Counter()
 
     def cut(self, sender: str, receiver: str) -> None:
@@ -47,47 +53,44 @@ class Fabric(Weather):
 
     # --- between hosts
 
-    async def request(self, sender: str, receiver: str) -> None:
+    def request(self, sender: str, receiver: str) -> Fate:
         self._trace.note(f"{sender} > {receiver}")
-        await self._travel(sender, receiver, self._noise.lost, "lost")
+        return self._travel(sender, receiver, self._noise.lost, "lost")
 
-    async def answer(self, sender: str, receiver: str) -> None:
-        await self._travel(sender, receiver, self._noise.unanswered, "unanswered")
+    def answer(self, sender: str, receiver: str) -> Fate:
+        return self._travel(sender, receiver, self._noise.unanswered, "unanswered")
 
     async def chunk(self, sender: str, receiver: str) -> None:
         """A stream waits for a cut to be mended: what carries it sends again."""
-        await asyncio.sleep(self._rng.uniform(*self._latency_s))
+        await self._pause(self._rng.uniform(*self._latency_s))
         silent_s = 0.0
         while self.is_cut(sender, receiver):
             if silent_s == 0.0:
                 self._trace.fault("chunk stuck", f"{sender} > {receiver}")
             if silent_s >= SILENCE_S:
                 raise httpx.ReadError("the connection broke")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await self._pause(LOOK_EVERY_S)
             silent_s += LOOK_EVERY_S
 
-    async def _travel(self, sender: str, receiver: str, lost: float, what: str) -> None:
+    def _travel(self, sender: str, receiver: str, lost: float, what: str) -> Fate:
         rng = self._rng
         if self.is_cut(sender, receiver):
             self._trace.fault("cut off", f"{sender} > {receiver}")
-            await asyncio.sleep(SILENCE_S)
-            raise httpx.ReadError("the connection broke")
+            return Fate(SILENCE_S, is_lost=True)
         if lost and rng.random() < lost:
             self._trace.fault(what, f"{sender} > {receiver}")
-            await asyncio.sleep(rng.choice((0.0, SILENCE_S)))
-            raise httpx.ReadError("the connection broke")
+            return Fate(rng.choice((0.0, SILENCE_S)), is_lost=True)
         if self._noise.late and rng.random() < self._noise.late:
             self._trace.fault("late", f"{sender} > {receiver}")
-            await asyncio.sleep(rng.uniform(*LATE_S))
-        else:
-            await asyncio.sleep(rng.uniform(*self._latency_s))
+            return Fate(rng.uniform(*LATE_S), is_lost=False)
+        return Fate(rng.uniform(*self._latency_s), is_lost=False)
 
     # --- to the store
 
     async def stored(self, host: str, name: str, call: Callable[[], Awaitable[T]]) -> T:
         """The result of a call to the store. Raises `RegistryUnavailable`."""
         rng, noise = self._rng, self._noise
-        await asyncio.sleep(rng.uniform(*STORE_LATENCY_S))
+        await self._pause(rng.uniform(*STORE_LATENCY_S))
         if self.is_cut(host, STORE) or (noise.store_lost and rng.random() < noise.store_lost):
             self._trace.fault("store lost", f"{host} {name}")
             await self._no_answer()
@@ -102,7 +105,7 @@ class Fabric(Weather):
         return result
 
     async def _no_answer(self) -> None:
-        await asyncio.sleep(STORE_SILENCE_S)
+        await self._pause(STORE_SILENCE_S)
         raise RegistryUnavailable("the task registry does not answer", retry_after_s=1.0)
 
 

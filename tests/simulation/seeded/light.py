@@ -13,11 +13,12 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -41,6 +42,8 @@ from shared.runtime.middleware import PROBE_PATHS, is_below
 from shared.runtime.problems import render_problem
 from shared.runtime.readiness import Check, Readiness
 from shared.runtime.tasks import BackgroundTasks
+
+SERVICE_TOKEN, DEADLINE = SERVICE_TOKEN_HEADER.lower().encode(), DEADLINE_HEADER.lower().encode()
 
 Endpoint = Callable[..., Awaitable[Any]]  # Any: what a route takes and gives is known to its signature alone
 
@@ -95,13 +98,16 @@ def in_place(changes: Sequence[tuple[object, str, object]]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     method: str
-    path: re.Pattern[str]
+    path: str
     endpoint: Endpoint
-    status: int
-    is_plain: bool
-    """Takes a request and gives a response: the framework's work is not wanted."""
+    status: int = 200
+
+    @property
+    def has_places(self) -> bool:
+        return "{" in self.path
 
 
 class Router:
@@ -120,11 +126,11 @@ class Router:
         return self._adder("DELETE", path, 200)
 
     def add_route(self, path: str, endpoint: Endpoint, *, methods: Sequence[str]) -> None:
-        self.routes += (Route(method, _pattern(path), endpoint, 200, True) for method in methods)
+        self.routes += (Route(method, path, endpoint) for method in methods)
 
     def _adder(self, method: str, path: str, status: int) -> Callable[[Endpoint], Endpoint]:
         def add(endpoint: Endpoint) -> Endpoint:
-            self.routes.append(Route(method, _pattern(path), endpoint, status, False))
+            self.routes.append(Route(method, path, endpoint, status))
             return endpoint
 
         return add
@@ -167,8 +173,10 @@ class LightApp:
         public_paths: Sequence[str],
         draining: asyncio.Event,
     ) -> None:
-        self._routes, self._lifespan, self._ready, self._clock = routes, lifespan, ready, clock
-        self._service_token, self._public_paths = service_token, public_paths
+        self._lifespan, self._ready, self._clock = lifespan, ready, clock
+        self._plain = {(route.method, route.path): route for route in routes if not route.has_places}
+        self._with_places = [route for route in routes if route.has_places]
+        self._service_token, self._public_paths = service_token.encode(), public_paths
         self._alive = json.dumps({"status": "alive", "service": name, "boot": secrets.token_hex(8)}).encode()
         self.state = SimpleNamespace(draining=draining)
         self.router = self  # where servers look for the lifespan
@@ -183,65 +191,103 @@ class LightApp:
             finally:
                 await tasks.stop(STOP_GRACE_S)
 
+    async def desk(self, scope: Scope, body: bytes) -> tuple[int, bytes] | None:
+        """The short way: requests that came whole and are answered by a body of the contracts."""
+        try:
+            self._let_in(scope)
+            if scope["path"] == "/livez":
+                return 200, self._alive
+            route, places = self._route(scope)
+            call = call_of(route.endpoint)
+            if call.makes_response:
+                return None
+            given = call.given(places, body, lambda: _whole(scope, body))
+            return route.status, call.written(await route.endpoint(**given))
+        except ButterflyError as error:
+            problem = render_problem(error, Request(scope))
+            return problem.status_code, bytes(problem.body)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            response = await self._answer(request, scope)
+            self._let_in(scope)
+            route, places = self._route(scope)
+            given = call_of(route.endpoint).given(places, b"", lambda: request)
+            response: Response = await route.endpoint(**given)
         except ButterflyError as error:
             response = render_problem(error, request)
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request, scope: Scope) -> Response:
-        path, headers = scope["path"], request.headers
-        shown = headers.get(SERVICE_TOKEN_HEADER, "")
-        is_trusted = shown == self._service_token
-        if not is_trusted and not is_below(path, self._public_paths):
+    def _let_in(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        is_trusted = headers.get(SERVICE_TOKEN, b"") == self._service_token
+        if not is_trusted and not _is_below(scope["path"], self._public_paths):
             raise WrongServiceToken(f"this path needs the header {SERVICE_TOKEN_HEADER}")
-        left_ms = headers.get(DEADLINE_HEADER)
+        left_ms = headers.get(DEADLINE)
         deadline = None if left_ms is None else Deadline.after(int(left_ms) / 1000, now_s=self._clock.now_s())
         scope["state"] = {"is_trusted": is_trusted, "deadline": deadline}
         current_deadline.set(deadline)
-        if path == "/livez":
-            return Response(self._alive)
-        for route in self._routes:
-            if route.method == scope["method"] and (found := route.path.fullmatch(path)) is not None:
-                return await _served(route, request, found.groupdict())
+
+    def _route(self, scope: Scope) -> tuple[Route, Mapping[str, str]]:
+        method, path = scope["method"], scope["path"]
+        if (plain := self._plain.get((method, path))) is not None:
+            return plain, {}
+        for route in self._with_places:
+            if route.method == method and (found := _pattern(route.path).fullmatch(path)) is not None:
+                return route, found.groupdict()
         raise UnknownUrl(f"there is nothing at {path}")
 
 
-async def _served(route: Route, request: Request, places: Mapping[str, str]) -> Response:
-    if route.is_plain:
-        response: Response = await route.endpoint(request)
-        return response
-    given: dict[str, object] = {}
-    for parameter in _parameters(route.endpoint):
-        if parameter.annotation is Request:
-            given[parameter.name] = request
-        elif parameter.name in places:
-            given[parameter.name] = _adapter(parameter.annotation).validate_strings(places[parameter.name])
-        elif body := await request.body():
-            try:
-                given[parameter.name] = _adapter(parameter.annotation).validate_json(body)
-            except ValidationError:
-                raise InvalidInput("the body breaks the contract") from None
-    answer = await route.endpoint(**given)
-    if isinstance(answer, Response):
-        return answer
-    content = (
-        answer.model_dump_json().encode() if isinstance(answer, BaseModel) else _adapter(type(answer)).dump_json(answer)  # type: ignore[arg-type]  # a class can be hashed
-    )
-    return Response(content, status_code=route.status, media_type="application/json")
+class Call:
+    """How an endpoint is called, by its signature."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        signature = inspect.signature(endpoint)
+        self.makes_response = signature.return_annotation is Response
+        self._writer = None if self.makes_response else _adapter(signature.return_annotation)
+        self._readers = {
+            name: None if parameter.annotation is Request else _adapter(parameter.annotation)
+            for name, parameter in signature.parameters.items()
+        }
+
+    def given(self, places: Mapping[str, str], body: bytes, request: Callable[[], Request]) -> Mapping[str, object]:
+        """The arguments. `places`: of the path."""
+        given: dict[str, object] = {}
+        for name, reader in self._readers.items():
+            if reader is None:
+                given[name] = request()
+            elif name in places:
+                given[name] = reader.validate_strings(places[name])
+            elif body:
+                try:
+                    given[name] = reader.validate_json(body)
+                except ValidationError:
+                    raise InvalidInput("the body breaks the contract") from None
+        return given
+
+    def written(self, answer: object) -> bytes:
+        assert self._writer is not None, "this endpoint makes whole responses"
+        return self._writer.dump_json(answer)
 
 
-def _parameters(endpoint: Endpoint) -> Sequence[inspect.Parameter]:
+def call_of(endpoint: Endpoint) -> Call:
     code = endpoint.__code__
-    if code not in _KNOWN:
-        _KNOWN[code] = tuple(inspect.signature(endpoint).parameters.values())
-    return _KNOWN[code]
+    if code not in _CALLS:
+        _CALLS[code] = Call(endpoint)
+    return _CALLS[code]
 
 
-_KNOWN: dict[object, Sequence[inspect.Parameter]] = {}
+_CALLS: dict[object, Call] = {}
 """By the code of the endpoints, which every start of a service makes anew."""
+
+
+def _whole(scope: Scope, body: bytes) -> Request:
+    request = Request(scope)
+    request._body = body  # as if it had been read
+    return request
+
+
+_is_below = cache(is_below)
 
 
 @cache

@@ -19,6 +19,7 @@ from tests.simulation.seeded.checks import host_faults, is_over, task_faults
 from tests.simulation.seeded.cluster import Cluster
 from tests.simulation.seeded.fabric import Fabric
 from tests.simulation.seeded.light import light_apps, no_events
+from tests.simulation.seeded.remembered import remembered
 from tests.simulation.seeded.story import Blow, BlowKind, Errand, Story, draw_story
 from tests.simulation.seeded.trace import Trace
 from tests.simulation.seeded.watch import Watch
@@ -61,7 +62,7 @@ class Trial:
         self._story, self._clock = story, clock
         self._trace = Trace(clock.now_s)
         self._violations: list[str] = []
-        self._fabric = Fabric(story.noise, story.latency_s, Random(rng.getrandbits(64)), self._trace)
+        self._fabric = Fabric(story.noise, story.latency_s, Random(rng.getrandbits(64)), self._trace, loop.pause)
         self._registry = make_registry(clock.wall_s)
         self._watch = Watch(self._registry, self._violated)
         self._cluster = Cluster(
@@ -248,5 +249,5 @@ def play(
     async def main() -> Outcome:
         return await Trial(draw_story(seed), home, make_registry=make_registry).play()
 
-    with no_events(), nullcontext() if whole_apps else light_apps():
+    with no_events(), remembered(), nullcontext() if whole_apps else light_apps():
         return run(main())

@@ -39,6 +39,9 @@ def front_desk(app: FastAPI) -> Desk | None:
     endpoint = route.endpoint
 
     async def answer(scope: Scope, body: bytes) -> tuple[int, bytes] | None:
+        if scope["path"] != PATH:
+            return None
+
         async def receive() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 

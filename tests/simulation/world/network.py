@@ -7,15 +7,15 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlencode
 
 import httpx
 from starlette.types import ASGIApp, Message, Scope
 
 from shared.resilience.pool import Connect, Connections
-from tests.simulation.world.front_desk import PATH, Desk
+from tests.simulation.world.front_desk import Desk
 
 ANY_REQUEST = httpx.Request("GET", "http://world")
 """Answers of httpx name their request; nobody here asks for it."""
@@ -35,30 +35,44 @@ class Host:
     """In which everything of this host runs."""
 
 
+class Fate(NamedTuple):
+    """Of something that is sent."""
+
+    after_s: float
+    is_lost: bool
+    """After that time it is known that it will not arrive."""
+
+
+AT_ONCE = Fate(0.0, is_lost=False)
+
+
 class Weather:
-    """What becomes of what is sent. Fair: everything arrives, at once and in order.
+    """What becomes of what is sent. Fair: everything arrives, at once and in order."""
 
-    Each method returns when the thing has arrived, and raises a `httpx.TransportError` if it never will.
-    """
+    def request(self, sender: str, receiver: str) -> Fate:
+        """Of the head of a request to `receiver`."""
+        return AT_ONCE
 
-    async def request(self, sender: str, receiver: str) -> None:
-        """The head of a request comes to `receiver`."""
-
-    async def answer(self, sender: str, receiver: str) -> None:
-        """What `sender` answers comes to `receiver`, who asked."""
+    def answer(self, sender: str, receiver: str) -> Fate:
+        """Of what `sender` answers to `receiver`, who asked."""
+        return AT_ONCE
 
     async def chunk(self, sender: str, receiver: str) -> None:
-        """So does a piece of a stream; pieces of one stream come one after the other."""
+        """Returns when a piece of a stream has come to `receiver`, one after the other; raises a
+        `httpx.TransportError` if it never will."""
+
+
+FAIR = Weather()
 
 
 class Network:
-    def __init__(self, weather: Weather | None = None) -> None:
+    def __init__(self, weather: Weather = FAIR) -> None:
         self._weather = weather
         self._listening: dict[str, tuple[Host, ASGIApp, Desk | None]] = {}
         self._open: dict[Exchange, None] = {}
 
     def listen(self, host: Host, app: ASGIApp, desk: Desk | None = None) -> None:
-        """`desk`: takes messages in place of the app."""
+        """`desk`: a short way into the app."""
         self._listening[host.address] = (host, app, desk)
 
     def unlisten(self, host: Host) -> None:
@@ -76,12 +90,12 @@ class Network:
         if address not in self._listening:
             raise httpx.ConnectError(f"nobody listens at {address}")
         host, app, desk = self._listening[address]
-        exchange = Exchange(sender, host.name, self._weather)
+        exchange = Exchange(sender, host, app, desk, scope, self._weather, self._ended)
         self._open[exchange] = None
-        serving = asyncio.get_running_loop().create_task(exchange.serve(app, desk, scope), context=host.context.copy())
-        exchange.serving = serving
-        serving.add_done_callback(lambda _: self._open.pop(exchange, None))
         return exchange
+
+    def _ended(self, exchange: "Exchange") -> None:
+        self._open.pop(exchange, None)
 
 
 class MemoryConnections(Connections):
@@ -93,8 +107,7 @@ class MemoryConnections(Connections):
         self._address = address
         self._open: dict[Exchange, None] = {}
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         method: str,
         url: str,
@@ -102,24 +115,53 @@ class MemoryConnections(Connections):
         content: bytes | AsyncIterator[bytes] | None,
         params: Mapping[str, str] | None,
         headers: Mapping[str, str],
-        timeout: httpx.Timeout,  # noqa: ASYNC109  httpx's own limits
-    ) -> AsyncIterator[httpx.Response]:
-        exchange = self._network.exchange(self._sender, self._address, scope_of(method, url, params, headers))
+        timeout: httpx.Timeout,
+    ) -> "_Asking":
+        return _Asking(self, scope_of(method, url, params, headers), content, timeout)
+
+    def begin(self, scope: Scope) -> "Exchange":
+        exchange = self._network.exchange(self._sender, self._address, scope)
         self._open[exchange] = None
-        try:
-            if content is None or isinstance(content, bytes):
-                exchange.give(content or b"", is_last=True)
-            else:
-                await _upload(content, exchange, timeout.write)
-            status = await exchange.answered(timeout.read)
-            yield httpx.Response(status, stream=_Answer(exchange, timeout.read), request=ANY_REQUEST)
-        finally:
-            del self._open[exchange]
+        return exchange
+
+    def end(self, exchange: "Exchange") -> None:
+        """Nobody reads its answer any more."""
+        self._open.pop(exchange, None)
+        if not exchange.is_over:
             exchange.break_off()
 
     async def aclose(self) -> None:
         for exchange in list(self._open):
             exchange.break_off()
+
+
+class _Asking:
+    """A request, until nobody reads its answer any more. (No generator: this is entered for every request.)"""
+
+    def __init__(
+        self,
+        connections: MemoryConnections,
+        scope: Scope,
+        content: bytes | AsyncIterator[bytes] | None,
+        limits: httpx.Timeout,
+    ) -> None:
+        self._connections, self._scope, self._content, self._limits = connections, scope, content, limits
+
+    async def __aenter__(self) -> "_Answer":
+        self._exchange = exchange = self._connections.begin(self._scope)
+        content, limits = self._content, self._limits
+        try:
+            if content is None or isinstance(content, bytes):
+                exchange.give(content or b"", is_last=True)
+            else:
+                await _upload(content, exchange, limits.write)
+            return _Answer(await exchange.answered(limits.read), exchange, limits.read)
+        except BaseException:
+            self._connections.end(exchange)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._connections.end(self._exchange)
 
 
 async def _upload(chunks: AsyncIterator[bytes], exchange: "Exchange", limit_s: float | None) -> None:
@@ -133,24 +175,37 @@ async def _upload(chunks: AsyncIterator[bytes], exchange: "Exchange", limit_s: f
     exchange.give(b"", is_last=True)
 
 
-class _Answer(httpx.AsyncByteStream):
-    def __init__(self, exchange: "Exchange", limit_s: float | None) -> None:
+class _Answer(httpx.Response):
+    """httpx's own, without headers: nobody here sends any."""
+
+    def __init__(self, status: int, exchange: "Exchange", limit_s: float | None) -> None:
+        self.status_code, self._request = status, ANY_REQUEST
         self._exchange, self._limit_s = exchange, limit_s
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         while chunk := await self._exchange.next_chunk(self._limit_s):
             yield chunk
 
 
 class Exchange:
-    """One request and its answer. The app's side is `serve`, all else is the caller's."""
+    """One request and its answer.
 
-    def __init__(self, sender: str, receiver: str, weather: Weather | None) -> None:
-        self.sender = sender
-        self.receiver = receiver
-        self.serving: asyncio.Task[None] | None = None
-        """Kept: the loop holds tasks weakly."""
-        self._weather = weather
+    What the receiver does with it, and what is on the way to and from it, runs in the receiver's context: where that
+    stands still, so does this.
+    """
+
+    def __init__(
+        self,
+        sender: str,
+        host: Host,
+        app: ASGIApp,
+        desk: Desk | None,
+        scope: Scope,
+        weather: Weather,
+        on_end: "Callable[[Exchange], None]",
+    ) -> None:
+        self.sender, self.receiver = sender, host.name
+        self._serves, self._desk, self._scope, self._weather, self._on_end = app, desk, scope, weather, on_end
         self._asked: deque[bytes] = deque()
         self._is_asked = False
         """All of the request was given."""
@@ -160,8 +215,18 @@ class Exchange:
         self._answered: deque[bytes] = deque()
         self._is_answered = False
         self._failure: httpx.TransportError | None = None
-        self._app_turn = asyncio.Event()
-        self._caller_turn = asyncio.Event()
+        self._app: asyncio.Future[None] | None = None
+        """Wakes the app, which waits for more of the request, or for room."""
+        self._caller: asyncio.Future[None] | None = None
+        """Wakes who waits for the answer."""
+        self._is_late = False
+        self._serving: asyncio.Task[None] | None = None
+        """Kept: the loop holds tasks weakly."""
+        self._loop = asyncio.get_running_loop()
+        self._context = host.context.copy()
+        self._loop.call_soon(self._depart, context=self._context)
+
+    # --- the caller's side
 
     @property
     def is_over(self) -> bool:
@@ -170,7 +235,7 @@ class Exchange:
     def give(self, chunk: bytes, *, is_last: bool) -> None:
         self._asked.append(chunk)
         self._is_asked = is_last
-        self._app_turn.set()
+        _wake(self._app)
 
     async def room(self, limit_s: float | None) -> None:
         """Wait until the receiver has taken enough. Raises `httpx.WriteTimeout`."""
@@ -185,9 +250,10 @@ class Exchange:
 
     async def next_chunk(self, limit_s: float | None) -> bytes:
         """Of the answer; empty at its end. Raises `httpx.TransportError`."""
-        await self._until(lambda: bool(self._answered) or self.is_over, limit_s, httpx.ReadTimeout)
+        if not self._answered and not self.is_over:
+            await self._until(lambda: bool(self._answered) or self.is_over, limit_s, httpx.ReadTimeout)
         if self._answered:
-            self._app_turn.set()
+            _wake(self._app)
             return self._answered.popleft()
         if not self._is_answered and self._failure is not None:
             raise self._failure
@@ -197,41 +263,90 @@ class Exchange:
         """The connection is gone; what came before is there still. Idempotent."""
         if self._failure is None:
             self._failure = failure or httpx.ReadError("the connection broke")
-            self._app_turn.set()
-            self._caller_turn.set()
+            _wake(self._app)
+            _wake(self._caller)
 
-    async def serve(self, app: ASGIApp, desk: Desk | None, scope: Scope) -> None:
+    async def _until(
+        self, is_so: Callable[[], bool], limit_s: float | None, late: type[httpx.TimeoutException]
+    ) -> None:
+        if is_so():
+            return
+        self._is_late = False
+        limit = None if limit_s is None else self._loop.call_later(limit_s, self._expire)
         try:
-            if self._weather is not None:
-                await self._weather.request(self.sender, self.receiver)
-            if desk is None or scope["path"] != PATH or not await self._served_at(desk, scope):
-                await app(scope, self._receive, self._send)
+            while not is_so():
+                if self._is_late:
+                    self.break_off()
+                    raise late(f"{self.receiver} was silent for {limit_s} s")
+                self._caller = self._loop.create_future()
+                await self._caller
+        finally:
+            if limit is not None:
+                limit.cancel()
+
+    def _expire(self) -> None:
+        self._is_late = True
+        _wake(self._caller)
+
+    # --- on the way
+
+    def _depart(self) -> None:
+        if self._failure is None:
+            after_s, is_lost = self._weather.request(self.sender, self.receiver)
+            self._loop.call_later(after_s, self._arrive, is_lost, context=self._context)
+        else:
+            self._on_end(self)
+
+    def _arrive(self, is_lost: bool) -> None:
+        if is_lost:
+            self.break_off()
+        if self._failure is None:
+            self._serving = self._loop.create_task(self._serve(), context=self._context)
+        else:
+            self._on_end(self)
+
+    def _deliver(self, is_lost: bool, status: int, body: bytes) -> None:
+        if is_lost:
+            self.break_off()
+        if self._failure is None:
+            self._status, self._is_answered = status, True
+            if body:
+                self._answered.append(body)
+            _wake(self._caller)
+        self._on_end(self)
+
+    # --- the app's side
+
+    async def _serve(self) -> None:
+        is_whole = self._is_asked and len(self._asked) == 1
+        try:
+            answer = await self._desk(self._scope, self._asked[0]) if self._desk is not None and is_whole else None
+            if answer is not None and self._failure is None:
+                after_s, is_lost = self._weather.answer(self.receiver, self.sender)
+                self._loop.call_later(after_s, self._deliver, is_lost, *answer, context=self._context)
+                return
+            if answer is None:
+                await self._serves(self._scope, self._receive, self._send)
         except httpx.TransportError as error:
             self.break_off(error)
-        except Exception:  # noqa: BLE001  a server closes the connection; the app has logged what it was
+        except BaseException as error:
             self.break_off()
-        finally:
-            if not self._is_answered:
-                self.break_off()
-
-    async def _served_at(self, desk: Desk, scope: Scope) -> bool:
-        answer = await desk(scope, self._asked[0])
-        if answer is None:
-            return False
-        status, body = answer
-        await self._send({"type": "http.response.start", "status": status})
-        await self._send({"type": "http.response.body", "body": body})
-        return True
+            if not isinstance(error, Exception):
+                raise
+            # A server closes the connection; the app has logged what it was.
+        if not self._is_answered:
+            self.break_off()
+        self._on_end(self)
 
     async def _receive(self) -> Message:
         while not (self._asked and not self._is_heard):
             if self._failure is not None or (self._is_heard and self._is_answered):
                 return {"type": "http.disconnect"}
-            self._app_turn.clear()
-            await self._app_turn.wait()
+            self._app = self._loop.create_future()
+            await self._app
         chunk = self._asked.popleft()
-        self._caller_turn.set()
-        if self._weather is not None and not self._is_asked:
+        _wake(self._caller)
+        if not self._is_asked:
             await self._weather.chunk(self.sender, self.receiver)
         self._is_heard = self._is_asked and not self._asked
         return {"type": "http.request", "body": chunk, "more_body": not self._is_heard}
@@ -240,31 +355,24 @@ class Exchange:
         if self._failure is not None:
             return
         if message["type"] == "http.response.start":
-            if self._weather is not None:
-                await self._weather.answer(self.receiver, self.sender)
+            after_s, is_lost = self._weather.answer(self.receiver, self.sender)
+            await asyncio.sleep(after_s)
+            if is_lost:
+                raise httpx.ReadError("the connection broke")
             self._status = message["status"]
             return  # told with the first piece of the body
         while len(self._answered) >= MAX_WAITING and self._failure is None:
-            self._app_turn.clear()
-            await self._app_turn.wait()
+            self._app = self._loop.create_future()
+            await self._app
         if message.get("body"):
             self._answered.append(message["body"])
         self._is_answered = not message.get("more_body", False)
-        self._caller_turn.set()
+        _wake(self._caller)
 
-    async def _until(
-        self, is_so: Callable[[], bool], limit_s: float | None, late: type[httpx.TimeoutException]
-    ) -> None:
-        if is_so():
-            return
-        try:
-            async with asyncio.timeout(limit_s):
-                while not is_so():
-                    self._caller_turn.clear()
-                    await self._caller_turn.wait()
-        except TimeoutError:
-            self.break_off()
-            raise late(f"{self.receiver} was silent for {limit_s} s") from None
+
+def _wake(waiter: "asyncio.Future[None] | None") -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 def scope_of(method: str, path: str, params: Mapping[str, str] | None, headers: Mapping[str, str]) -> Scope:
@@ -275,9 +383,9 @@ def scope_of(method: str, path: str, params: Mapping[str, str] | None, headers: 
         "method": method,
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         "scheme": "http",
-        "path": unquote(path),
+        "path": unquote(path) if "%" in path else path,
         "raw_path": path.encode(),
-        "query_string": urlencode(params or {}).encode(),
+        "query_string": urlencode(params).encode() if params else b"",
         "server": ("127.0.0.1", 80),
         "client": ("127.0.0.1", 1),
         "root_path": "",

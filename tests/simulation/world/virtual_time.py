@@ -7,7 +7,7 @@ import asyncio
 import heapq
 import selectors
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
@@ -66,6 +66,11 @@ class Due(asyncio.TimerHandle):
         self._callback, self._args = _nothing, ()  # what they hold may go
 
 
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 def _nothing() -> None:
     """What a cancelled callback does."""
 
@@ -85,7 +90,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._tasks_of: dict[str, list[asyncio.Task[Any]]] = {}
         self.executor: Executor = InlineExecutor(max_workers=1)
         self.set_default_executor(self.executor)
-        self.set_task_factory(self._new_task)  # type: ignore[arg-type]  # versions of Python differ in what they give
 
     def time(self) -> float:
         return self._now_s
@@ -110,6 +114,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._timers, (when, self._num_timers, due))
         return due
 
+    def pause(self, seconds: float) -> "asyncio.Future[None]":
+        """To be awaited: what `asyncio.sleep` does."""
+        waiter: asyncio.Future[None] = self.create_future()
+        self.call_at(self._now_s + seconds, _wake, waiter)
+        return waiter
+
     def spend(self, seconds: float) -> None:
         """Let time pass within what runs now, as a computation does."""
         self._now_s += seconds
@@ -128,15 +138,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for task in self._tasks_of.pop(host, []):
             task.cancel()
 
-    def _new_task(
+    def create_task(
         self,
-        loop: asyncio.AbstractEventLoop,
-        coro: Coroutine[Any, Any, T],
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
         *,
+        name: object = None,
         context: Context | None = None,
-        **options: Any,  # such as asyncio knows
     ) -> "asyncio.Task[T]":
-        task = asyncio.Task(coro, loop=self, context=context, **options)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]  # as asyncio takes it
         host = RUNS_ON.get() if context is None else context.get(RUNS_ON, "")
         if host:
             tasks = self._tasks_of.setdefault(host, [])
@@ -183,19 +192,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock(Clock):
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, skew_s: float = 0.0) -> None:
+    def __init__(self, loop: VirtualLoop, *, skew_s: float = 0.0) -> None:
         """`skew_s`: how wrong its wall time is."""
         self._loop = loop
         self._skew_s = skew_s
 
     def now_s(self) -> float:
-        return self._loop.time()
+        return self._loop._now_s
 
     def wall_s(self) -> float:
-        return EPOCH_S + self._skew_s + self._loop.time()
+        return EPOCH_S + self._skew_s + self._loop._now_s
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(max(0.0, seconds))
+        if seconds > 0:
+            await self._loop.pause(seconds)
+        else:
+            await asyncio.sleep(0)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

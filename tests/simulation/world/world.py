@@ -46,7 +46,7 @@ from tests.fakes.standings import MemoryStandings
 from tests.fakes.task_registry import MemoryTaskRegistry
 from tests.fakes.tiny_models import write_tiny_model
 from tests.simulation.world.front_desk import front_desk
-from tests.simulation.world.network import Host, Network, Weather
+from tests.simulation.world.network import FAIR, Host, Network, Weather
 from tests.simulation.world.virtual_time import VirtualClock, VirtualLoop
 
 NUM_LAYERS = 6
@@ -135,7 +135,7 @@ class World:
         *,
         coordination: CoordinationConfig,
         stages: int,
-        weather: Weather | None = None,
+        weather: Weather = FAIR,
     ) -> None:
         """`folder` holds the model (`write_model`) in `models`, and becomes the home of the keys."""
         self._folder = folder
