@@ -33,6 +33,10 @@ class FaultKind(StrEnum):
     LINK = "link"
     LOAD = "load"
     """The seat could not be taken: no memory, self-test failed, no slot."""
+    LACK = "lack"
+    """What passes by itself kept a node from its seat: an open circuit, or another service that it missed. This says
+    nothing of the task, so it does not count; that the node is not asked again for a while bounds how often it happens.
+    """
     STALL = "stall"
     RULES = "rules"
     """The worker broke the protocol."""
@@ -46,7 +50,7 @@ class FaultKind(StrEnum):
 
 
 AWAY = frozenset({FaultKind.GONE, FaultKind.LINK})
-UNCOUNTED = frozenset({FaultKind.NUMERICS, FaultKind.CONVICTED})
+UNCOUNTED = frozenset({FaultKind.LACK, FaultKind.NUMERICS, FaultKind.CONVICTED})
 PASSING = (Unavailable, InvalidCredentials, StaleEpoch, TaskNotFound)
 """Refusals of a seat that say nothing of the next one: something was away, the answer to the node's registration was on
 its way, or the node had lost its seat by itself."""
@@ -72,9 +76,14 @@ class GiveUp:
     message: str
 
 
-def kind_of_refusal(code: str) -> FaultKind:
+def kind_of_fault(code: str) -> FaultKind:
     """What an error means that a worker gives for a seat it holds."""
     return FaultKind.CRASH if code in {EngineFault.code, EngineError.code} else FaultKind.LOAD
+
+
+def kind_of_refusal(code: str) -> FaultKind:
+    """What an error means for which a seat was not taken; its node is `not_asked_for_s`."""
+    return FaultKind.LACK if _may_pass(code) else kind_of_fault(code)
 
 
 def not_asked_for_s(code: str) -> float:
@@ -82,7 +91,11 @@ def not_asked_for_s(code: str) -> float:
     the seat in another way, a while if the reason may pass, else for ever."""
     if code == RowsNotKept.code:
         return 0.0
-    return AWAY_S if isinstance(error_from_code(code, ""), PASSING) else math.inf
+    return AWAY_S if _may_pass(code) else math.inf
+
+
+def _may_pass(code: str) -> bool:
+    return isinstance(error_from_code(code, ""), PASSING)
 
 
 def suspect_of(faults: Sequence[Fault], one: NodeId, other: NodeId) -> NodeId:

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from services.coordinator.domain.blame import SEVERAL_PARTNERS, PairMarks
-from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_asked_for_s
+from services.coordinator.domain.faults import FaultKind, kind_of_fault, kind_of_refusal, not_asked_for_s
 from services.coordinator.domain.refusals import REFUSALS_TO_QUARANTINE, WITHIN_S, Refusals
 from services.coordinator.domain.session import Session
 from services.coordinator.service.assigning import stage_ref
@@ -117,7 +117,7 @@ class Messages(MessagesInterface):
             self._members.not_loading(sender.node_id, stage_ref(session.plan, session.lanes[lane][message.stage]))
         until_s = self._clock.now_s() + not_asked_for_s(message.error_code)
         session.exclude(sender.node_id, sender.boot_id, until_s=until_s)
-        self._lose(session, sender, message.error_code, message.error)
+        self._lose(session, sender, kind_of_refusal(message.error_code), f"{message.error_code}: {message.error}")
         return ACK
 
     async def _draft_tokens(self, sender: Member, message: DraftTokens) -> Ack:
@@ -180,7 +180,7 @@ class Messages(MessagesInterface):
         _check_choice(message.choice)
         session = self._sessions.get(message.task_id)
         session.check_sender(sender.node_id, message.epoch, message.stage, lane=message.lane)
-        self._lose(session, sender, message.error_code, message.error)
+        self._lose(session, sender, kind_of_fault(message.error_code), f"{message.error_code}: {message.error}")
         return ACK
 
     async def _link_fault(self, sender: Member, message: LinkFault) -> Ack:
@@ -193,9 +193,8 @@ class Messages(MessagesInterface):
                 await self._members.set_aside(node_id, SEVERAL_PARTNERS)
         return ACK
 
-    def _lose(self, session: Session, sender: Member, code: str, error: str) -> None:
-        reason = f"{code}: {error}"[:MAX_REASON]
-        session.lose(kind_of_refusal(code), reason, suspect=sender.node_id, now_s=self._clock.now_s())
+    def _lose(self, session: Session, sender: Member, kind: FaultKind, reason: str) -> None:
+        session.lose(kind, reason[:MAX_REASON], suspect=sender.node_id, now_s=self._clock.now_s())
 
     def _rules_broken(self, session: Session, sender: Member, error: ProtocolViolation) -> None:
         """No proof of anything (rule 7), but this session goes on without the sender."""

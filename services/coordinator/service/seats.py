@@ -24,6 +24,7 @@ from shared.contracts.messages import SessionStart, SessionStop, StageRef, WorkA
 from shared.domain.chain import class_hash
 from shared.domain.errors import (
     ButterflyError,
+    CircuitOpen,
     NoCapacity,
     NoSlotSpace,
     PeerUnavailable,
@@ -299,12 +300,10 @@ class Seats:
             parts.members.loading(member.node_id, order.stage_ref)
             try:
                 is_ready = await member.worker.assign(order)
-            except (NoCapacity, NoSlotSpace):
-                # A session that has just ended here still holds the slot there. Not for ever: this wait shows no
-                # progress.
-                await parts.clock.sleep(SLOT_RETRY_S)
-                continue
             except ButterflyError as error:
+                if _is_over_soon(error):  # and not for ever: this wait shows no progress
+                    await parts.clock.sleep(SLOT_RETRY_S)
+                    continue
                 parts.members.not_loading(member.node_id, order.stage_ref)
                 if session.epoch == order.epoch:
                     self._refused(member, error)
@@ -337,9 +336,8 @@ class Seats:
         self._session.forget_rows(member.node_id)
         if isinstance(error, PeerUnavailable):
             self._parts.members.unreachable(member.node_id)
-            self.lose(FaultKind.GONE, error.message, suspect=member.node_id)
-        else:
-            self.lose(kind_of_refusal(error.code), f"{error.code}: {error.message}", suspect=member.node_id)
+        kind = FaultKind.GONE if error.code == PeerUnavailable.code else kind_of_refusal(error.code)
+        self.lose(kind, f"{error.code}: {error.message}", suspect=member.node_id)
 
     def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None) -> None:
         self._session.lose(kind, reason[:MAX_ERROR_CHARACTERS], suspect=suspect, now_s=self._parts.clock.now_s())
@@ -366,3 +364,10 @@ class Seats:
             self._parts.members.unreachable(node_id)
         except ButterflyError as error:
             log.warning("stop_refused", extra={"node_id": node_id, "code": error.code})
+
+
+def _is_over_soon(error: ButterflyError) -> bool:
+    """A session that has just ended here still holds the slot there; or somebody else's call is finding out whether the
+    node is back."""
+    is_probed = isinstance(error, CircuitOpen) and (error.retry_after_s or 0.0) < SLOT_RETRY_S
+    return is_probed or isinstance(error, NoCapacity | NoSlotSpace)

@@ -8,7 +8,7 @@ from services.coordinator.domain.ledger import Release, Seal
 from services.coordinator.domain.session import Session
 from services.coordinator.service.parts import Parts
 from shared.contracts.messages import SealWindow, WindowCommitted, WindowRelease
-from shared.domain.errors import ButterflyError, PeerUnavailable
+from shared.domain.errors import ButterflyError, CircuitOpen, PeerUnavailable
 from shared.domain.plan import Partition
 
 ToSeat = WindowRelease | SealWindow | WindowCommitted
@@ -54,4 +54,5 @@ class Telling:
                 self._parts.members.unreachable(member.node_id)
             if session.epoch == message.epoch:
                 reason = f"{error.code}: {error.message}"[:MAX_REASON]
-                session.lose(FaultKind.GONE, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
+                kind = FaultKind.LACK if isinstance(error, CircuitOpen) else FaultKind.GONE
+                session.lose(kind, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())

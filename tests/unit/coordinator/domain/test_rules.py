@@ -11,6 +11,7 @@ from services.coordinator.domain.faults import (
     MAX_REASSIGNMENTS,
     Fault,
     FaultKind,
+    kind_of_fault,
     kind_of_refusal,
     not_asked_for_s,
     verdict,
@@ -211,7 +212,12 @@ class TestFaults:
         [("engine_fault", FaultKind.CRASH), ("out_of_memory", FaultKind.LOAD), ("made up", FaultKind.LOAD)],
     )
     def test_only_an_engine_that_failed_has_crashed(self, code: str, kind: FaultKind) -> None:
-        assert kind_of_refusal(code) is kind
+        assert kind_of_refusal(code) is kind_of_fault(code) is kind
+
+    def test_that_a_node_was_not_asked_does_not_count_against_a_task_and_only_before_it_has_a_seat(self) -> None:
+        assert kind_of_refusal("circuit_open") is FaultKind.LACK
+        assert kind_of_fault("circuit_open") is FaultKind.LOAD
+        assert verdict([Fault(FaultKind.LACK, "why", 4)] * 50) is None
 
 
 class TestSlots:

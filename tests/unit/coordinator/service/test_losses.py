@@ -5,7 +5,7 @@ import pytest
 from services.coordinator.domain.faults import AWAY_S, GENERATION_FAILED, MAX_REASSIGNMENTS, FaultKind
 from services.coordinator.domain.replica import LEASE_S
 from shared.contracts.messages import Leave, LinkFault, LoadStage, SeatReady, SessionFault, SessionPosition, StageReady
-from shared.domain.errors import NoSlotSpace, OutOfMemory, PeerUnavailable
+from shared.domain.errors import ButterflyError, CircuitOpen, NoSlotSpace, OutOfMemory, PeerUnavailable
 from shared.domain.ids import Epoch, NodeId
 from shared.domain.session import SessionPhase
 from shared.domain.task import InferenceTask
@@ -290,7 +290,9 @@ async def test_a_node_that_lacked_another_service_is_asked_again_after_a_while(
     assert session.phase is SessionPhase.RECOVERING
     await coordinator.advance(3.0)
     assert session.phase is (SessionPhase.PREFILLING if is_pardoned else SessionPhase.RECOVERING)
-    assert [(each.kind, each.suspect) for each in session.faults] == [(FaultKind.LOAD, N2)]
+    assert [(each.kind, each.suspect) for each in session.faults] == [
+        (FaultKind.LACK if is_pardoned else FaultKind.LOAD, N2)
+    ]
 
 
 async def test_a_slot_that_is_still_being_freed_is_waited_for(coordinator: Coordinator) -> None:
@@ -300,6 +302,29 @@ async def test_a_slot_that_is_still_being_freed_is_waited_for(coordinator: Coord
     assert session.phase is SessionPhase.ASSIGNING
     await coordinator.advance(1)
     assert (session.phase, session.epoch, session.faults) == (SessionPhase.PREFILLING, 1, [])
+
+
+async def test_a_node_that_others_are_probing_is_waited_for(coordinator: Coordinator) -> None:
+    coordinator.workers[N2].refusals = [CircuitOpen("it is being probed", retry_after_s=0.05)] * 3
+    task = make_task()
+    session = await coordinator.open(task)
+    assert session.phase is SessionPhase.ASSIGNING
+    await coordinator.advance(1)
+    assert (session.phase, session.epoch, session.faults) == (SessionPhase.PREFILLING, 1, [])
+
+
+async def test_nodes_whose_circuits_stay_open_never_fail_a_task_that_has_time_left(coordinator: Coordinator) -> None:
+    coordinator.partitioner.min_nodes = 3
+    refusals: list[ButterflyError] = [CircuitOpen("it failed before", retry_after_s=60.0)] * (2 * MAX_REASSIGNMENTS)
+    coordinator.workers[N2].refusals = refusals
+    task = make_task()
+    session = await coordinator.open(task)
+    while refusals:
+        await coordinator.advance(AWAY_S)
+    await coordinator.advance(AWAY_S)
+    assert {fault.kind for fault in session.faults} == {FaultKind.LACK}
+    assert len(session.faults) == 2 * MAX_REASSIGNMENTS
+    assert (session.phase, seats(coordinator, task)) == (SessionPhase.PREFILLING, [N1, N2, N3])
 
 
 async def test_two_engine_crashes_at_one_position_are_poison(coordinator: Coordinator) -> None:
