@@ -63,9 +63,10 @@ simulation: setup
 demo-byzantine: setup model
 	$(BIN)/python -m tests.byzantine.demo --model $(MODEL_FILE) $(ATTACK)
 
-# Processes are killed, hung and cut off under a load of tasks: `make chaos TASKS=200 SEED=7 MODEL=real`.
+# Processes are killed, hung and cut off under a load of tasks: `make chaos TASKS=200 SEED=7 MODEL=real REPORT=file.json`.
 chaos: setup model
-	$(BIN)/python -m tests.chaos.play --tasks $(or $(TASKS),200) --seed $(or $(SEED),1) $(if $(filter real,$(MODEL)),--model $(MODEL_FILE))
+	$(BIN)/python -m tests.chaos.play --tasks $(or $(TASKS),200) --seed $(or $(SEED),1) $(if $(filter real,$(MODEL)),--model $(MODEL_FILE)) \
+	  $(if $(REPORT),--report $(REPORT))
 
 # Power cuts of the registry's server under load: none may lose what was acknowledged, and with `everysec` some must.
 power-cut: setup

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.cli.domain.cluster import Kind
@@ -35,6 +35,8 @@ class Shape:
     """Environment of all processes, beside what it is here."""
     worker_command: Sequence[str] = ()
     """In place of the worker service; empty: that."""
+    replicas: Mapping[Kind, int] = field(default_factory=dict)
+    """How many of a service, where not one."""
 
 
 class ChaosCluster:
@@ -107,8 +109,8 @@ class ChaosCluster:
 async def chaos_cluster(shape: Shape, data: DataDir) -> AsyncIterator[ChaosCluster]:
     """All processes have started and are ready; they are ended whatever happens."""
     environ = {**os.environ, **shape.settings}
-    base_port = free_base_port(shape.workers)
-    wishes = Wishes(shape.workers, base_port, LOOPBACK, shape.model, shape.stages)
+    base_port = free_base_port(shape.workers, shape.replicas)
+    wishes = Wishes(shape.workers, base_port, LOOPBACK, shape.model, shape.stages, shape.replicas)
     planned = plan_cluster(wishes, load_config(None, environ), data, parent_pid=os.getpid(), environ=environ)
     wiring = _Wiring(planned.specs)
     specs = [wiring.rewired(spec, shape.worker_command) for spec in planned.specs]

@@ -33,8 +33,7 @@ class Nemesis:
         elif strike.fault is Fault.HANG:
             was_there = await self._hang(strike)
         else:
-            was_there = True
-            await self._cut(strike)
+            was_there = await self._cut(strike)
         if was_there:
             self.done.append((at_s, strike))
 
@@ -47,7 +46,7 @@ class Nemesis:
             self.cluster.send(strike.process, signal.SIGCONT)
         return True
 
-    async def _cut(self, strike: Strike) -> None:
+    async def _cut(self, strike: Strike) -> bool:
         edges = self.cluster.edges_of(strike.process, calls=strike.fault in _CALLS, called=strike.fault in _CALLED)
         for edge in edges:
             edge.cut(strike)
@@ -56,3 +55,4 @@ class Nemesis:
         finally:
             for edge in edges:
                 edge.heal(strike)
+        return bool(edges)

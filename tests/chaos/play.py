@@ -3,17 +3,19 @@ nothing was lost, doubled or falsified. Exit code 1 if a promise was broken."""
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-from services.cli.domain.cluster import seats
+from bench.measure import commit, machine
+from services.cli.domain.cluster import Kind, seats
 from services.cli.stores.data_dir import DataDir
 from shared.domain.task import SamplerParams
 from tests.chaos.checker import Findings, Oracle, check
@@ -31,6 +33,7 @@ from tests.integration.engine.stages import Chain
 WORKERS = 5
 STAGES = 3
 MEMORY_MB = "1024"
+REPLICAS = {Kind.SCHEDULER: 2, Kind.COORDINATOR: 2}
 SYNTHETIC_LAYERS = 6
 SYNTHETIC_END = (2,)
 HEAL_LIMIT_S = 120.0
@@ -86,6 +89,7 @@ def synthetic_play(folder: Path, *, tasks: int, duration_s: float, every_s: floa
         stages=STAGES,
         settings=SETTINGS | {"BUTTERFLY_WORKER__CONTEXT_TOKENS": "256"},
         worker_command=("-m", "tests.synthetic.worker"),
+        replicas=REPLICAS,
     )
 
     def oracle(asked: Asked) -> Sequence[int]:
@@ -107,12 +111,12 @@ def real_play(
     def oracle(asked: Asked) -> Sequence[int]:
         return expected_tokens(whole, asked.prompt_ids, _sampler(asked), num_tokens=asked.max_tokens)
 
-    shape = Shape(model=model.stem, workers=WORKERS, stages=STAGES, settings=SETTINGS)
+    shape = Shape(model=model.stem, workers=WORKERS, stages=STAGES, settings=SETTINGS, replicas=REPLICAS)
     return _play(shape, load, tasks=tasks, duration_s=duration_s, every_s=every_s, seed=seed), oracle
 
 
 def _play(shape: Shape, load: Load, *, tasks: int, duration_s: float, every_s: float, seed: int) -> Play:
-    names = sorted(seat.name for seat in seats(0, shape.workers, with_redis=True))
+    names = sorted(seat.name for seat in seats(0, shape.workers, with_redis=True, replicas=shape.replicas))
     return Play(
         shape=shape,
         load=load,
@@ -160,9 +164,10 @@ async def _come_back(cluster: ChaosCluster) -> bool:
 
 
 def report(outcome: Outcome) -> str:
-    findings, faults = outcome.findings, Counter(strike.fault.value for _, strike in outcome.done)
+    findings, struck = outcome.findings, struck_by_kind(outcome.done)
     lines = [
-        f"  struck: {len(outcome.done)} times: {_counts(faults)}; processes started again: {outcome.restarts}",
+        f"  struck: {len(outcome.done)} times; processes started again: {outcome.restarts}",
+        *(f"    {kind}: {_counts(faults)}" for kind, faults in sorted(struck.items())),
         f"  requests: {outcome.num_requests}, never accepted: {findings.refusals.total()}",
         *(f"    {count} x {reason}" for reason, count in findings.refusals.most_common()),
         f"  tokens committed: {findings.num_tokens}",
@@ -176,6 +181,35 @@ def report(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def struck_by_kind(done: Sequence[tuple[float, Strike]]) -> dict[str, Counter[str]]:
+    """How often each kind of process met each fault."""
+    struck: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for _, strike in done:
+        struck[strike.process.partition("-")[0]][strike.fault.value] += 1
+    return dict(struck)
+
+
+def as_json(play: Play, outcome: Outcome, machine_before: object) -> dict[str, object]:
+    """The report to keep."""
+    findings = outcome.findings
+    return {
+        "commit": commit(),
+        "model": play.shape.model,
+        "machine": machine_before,
+        "seed": play.seed,
+        "requests": outcome.num_requests,
+        "seconds": round(outcome.seconds),
+        "struck": {kind: dict(faults) for kind, faults in sorted(struck_by_kind(outcome.done).items())},
+        "restarts": outcome.restarts,
+        "all_came_back": outcome.all_came_back,
+        "accepted_tasks": dict(findings.states),
+        "failed_with": dict(findings.failures),
+        "never_accepted": dict(findings.refusals),
+        "tokens_committed": findings.num_tokens,
+        "promises_broken": [asdict(violation) for violation in findings.violations],
+    }
+
+
 def _counts(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
@@ -187,9 +221,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--duration", type=float, metavar="S", help="of the load (default: by the number of requests)")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="between two strikes (%(default)s)")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file; default: the synthetic engine")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="where the report is kept, as JSON")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs and data stay")
     asked = parser.parse_args(arguments)
     duration_s = asked.duration or asked.tasks * (S_PER_SYNTHETIC_TASK if asked.model is None else S_PER_REAL_TASK)
+    before = machine()
     print(f"seed {asked.seed}: {asked.tasks} requests over {duration_s:g} s", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.keep or Path(scratch) / "cluster"
@@ -202,6 +238,8 @@ def main(arguments: Sequence[str]) -> int:
     for at_s, strike in sorted(outcome.done, key=lambda done: done[0]):
         print(f"  {at_s:6.1f} s  {strike.fault:<8} {strike.process:<12} {strike.lasts_s:.1f} s")
     print(report(outcome))
+    if asked.report is not None:
+        asked.report.write_text(json.dumps(as_json(play, outcome, before), indent=1) + "\n", encoding="utf-8")
     return 0 if outcome.is_good else 1
 
 

@@ -1,6 +1,6 @@
 """What the nemesis does and when: drawn from a seed before anything starts, so that a run can be repeated. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -22,10 +22,13 @@ class Fault(StrEnum):
     DEAFEN = "deafen"
     """Nothing from others gets through to it; its own calls still do."""
     MUTE = "mute"
-    """Its own calls do not get through; it is still called."""
+    """Its own calls do not get through; it is still called. (Those of a worker to other workers do: one edge leads to a
+    worker, whoever calls.)"""
 
 
-WEIGHTS = {Fault.KILL: 4, Fault.HANG: 3, Fault.ISOLATE: 2, Fault.DEAFEN: 1, Fault.MUTE: 1}
+CALLS_NOBODY = "redis"
+"""Cannot be kept from calling."""
+WEIGHTS: Mapping[Fault, int] = {Fault.KILL: 4, Fault.HANG: 3, Fault.ISOLATE: 2, Fault.DEAFEN: 1, Fault.MUTE: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,29 @@ class Strike:
     """0 for a kill."""
 
 
+def can_take(process: str, fault: Fault) -> bool:
+    return process != CALLS_NOBODY or fault is not Fault.MUTE
+
+
 def draw_schedule(rng: Random, processes: Sequence[str], *, duration_s: float, every_s: float) -> tuple[Strike, ...]:
-    """Strikes in order of time, one about `every_s` on average, the last early enough to be over by the end."""
+    """Strikes in order of time, one about `every_s` on average, the last early enough to be over by the end.
+
+    They are dealt like cards, so that every process soon meets every fault.
+    """
     strikes: list[Strike] = []
+    deck: list[tuple[str, Fault]] = []
     at_s = 0.0
     while True:
         at_s += rng.uniform(0.3, 1.7) * every_s
-        fault = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-        process = rng.choice(processes)
+        if not deck:
+            deck = [(name, fault) for name in processes for fault, count in WEIGHTS.items() for _ in range(count)]
+            rng.shuffle(deck)
+        process, fault = deck.pop()
         lasts_s = 0.0 if fault is Fault.KILL else rng.uniform(*(HANG_S if fault is Fault.HANG else CUT_S))
         if at_s + lasts_s > duration_s:
             return tuple(strikes)
+        if not can_take(process, fault):
+            continue
         if fault is Fault.KILL and _kills_before(strikes, process, at_s) >= KILLS_PER_WINDOW:
             continue
         strikes.append(Strike(at_s, fault, process, lasts_s))

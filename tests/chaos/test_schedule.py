@@ -2,7 +2,11 @@
 
 from random import Random
 
-from tests.chaos.schedule import KILL_WINDOW_S, KILLS_PER_WINDOW, Fault, draw_schedule
+import pytest
+
+from services.cli.domain.cluster import Kind, seats
+from tests.chaos.play import REPLICAS, S_PER_REAL_TASK, S_PER_SYNTHETIC_TASK, WORKERS, struck_by_kind
+from tests.chaos.schedule import KILL_WINDOW_S, KILLS_PER_WINDOW, Fault, can_take, draw_schedule
 
 PROCESSES = ("api", "redis", "worker-0")
 
@@ -26,3 +30,18 @@ def test_no_process_is_killed_so_often_that_the_supervisor_gives_it_up() -> None
     for kill in kills:
         near = [one for one in kills if one.process == kill.process and 0 <= one.at_s - kill.at_s < KILL_WINDOW_S]
         assert len(near) <= KILLS_PER_WINDOW
+
+
+@pytest.mark.parametrize("duration_s", [2_000 * S_PER_SYNTHETIC_TASK, 200 * S_PER_REAL_TASK])
+def test_in_long_plays_every_kind_of_process_meets_every_fault(duration_s: float) -> None:
+    names = [seat.name for seat in seats(0, WORKERS, with_redis=True, replicas=REPLICAS)]
+    strikes = draw_schedule(Random("1 strikes"), names, duration_s=duration_s, every_s=2)
+    struck = struck_by_kind([(strike.at_s, strike) for strike in strikes])
+    for kind in Kind:
+        assert struck[kind].keys() == {fault for fault in Fault if can_take(kind, fault)}
+
+
+def test_redis_calls_nobody_so_it_is_never_muted() -> None:
+    strikes = draw_schedule(Random(1), PROCESSES, duration_s=2_000, every_s=1)
+    muted = {strike.process for strike in strikes if strike.fault is Fault.MUTE}
+    assert muted == {"api", "worker-0"}
