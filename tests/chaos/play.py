@@ -189,13 +189,11 @@ def struck_by_kind(done: Sequence[tuple[float, Strike]]) -> dict[str, Counter[st
     return dict(struck)
 
 
-def as_json(play: Play, outcome: Outcome, machine_before: object) -> dict[str, object]:
-    """The report to keep."""
+def as_json(play: Play, outcome: Outcome) -> dict[str, object]:
+    """The report to keep; of what was played on which machine the caller tells."""
     findings = outcome.findings
     return {
-        "commit": commit(),
         "model": play.shape.model,
-        "machine": machine_before,
         "seed": play.seed,
         "requests": outcome.num_requests,
         "seconds": round(outcome.seconds),
@@ -225,7 +223,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs and data stay")
     asked = parser.parse_args(arguments)
     duration_s = asked.duration or asked.tasks * (S_PER_SYNTHETIC_TASK if asked.model is None else S_PER_REAL_TASK)
-    before = machine()
+    what = {"commit": commit(), "machine": machine()}
     print(f"seed {asked.seed}: {asked.tasks} requests over {duration_s:g} s", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.keep or Path(scratch) / "cluster"
@@ -239,7 +237,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  {at_s:6.1f} s  {strike.fault:<8} {strike.process:<12} {strike.lasts_s:.1f} s")
     print(report(outcome))
     if asked.report is not None:
-        asked.report.write_text(json.dumps(as_json(play, outcome, before), indent=1) + "\n", encoding="utf-8")
+        asked.report.write_text(json.dumps(what | as_json(play, outcome), indent=1) + "\n", encoding="utf-8")
     return 0 if outcome.is_good else 1
 
 
