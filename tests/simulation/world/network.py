@@ -318,25 +318,31 @@ class Exchange:
     # --- the app's side
 
     async def _serve(self) -> None:
-        is_whole = self._is_asked and len(self._asked) == 1
+        is_on_its_way = False
         try:
-            answer = await self._desk(self._scope, self._asked[0]) if self._desk is not None and is_whole else None
-            if answer is not None and self._failure is None:
-                after_s, is_lost = self._weather.answer(self.receiver, self.sender)
-                self._loop.call_later(after_s, self._deliver, is_lost, *answer, context=self._context)
-                return
+            answer = (
+                await self._desk(self._scope, self._asked[0]) if self._desk is not None and self._is_whole else None
+            )
             if answer is None:
                 await self._serves(self._scope, self._receive, self._send)
+            elif self._failure is None:
+                after_s, is_lost = self._weather.answer(self.receiver, self.sender)
+                self._loop.call_later(after_s, self._deliver, is_lost, *answer, context=self._context)
+                is_on_its_way = True
         except httpx.TransportError as error:
             self.break_off(error)
-        except BaseException as error:
+        except Exception:  # noqa: BLE001  a server closes the connection; the app has logged what it was
             self.break_off()
-            if not isinstance(error, Exception):
-                raise
-            # A server closes the connection; the app has logged what it was.
-        if not self._is_answered:
-            self.break_off()
-        self._on_end(self)
+        finally:
+            if not is_on_its_way:
+                if not self._is_answered:
+                    self.break_off()
+                self._on_end(self)
+
+    @property
+    def _is_whole(self) -> bool:
+        """All of the request is here, in one piece."""
+        return self._is_asked and len(self._asked) == 1
 
     async def _receive(self) -> Message:
         while not (self._asked and not self._is_heard):

@@ -120,6 +120,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.call_at(self._now_s + seconds, _wake, waiter)
         return waiter
 
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> "asyncio.Future[T]":
+        """At once, whichever executor: there is one thread."""
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001  handed on, as every executor does
+            done.set_exception(error)
+        return done
+
     def spend(self, seconds: float) -> None:
         """Let time pass within what runs now, as a computation does."""
         self._now_s += seconds
