@@ -56,9 +56,10 @@ byzantine: setup model
 byzantine-long: setup
 	$(BIN)/python -m tests.synthetic.long_run --windows $(or $(WINDOWS),10000) --seed $(or $(SEED),1) $(KINDS)
 
-# Short histories of the services in virtual time under seeded faults; SEED shows one: `make simulation SEEDS=20000`.
+# Short histories of the services in virtual time under seeded faults; SEED shows one: `make simulation SEEDS=20000 FIRST=0 REPORT=file.json`.
 simulation: setup
-	$(BIN)/python -m tests.simulation.seeded.play --seeds $(or $(SEEDS),2000) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.simulation.seeded.play --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(REPORT),--report $(REPORT))
 
 demo-byzantine: setup model
 	$(BIN)/python -m tests.byzantine.demo --model $(MODEL_FILE) $(ATTACK)

@@ -6,6 +6,7 @@ Exit code 1 if there was any.
 
 import argparse
 import gc
+import json
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from bench.measure import commit, machine
 from tests.simulation.seeded.cluster import prepare_home
 from tests.simulation.seeded.story import Blow
 from tests.simulation.seeded.trial import Outcome, play
@@ -165,15 +167,35 @@ def play_many(first: int, count: int, *, processes: int) -> Sum:
     return total
 
 
+def as_json(first: int, total: Sum) -> dict[str, object]:
+    """The report to keep; of what was played on which machine the caller tells."""
+    return {
+        "first": first,
+        "seeds": total.seeds,
+        "seeds_per_s_and_core": round(total.seeds / total.cpu_s, 2),
+        "events": total.events,
+        "epochs": total.epochs,
+        "virtual_s": round(total.virtual_s),
+        "faults": dict(total.faults.most_common()),
+        "ends_of_tasks": dict(total.ends.most_common()),
+        "failed": {outcome.story.seed: outcome.violations for outcome in total.failed},
+    }
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.seeded.play", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2_000, help="how many (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (%(default)s)")
     parser.add_argument("--seed", type=int, help="play this one alone, and show it")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="where the sum of many is kept, as JSON")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
     asked = parser.parse_args(arguments)
     if asked.seed is None:
-        return 1 if play_many(asked.first, asked.seeds, processes=asked.processes).failed else 0
+        what = {"commit": commit(), "machine": machine()}
+        total = play_many(asked.first, asked.seeds, processes=asked.processes)
+        if asked.report is not None:
+            asked.report.write_text(json.dumps(what | as_json(asked.first, total), indent=1) + "\n", encoding="utf-8")
+        return 1 if total.failed else 0
     player = Player()
     outcome = player.play_one(asked.seed)
     player.close()
