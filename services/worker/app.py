@@ -15,6 +15,7 @@ from services.worker.clients.link import HttpLinkCarrier
 from services.worker.clients.metrics import MetricsUplink
 from services.worker.clients.partitioner import PartitionerStages
 from services.worker.domain.identity import CoordinatorKey, Identity
+from services.worker.domain.row_log import RowLogs
 from services.worker.engine.loader import LlamaLoader
 from services.worker.engine.self_test import FileSelfTestCache
 from services.worker.ports import Coordinator, EngineLoader, LinkCarrier, ReceiptSigner
@@ -67,6 +68,7 @@ from shared.runtime.giving_up import GivingUp
 from shared.runtime.tasks import BackgroundTasks
 
 MEBIBYTE = 1024 * 1024
+ROW_LOG_SHARE = 16  # of the memory for stages, and beside it: half of what the KV cache of a small model takes
 STOP_GRACE_S = 2.0
 COORDINATOR_BREAKER = BreakerPolicy(open_s=1.0)  # a lease is short: a coordinator that is back must hear of it
 PUBLIC_PATHS = ("/messages", "/links", "/state")
@@ -250,6 +252,7 @@ def assemble(
         receipts=receipts,
         report=uplinks.report,
         tasks=tasks,
+        row_logs=RowLogs(memory_bytes // ROW_LOG_SHARE),
         context_tokens=settings.context_tokens,
     )
     cores = settings.threads or usable_cores()

@@ -33,6 +33,9 @@ class FrameKind(StrEnum):
     """One row of each of several sequences."""
     PREFILL = "prefill"
     """Consecutive rows of one sequence; `final` marks the last chunk, whose last row yields a token."""
+    RECALL = "recall"
+    """In place of a chunk whose rows the seat has from an earlier epoch, and a stage after it has not. One row, the
+    first; how many follow is what a chunk there would have."""
     TOKENS = "tokens"
     """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk. That may come
     from an earlier stage, where those after it have its rows already: they hand it on."""
@@ -59,7 +62,7 @@ class Frame:
     stage: int = 0
     """The stage that shall take this frame."""
     rows: tuple[Row, ...] = ()
-    """DECODE: ascending in no particular order, one per sequence. PREFILL: exactly one, the first row's place."""
+    """DECODE: in no particular order, one per sequence. PREFILL, RECALL: exactly one, the first row's place."""
     final: bool = False
     hidden: NDArray[np.float32] | None = None
     """float32 `[n, n_embd]`, C-contiguous; None in frames without payload."""

@@ -105,6 +105,11 @@ class WorkAssignment(SessionMessage):
     """0, or the order's `first_row`: the rows before it are here already, kept from an earlier epoch of the task."""
     next_row: Annotated[int, Field(ge=0)] = 0
     """0, or the order's `first_row`: the next seat has the rows before it, so they are not sent there."""
+    replay_stages: Annotated[int, Field(ge=0)] = 0
+    """Stages of the lane, from the first on, by which the rows before `first_row` go once more: the last of them does
+    not have them. One that has them computes nothing, and sends the next one what it sent the first time."""
+    keeps_passed: bool = False
+    """Keep the rows that are passed on, as long as there is room for them: a later epoch may need them."""
     decodes: bool = True
     """False: an audit lane. It runs rows before `first_row` of its order when started, later ones as windows are
     released, and yields a record for every row from there on."""

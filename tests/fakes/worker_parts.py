@@ -2,12 +2,13 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.worker.domain.identity import CoordinatorKey, Identity
+from services.worker.domain.row_log import RowLogs
 from services.worker.ports import Coordinator, LinkCarrier, Report, StageFile, StageFiles
 from services.worker.service.drafts import DraftSender
 from services.worker.service.engine_thread import EngineThread
@@ -181,6 +182,7 @@ class MemoryWorker:
         memory_bytes: int = 10_000_000,
         n_slots: int = 4,
         ctx_per_slot: int = 512,
+        row_log_bytes: int = 1_000_000,
         before_step: Callable[[], object] | None = None,
     ) -> None:
         self.node_id = node_id
@@ -218,6 +220,7 @@ class MemoryWorker:
             events=self.events,
             now=clock.now_s,
         )
+        self.row_logs = RowLogs(row_log_bytes)
         self.thread = EngineThread()
         self.stages = StagePool(
             node_id=node_id,
@@ -250,6 +253,7 @@ class MemoryWorker:
             receipts=self.receipts,
             report=self.report,
             tasks=self.tasks,
+            row_logs=self.row_logs,
             context_tokens=ctx_per_slot,
         )
 
@@ -291,8 +295,8 @@ class Order:
     first_window: int | None = None
     sink_start: str = SOME_DIGEST
     """For epochs that go on after `generated_ids`."""
-    num_cold: int | None = None
-    """Stages, from the first on, that compute the rows before this epoch again; None: all."""
+    cold: Collection[int] | None = None
+    """Stages that compute the rows before this epoch again; None: all."""
 
     @property
     def task_id(self) -> TaskId:
@@ -331,7 +335,7 @@ class MemoryCluster:
 
     def assignment(self, order: Order, stage: int) -> WorkAssignment:
         nodes, count = order.nodes, len(order.nodes)
-        num_cold = count if order.num_cold is None else order.num_cold
+        cold = range(count) if order.cold is None else order.cold
         bounds = [order.num_layers * place // count for place in range(count + 1)]
         own, following = nodes[stage], nodes[(stage + 1) % count]
         ref = StageRef(
@@ -374,8 +378,10 @@ class MemoryCluster:
             order=signed_order(COORDINATOR_KEY, signed),
             decodes=order.decodes,
             max_windows_ahead=order.max_windows_ahead,
-            start_row=signed.first_row if stage >= num_cold else 0,
-            next_row=signed.first_row if stage == num_cold - 1 < count - 1 else 0,
+            start_row=0 if stage in cold else signed.first_row,
+            next_row=signed.first_row if stage + 1 < count and stage + 1 not in cold else 0,
+            replay_stages=max(cold, default=-1) + 1,
+            keeps_passed=True,
         )
 
     async def assign(self, order: Order) -> None:

@@ -1,6 +1,7 @@
 """Goes on with the seats that are left after a loss: who has the rows so far need not compute them again."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,29 +34,30 @@ def refill(
 ) -> PartitionPlan | None:
     """The stages of `plan` on the nodes with which the answer goes on soonest, in lanes where no node sits twice.
 
-    Best are blind auditors (C2), then stages that are loaded, then few stages that compute the committed rows again,
-    those of lane 0 least of all. `candidates`: per stage. None: no plan that `is_right` saves anything.
+    Best are blind auditors (C2), then stages that are loaded, then few seats that compute the committed rows again, on
+    different nodes, and those of lane 0 least of all. `candidates`: per stage. None: no plan that `is_right` saves
+    anything.
     """
     known = [{each.node_id: each for each in stage} for stage in candidates]
-    best, least = None, (True, len(plan.seats) + 1, 0, 0)
+    best, least = None, (True, len(plan.seats) + 1, 0, 0, 0)
     for seats in itertools.islice(_fillings(candidates, num_lanes), MAX_TRIES):
         lanes = tuple(_lane(plan, index, nodes) for index, nodes in enumerate(seats))
-        cold = [
-            num_cold_stages([known[stage][node_id].keeps_rows for stage, node_id in enumerate(nodes)])
-            for nodes in seats
-        ]
-        loads = sum(not known[stage][node_id].has_loaded for nodes in seats for stage, node_id in enumerate(nodes))
-        cost = (shows_seat(lanes) is not None, loads, sum(cold), cold[0])
-        if cost < least and sum(cold) < num_lanes * len(candidates):
+        placed = [[known[stage][node_id] for stage, node_id in enumerate(nodes)] for nodes in seats]
+        cold = [[each.node_id for each in lane if not each.keeps_rows] for lane in placed]
+        num_cold = sum(map(len, cold))
+        most_on_a_node = max(Counter(itertools.chain(*cold)).values(), default=0)
+        loads = sum(not each.has_loaded for lane in placed for each in lane)
+        cost = (shows_seat(lanes) is not None, loads, num_cold, most_on_a_node, len(cold[0]))
+        if cost < least and num_cold < num_lanes * len(candidates):
             found = replace(plan, lanes=lanes, spares=(), blind=not cost[0])
             if is_right(found):
                 best, least = found, cost
     return best and replace(best, plan_id=reseated_id(best))
 
 
-def num_cold_stages(keeps_rows: Sequence[bool]) -> int:
-    """How many stages of a lane, from the first on, have to compute the committed rows again: up to the last one that
-    does not have them, whose input comes from those before."""
+def num_replaying(keeps_rows: Sequence[bool]) -> int:
+    """By how many stages of a lane, from the first on, the committed rows go once more: up to the last one that does
+    not have them. Those before it that have them pass on what they kept."""
     return max((stage for stage, keeps in enumerate(keeps_rows, 1) if not keeps), default=0)
 
 

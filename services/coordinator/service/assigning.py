@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from services.coordinator.domain.ledger import Seated
 from services.coordinator.domain.link_token import link_token
 from services.coordinator.domain.pacing import pace
+from services.coordinator.domain.refilling import num_replaying
 from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
 from services.coordinator.service.member import Member
@@ -88,13 +89,15 @@ class Assigning:
         members: Sequence[Member],
         public_keys: Sequence[bytes],
         *,
-        num_cold: int,
+        keeps_rows: Sequence[bool],
         beside: Sequence[Member],
     ) -> tuple[SeatOrder, ...]:
         """One per stage, in order; `members` are the nodes seated there, `beside` those that other lanes keep busy
-        meanwhile. `num_cold`: stages, from the first on, that compute the committed rows again. The first and the last
-        stage get the ids so far: one embeds them, the other needs them for penalties."""
+        meanwhile. `keeps_rows`: per stage, whether its node has the committed rows and need not compute them again. The
+        first and the last stage get the ids so far: one embeds them, the other needs them for penalties."""
         decodes = lane in self._decoding
+        start_rows = [self._schedule.first_row if keeps else 0 for keeps in keeps_rows]
+        next_rows = [*start_rows[1:], 0]
         pacing = pace([member.capability for member in members], beside=[member.capability for member in beside])
         orders = []
         for stage, (member, public_key) in enumerate(zip(members, public_keys, strict=True)):
@@ -122,8 +125,10 @@ class Assigning:
                 decode_batches_in_flight=pacing.decode_batches_in_flight,
                 threads=pacing.threads[stage],
                 order=SignedText.of(signed),
-                start_row=self._schedule.first_row if stage >= num_cold else 0,
-                next_row=self._schedule.first_row if stage == num_cold - 1 < len(members) - 1 else 0,
+                start_row=start_rows[stage],
+                next_row=next_rows[stage],
+                replay_stages=num_replaying(keeps_rows),
+                keeps_passed=self._session.is_verified,
                 decodes=decodes,
                 max_windows_ahead=self._max_windows_ahead if decodes else 0,
             )

@@ -9,7 +9,6 @@ from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_a
 from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
-from services.coordinator.domain.refilling import num_cold_stages
 from services.coordinator.domain.resuming import resume
 from services.coordinator.domain.session import KeptRows, SeatKey, Session
 from services.coordinator.domain.session_machine import SessionEvent
@@ -213,16 +212,16 @@ class Seats:
     ) -> Assigning:
         """`goes_on`: nodes that keep the rows of an earlier epoch need not compute them again."""
         parts, session = self._parts, self._session
-        num_cold = [
-            num_cold_stages([goes_on and session.keeps_rows(seat.node_id, seat.layers) for seat in lane])
-            for lane in session.lanes
+        keeps_rows = [
+            [goes_on and session.keeps_rows(seat.node_id, seat.layers) for seat in lane] for lane in session.lanes
         ]
         session.kept = KeptRows(
             session.num_committed,
             frozenset(
                 (seat.node_id, seat.layers)
-                for lane, first in zip(session.lanes, num_cold, strict=True)
-                for seat in lane[first:]
+                for lane, keeping in zip(session.lanes, keeps_rows, strict=True)
+                for seat, keeps in zip(lane, keeping, strict=True)
+                if keeps
             ),
         )
         members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
@@ -245,7 +244,7 @@ class Seats:
                 lane,
                 seated,
                 [member.public_key for member in seated],
-                num_cold=num_cold[lane],
+                keeps_rows=keeps_rows[lane],
                 beside=() if decoding == (lane,) else everybody,
             )
             if seated

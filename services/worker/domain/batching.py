@@ -47,6 +47,11 @@ class PrefillCall(Call):
     def seat(self) -> Seat:
         return self.seats[0]
 
+    @property
+    def is_recall(self) -> bool:
+        """The rows are here from an earlier epoch: they only go by."""
+        return self.first < self.seat.start_row
+
 
 class Source(ABC):
     """Where a stage's work waits."""
@@ -203,6 +208,11 @@ class Feeder(Source):
 
     def _start_chunk(self, flow: Flow[Seat], seat: Seat, feed: Feed) -> PrefillCall:
         first, schedule = feed.started, seat.windows.schedule
+        if first < seat.start_row:
+            num_rows = seat.recall(first)
+            feed.started += num_rows
+            flow.start_chunk(seat, feed.started)
+            return PrefillCall((seat,), first, num_rows, (), final=False)
         # What was committed before this epoch goes by itself: some stages may have it already.
         num_known = schedule.first_row if first < schedule.first_row else feed.num_prefix
         num_rows = call_rows(first, num_known=num_known, num_prompt=schedule.num_prompt, row_class=seat.row_class)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from services.worker.domain.row_log import RowLog
 from services.worker.domain.window_keeper import WindowKeeper
 from shared.domain.errors import InvalidInput, ProtocolViolation
 from shared.domain.ids import Epoch, NodeId, TaskId
@@ -189,6 +190,12 @@ class Seat:
     """Rows before it were computed here in an earlier epoch."""
     next_row: int = 0
     """Rows before it were computed at the next stage in an earlier epoch: they are not passed on."""
+    replay_stages: int = 0
+    """Stages by which the rows before this epoch go once more (WorkAssignment)."""
+    passed: RowLog | None = None
+    """What it has passed on, for a later epoch; None: nobody will ask for it."""
+    recalled: int = 0
+    """Rows from an earlier epoch that have gone by once more, without being computed."""
     accepted: int = 0
     """Rows taken in, whether run already or still waiting."""
     computed: int = 0
@@ -201,6 +208,28 @@ class Seat:
     def row_limit(self, committed: int) -> int:
         """Rows that may run once window `committed` is."""
         return self.windows.schedule.window(committed + self.max_windows_ahead).row_end
+
+    @property
+    def ends_replay(self) -> bool:
+        """No stage after it needs the rows before this epoch."""
+        return self.key.stage + 1 >= self.replay_stages
+
+    def recall(self, first: int) -> int:
+        """Rows of an earlier epoch go by, from `first` on; how many.
+
+        0: a second arrival, to be dropped. Raises `ProtocolViolation` unless they continue those before, and a stage
+        after this one needs them.
+        """
+        if first < self.recalled:
+            return 0
+        if first > self.recalled or first >= self.start_row or self.ends_replay:
+            raise ProtocolViolation(f"row {first} of {self.start_row} is not to go by once more")
+        schedule = self.windows.schedule
+        num_rows = call_rows(
+            first, num_known=schedule.first_row, num_prompt=schedule.num_prompt, row_class=self.row_class
+        )
+        self.recalled += num_rows
+        return num_rows
 
     def accept(self, first: int, num_rows: int) -> bool:
         """Take in rows [first, first + num_rows) from the stage before.

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from services.worker.domain.batching import DecodeCall, PrefillCall
+from services.worker.domain.batching import DecodeCall
 from services.worker.domain.identity import Identity
 from services.worker.domain.seat import Seat
-from services.worker.ports import ReceiptSigner, ReportTo
+from services.worker.ports import ReceiptSigner, ReportTo, Rows
 from services.worker.service.runner import EngineCall, StepResult
 from shared.contracts.messages import ReceiptPosted, SignedText
 from shared.domain.chain import hidden_bytes, id_bytes
@@ -43,8 +43,10 @@ class ReceiptDesk:
             if result.hidden is None:
                 seat.windows.extend(inputs, records=result.records[index])
             else:
-                hidden = result.hidden if isinstance(call, PrefillCall) else result.hidden[index : index + 1]
+                first, hidden = _outputs(call, result.hidden, index)
                 seat.windows.extend(inputs, outputs=hidden_bytes(hidden))
+                if seat.passed is not None:
+                    seat.passed.extend(first, hidden)
             self._sign_due(seat)
 
     def seal(self, seat: Seat, window: int, row_end: int) -> None:
@@ -79,3 +81,10 @@ def _inputs(call: EngineCall, index: int) -> Iterable[bytes]:
         row = call.x[index]
         return hidden_bytes(row[None]) if isinstance(row, np.ndarray) else (id_bytes(row),)
     return hidden_bytes(call.x) if isinstance(call.x, np.ndarray) else map(id_bytes, call.x)
+
+
+def _outputs(call: EngineCall, hidden: Rows, index: int) -> tuple[int, Rows]:
+    """Where the rows begin that seat `index` of the call has run, and what became of them."""
+    if isinstance(call, DecodeCall):
+        return call.positions[index], hidden[index : index + 1]
+    return call.first, hidden

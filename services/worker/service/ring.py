@@ -78,6 +78,8 @@ class Ring(Deliver):
                         self._take_rows(peer, frame, touched)
                     case FrameKind.PREFILL:
                         self._take_chunk(peer, frame, touched)
+                    case FrameKind.RECALL:
+                        self._take_recall(peer, frame)
                     case FrameKind.TOKENS:
                         self._take_tokens(peer, frame, touched)
                     case FrameKind.KEEP_ALIVE | FrameKind.END:
@@ -92,6 +94,9 @@ class Ring(Deliver):
         else:
             self._pass_on(runner, call, result.hidden)
         self._tell_step(runner, call, result.compute_s)
+
+    def pass_by(self, runner: StageRunner, call: PrefillCall) -> None:
+        self._pass_by(Seated(call.seat, runner), call.first, call.num_rows)
 
     def note(self, call: EngineCall, result: StepResult) -> None:
         self._receipts.note(call, result)
@@ -155,6 +160,19 @@ class Ring(Deliver):
         runner.intake.add_chunk(seat, row.position, hidden, final=frame.final)
         touched[runner] = None
 
+    def _take_recall(self, peer: NodeId, frame: Frame) -> None:
+        if len(frame.rows) != 1 or frame.hidden is not None:
+            raise ProtocolViolation("rows are recalled by the place of the first")
+        row = frame.rows[0]
+        seated = self._seated(peer, frame, row)
+        if seated is None:
+            return
+        num_rows = seated.seat.recall(row.position)
+        if num_rows:
+            self._pass_by(seated, row.position, num_rows)
+        else:
+            self.dropped["repeated"] += 1
+
     def _take_tokens(self, peer: NodeId, frame: Frame, touched: dict[StageRunner, None]) -> None:
         for row in frame.rows:
             seated = self._seated(peer, frame, row)
@@ -180,11 +198,15 @@ class Ring(Deliver):
     def _pass_on(self, runner: StageRunner, call: EngineCall, hidden: Hidden) -> None:
         if isinstance(call, PrefillCall):
             seat = call.seat
-            if seat.live and call.first < seat.next_row:
-                self._acknowledge(Seated(seat, runner), call.first + call.num_rows)
-            elif seat.live:
-                row = Row(seat.key.task_id, seat.epoch, call.first)
+            if not seat.live:
+                return
+            row = Row(seat.key.task_id, seat.epoch, call.first)
+            if call.first >= seat.next_row:
                 self._send_on(_way(seat), FrameKind.PREFILL, (row,), hidden, final=call.final)
+            elif seat.ends_replay:
+                self._acknowledge(Seated(seat, runner), call.first + call.num_rows)
+            else:
+                self._send_on(_way(seat), FrameKind.RECALL, (row,), None)
             return
         by_way: dict[Way, list[int]] = {}
         for index, seat in enumerate(call.seats):
@@ -196,6 +218,17 @@ class Ring(Deliver):
             )
             chosen = hidden if len(indexes) == len(hidden) else hidden[indexes]
             self._send_on(way, FrameKind.DECODE, rows, chosen)
+
+    def _pass_by(self, seated: Seated, first: int, num_rows: int) -> None:
+        """These rows are here from an earlier epoch. The next seat gets them as it did then, or has them too."""
+        seat = seated.seat
+        row = Row(seat.key.task_id, seat.epoch, first)
+        if first < seat.next_row:
+            self._send_on(_way(seat), FrameKind.RECALL, (row,), None)
+        elif seat.passed is None:
+            raise EngineFault("a seat that kept nothing was told to send it again")
+        else:
+            self._send_on(_way(seat), FrameKind.PREFILL, (row,), seat.passed.rows(first, num_rows))
 
     def _acknowledge(self, seated: Seated, end: int) -> None:
         """Rows before `end` have passed all stages that had to compute them."""

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
+from services.worker.domain.row_log import RowLog
 from services.worker.domain.seat import Seat, Tail
 from services.worker.domain.slots import compaction_move, lowest_free_slot
 from services.worker.domain.threads import ThreadChoice
@@ -46,7 +47,19 @@ class KeptRows:
     task_id: TaskId
     epoch: Epoch
     windows: WindowKeeper
+    passed: RowLog | None
     until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a seat goes on."""
+
+    slot: int
+    mark: Mark
+    """The chains before the row at which it does."""
+    passed: RowLog | None
+    """The rows before it that the seat has passed on, if they were kept."""
 
 
 class Deliver(ABC):
@@ -55,6 +68,10 @@ class Deliver(ABC):
     @abstractmethod
     def deliver(self, runner: "StageRunner", call: EngineCall, result: StepResult) -> None:
         """Hand on what a call gave. Seats may have been freed meanwhile."""
+
+    @abstractmethod
+    def pass_by(self, runner: "StageRunner", call: PrefillCall) -> None:
+        """Have a stage that lacks the rows of this call, which are here from an earlier epoch, get them."""
 
     @abstractmethod
     def note(self, call: EngineCall, result: StepResult) -> None:
@@ -142,15 +159,18 @@ class StageRunner:
             self._forget(list(self._kept)[:1])
         return lowest_free_slot(self._used(), self.n_slots)
 
-    def take_kept(self, task_id: TaskId, row: int) -> tuple[int, Mark] | None:
-        """The slot that has the rows before `row` of the task, and no others any more, and their chains; None when they
-        are not here. The slot is the caller's to seat."""
+    def take_kept(self, task_id: TaskId, row: int, *, recalls: bool) -> Kept | None:
+        """The slot that has the rows before `row` of the task, and no others any more; None when they are not here, or
+        what was passed on of them is not, which the next stage `recalls`. The slot is the caller's to seat."""
         for slot, kept in self._kept.items():
-            mark = kept.windows.mark(row)
-            if kept.task_id == task_id and mark is not None:
+            mark, passed = kept.windows.mark(row), kept.passed
+            num_passed = 0 if passed is None else passed.num_rows
+            if kept.task_id == task_id and mark is not None and not (recalls and num_passed < row):
                 del self._kept[slot]
                 self._thread.submit(partial(self._engine.truncate, slot, row), self._moved)
-                return slot, mark
+                if passed is not None:
+                    passed.cut(row)
+                return Kept(slot, mark, passed)
         return None
 
     def forget(self, task_id: TaskId, *, up_to: Epoch) -> None:
@@ -174,10 +194,14 @@ class StageRunner:
         self.intake.forget(seat)
         del self._seats[seat.slot]
         self.used_at_s = self._now()
+        if seat.passed is not None and (self._is_closed or not keep):
+            seat.passed.close()
         if self._is_closed:
             return
         if keep:
-            self._kept[seat.slot] = KeptRows(seat.key.task_id, seat.epoch, seat.windows, self.used_at_s + KEPT_S)
+            self._kept[seat.slot] = KeptRows(
+                seat.key.task_id, seat.epoch, seat.windows, seat.passed, self.used_at_s + KEPT_S
+            )
         else:
             self._thread.submit(partial(self._engine.drop, seat.slot), self._moved)
         self._compact()
@@ -189,7 +213,8 @@ class StageRunner:
         """Start the next call if the engine is free and something is ready."""
         if self._is_busy or self._is_closed:
             return
-        call = self._turns.next_call()
+        while isinstance(call := self._turns.next_call(), PrefillCall) and call.is_recall:
+            self._target.pass_by(self, call)
         if call is None:
             return
         self._is_busy = True
@@ -202,6 +227,7 @@ class StageRunner:
     def close(self) -> None:
         """No more calls; the engine is closed after the one that runs. Idempotent."""
         if not self._is_closed:
+            self._forget(list(self._kept))
             self._is_closed = True
             self._thread.submit(self._engine.close, self._moved)
 
@@ -210,7 +236,9 @@ class StageRunner:
 
     def _forget(self, slots: Iterable[int]) -> None:
         for slot in slots:
-            del self._kept[slot]
+            kept = self._kept.pop(slot)
+            if kept.passed is not None:
+                kept.passed.close()
             self._thread.submit(partial(self._engine.drop, slot), self._moved)
 
     def _compact(self) -> None:

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 
 from services.worker.domain.flow import chunk_credit
+from services.worker.domain.row_log import RowLog, RowLogs
 from services.worker.domain.seat import Feed, FlowKey, ReplayFeed, Seat, SeatKey, Tail
 from services.worker.domain.window_keeper import Mark, WindowKeeper
 from services.worker.ports import ReportTo
@@ -102,6 +103,7 @@ class SessionService(SessionInterface):
         receipts: ReceiptDesk,
         report: ReportTo,
         tasks: BackgroundTasks,
+        row_logs: RowLogs,
         context_tokens: int,
     ) -> None:
         self._seating = seating
@@ -112,6 +114,7 @@ class SessionService(SessionInterface):
         self._receipts = receipts
         self._report = report
         self._tasks = tasks
+        self._row_logs = row_logs
         self._context_tokens = context_tokens
         self._pending: dict[SeatKey, WorkAssignment] = {}
         """Seats whose stage is being loaded."""
@@ -264,7 +267,7 @@ class SessionService(SessionInterface):
             )
         if runner.is_last and n_vocab is not None:
             check_sampler(message.sampler, n_vocab)
-        slot, kept = self._slot(message, runner)
+        slot, kept, passed = self._slot(message, runner)
         drafts_tokens = message.decodes and message.lane == 0
         seat = Seat(
             key=_seat_key(message),
@@ -290,6 +293,8 @@ class SessionService(SessionInterface):
             tail=_tail(message) if runner.is_last else None,
             start_row=message.start_row,
             next_row=message.next_row,
+            replay_stages=message.replay_stages,
+            passed=passed,
             accepted=message.start_row,
             computed=message.start_row,
         )
@@ -301,20 +306,23 @@ class SessionService(SessionInterface):
                 seat, seat.feed, num_stages=message.num_stages, max_batches=message.decode_batches_in_flight
             )
 
-    def _slot(self, message: WorkAssignment, runner: StageRunner) -> tuple[int, Mark | None]:
-        """A slot with the rows that the seat is to go on from. Raises `NoCapacity`, `RowsNotKept`."""
+    def _slot(self, message: WorkAssignment, runner: StageRunner) -> tuple[int, Mark | None, RowLog | None]:
+        """A slot with the rows that the seat is to go on from, and the log of those it passes on. Raises `NoCapacity`,
+        `RowsNotKept`."""
         if message.start_row > 0:
             for older in self._seating.of_task(message.task_id, up_to=Epoch(message.epoch - 1)):
                 self._seating.free(older.seat, keep=True)
-            kept = runner.take_kept(message.task_id, message.start_row)
+            recalls = message.stage + 1 < message.replay_stages and message.next_row == 0
+            kept = runner.take_kept(message.task_id, message.start_row, recalls=recalls)
             if kept is None:
                 raise RowsNotKept(f"{message.start_row} rows of layers {message.stage_ref.layers} are not here")
-            return kept
+            return kept.slot, kept.mark, kept.passed
         runner.forget(message.task_id, up_to=message.epoch)
         slot = runner.free_slot()
         if slot is None:
             raise NoCapacity(f"all {runner.n_slots} slots of layers {message.stage_ref.layers} are taken")
-        return slot, None
+        is_logged = message.keeps_passed and not runner.is_last
+        return slot, None, RowLog(self._row_logs, max_rows=message.max_rows) if is_logged else None
 
     def _check_epoch(self, key: SeatKey, epoch: Epoch) -> None:
         known = self._seating.at(key)
@@ -346,19 +354,20 @@ def _seat_key(message: WorkAssignment) -> SeatKey:
 
 def _feed(message: WorkAssignment, order: Assignment) -> Feed:
     """An audit lane runs by itself what was committed before; the ids from there on are released to it."""
+    started = 0 if message.replay_stages else message.start_row
     if message.decodes:
         return Feed(
             list(message.prefix_ids),
             len(message.prefix_ids),
-            started=message.start_row,
-            acknowledged=message.start_row,
+            started=started,
+            acknowledged=started,
         )
     committed = list(message.prefix_ids[: order.first_row])
     return ReplayFeed(
         committed,
         len(committed),
-        started=message.start_row,
-        acknowledged=message.start_row,
+        started=started,
+        acknowledged=started,
         first_due=len(message.prefix_ids) - 1,
     )
 

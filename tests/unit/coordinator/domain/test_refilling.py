@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from services.coordinator.domain.refilling import Candidate, num_cold_stages, refill
+from services.coordinator.domain.refilling import Candidate, num_replaying, refill
 from shared.domain.ids import NodeId
 from shared.domain.plan import PartitionPlan
 from tests.fakes.partitioner import even_plan
@@ -42,14 +42,21 @@ def test_an_audit_lane_that_is_whole_goes_on_as_lane_0() -> None:
     assert found.plan_id != plan.plan_id
 
 
-def test_what_is_computed_again_ends_as_early_as_possible() -> None:
-    # Stages 1 and 2 have two nodes each that keep the rows, stage 0 has one: the other lane begins anew there only.
-    found = refill(even_plan("xyz", num_lanes=2), candidates(["a", "bc", "cd"]), num_lanes=2, is_right=any_plan)
-    cold = [
-        num_cold_stages([node in keep for node, keep in zip(lane, ["a", "bc", "cd"], strict=True)])
-        for lane in seats(found)
-    ]
+@pytest.mark.parametrize("keeping", [["a", "bc", "cd"], ["cd", "ac", "b"]], ids=["the first", "the last"])
+def test_where_one_seat_lacks_the_rows_it_alone_computes_again(keeping: Sequence[str]) -> None:
+    # At one stage a single node keeps the rows: one lane begins anew there, and it is not lane 0.
+    found = refill(even_plan("xyz", num_lanes=2), candidates(keeping), num_lanes=2, is_right=any_plan)
+    assert found is not None
+    cold = [sum(node not in keep for node, keep in zip(lane, keeping, strict=True)) for lane in seats(found)]
     assert cold == [0, 1]
+
+
+def test_no_node_computes_again_for_two_seats_if_another_can() -> None:
+    # One node keeps each of the first two stages; c or d computes the one, and the other one the other.
+    keeping = ["a", "b", "cd"]
+    found = refill(even_plan("xyz", num_lanes=2), candidates(keeping), num_lanes=2, is_right=any_plan)
+    cold = [node for lane in seats(found) for node, keep in zip(lane, keeping, strict=True) if node not in keep]
+    assert len(cold) == len(set(cold)) == 2
 
 
 def test_no_auditor_gets_the_answer_from_another_lane_if_that_can_be() -> None:
@@ -87,7 +94,6 @@ def test_rules_are_kept() -> None:
     [
         (["", "", ""], NODES, "nobody keeps anything"),
         (["ab", "ab", "ab"], "ab", "no node sits twice in a lane"),
-        (["abc", "abc", ""], NODES, "the last stage decides what is computed again"),
     ],
 )
 def test_there_may_be_nothing_to_save(keeping: list[str], nodes: str, why: str) -> None:
@@ -96,7 +102,7 @@ def test_there_may_be_nothing_to_save(keeping: list[str], nodes: str, why: str) 
 
 
 @pytest.mark.parametrize(
-    ("keeps", "cold"), [([True, True], 0), ([False, True], 1), ([True, False], 2), ([False, False], 2), ([], 0)]
+    ("keeps", "num_stages"), [([True, True], 0), ([False, True], 1), ([True, False], 2), ([False, False], 2), ([], 0)]
 )
-def test_stages_up_to_the_last_cold_one_compute_again(keeps: list[bool], cold: int) -> None:
-    assert num_cold_stages(keeps) == cold
+def test_rows_go_once_more_as_far_as_the_last_stage_without_them(keeps: list[bool], num_stages: int) -> None:
+    assert num_replaying(keeps) == num_stages

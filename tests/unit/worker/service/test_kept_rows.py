@@ -1,9 +1,11 @@
 """A session that lost a node goes on with those that have its rows: rings of real services, synthetic engines."""
 
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from services.worker.service.runner import KEPT_S
@@ -19,6 +21,8 @@ from tests.fakes.worker_parts import MemoryCluster, Order, wait_until
 from tests.unit.worker.service.test_receipts import begin, digests, drafted
 
 NODES = ["a", "b", "c"]
+OTHERS = ["d", "e", "f"]
+"""Nodes that come in their places."""
 PROMPT = tuple((3 * place) % 64 for place in range(70))  # longer than a chunk
 NUM_TOKENS = 45
 COMMITTED = 11
@@ -50,8 +54,8 @@ class Lost:
 
 
 @asynccontextmanager
-async def lost(*, keep: bool = True, clock: Ahead | None = None, n_slots: int = 4) -> AsyncIterator[Lost]:
-    async with MemoryCluster(*NODES, "d", clock=clock, n_slots=n_slots).running() as cluster:
+async def lost(*, keep: bool = True, clock: Ahead | None = None, **settings: int) -> AsyncIterator[Lost]:
+    async with MemoryCluster(*NODES, *OTHERS, clock=clock, **settings).running() as cluster:
         await begin(cluster, FIRST)
         records = await drafted(cluster, FIRST)
         await cluster.seal(FIRST, 3, len(PROMPT) + NUM_TOKENS - 1)
@@ -67,7 +71,7 @@ async def lost(*, keep: bool = True, clock: Ahead | None = None, n_slots: int = 
             generated_ids=tuple(WHOLE[:COMMITTED]),
             first_window=2,
             sink_start=sink.at(sink.row).hex(),
-            num_cold=0,
+            cold=(),
         )
         yield Lost(cluster, again, before)
 
@@ -76,12 +80,19 @@ def rows_run(cluster: MemoryCluster, node_id: str) -> int:
     return sum(len(slots) for engine in cluster[node_id].loader.engines for slots in engine.steps)
 
 
-@pytest.mark.parametrize("num_cold", [0, 1, 2, 3])
-async def test_only_stages_up_to_the_last_without_the_rows_run_them_again(num_cold: int) -> None:
+def moved(order: Order, cold: Collection[int]) -> Order:
+    """The order with other nodes at these stages, which do not have the rows before the epoch."""
+    nodes = [OTHERS[stage] if stage in cold else node for stage, node in enumerate(order.nodes)]
+    return replace(order, nodes=nodes, cold=cold)
+
+
+PATTERNS = [cold for count in range(4) for cold in itertools.combinations(range(3), count)]
+
+
+@pytest.mark.parametrize("cold", PATTERNS, ids=str)
+async def test_only_stages_without_the_rows_run_them_again(cold: Collection[int]) -> None:
     async with lost() as after:
-        # Where it is cold a stage is on a node that never had it; the others are at home.
-        nodes = ["d", *NODES[1:]] if num_cold == 1 else ["a", "d", "c"] if num_cold == 2 else ["a", "b", "d"]
-        again = replace(after.again, nodes=nodes if num_cold else NODES, num_cold=num_cold)
+        again = moved(after.again, cold)
         earlier = [rows_run(after.cluster, node_id) for node_id in again.nodes]
         await begin(after.cluster, again)
         assert await after.cluster.tokens(again) == WHOLE[COMMITTED:]
@@ -89,7 +100,7 @@ async def test_only_stages_up_to_the_last_without_the_rows_run_them_again(num_co
         signed = digests(await after.cluster.receipts(again, 3))
         run = [rows_run(after.cluster, node_id) - rows for node_id, rows in zip(again.nodes, earlier, strict=True)]
         fresh = NUM_TOKENS - COMMITTED
-        assert run == [FIRST_ROW + fresh if stage < num_cold else fresh for stage in range(3)]
+        assert run == [FIRST_ROW + fresh if stage in cold else fresh for stage in range(3)]
         for stage in range(3):  # windows end elsewhere in a new epoch; they begin and end with the same chains
             first, last = signed[stage][0], signed[stage][-1]
             assert first[0] == FIRST_ROW == after.before[stage][2][0]
@@ -98,11 +109,62 @@ async def test_only_stages_up_to_the_last_without_the_rows_run_them_again(num_co
             assert last[5] == after.before[stage][3][5]
 
 
+@pytest.mark.parametrize("cold", PATTERNS, ids=str)
+async def test_a_lane_that_replays_gets_the_rows_it_lacks_in_the_same_way(cold: Collection[int]) -> None:
+    async with lost() as after:
+        again = moved(replace(after.again, lane=1, decodes=False), cold)
+        await begin(after.cluster, again)
+        ids = WHOLE[COMMITTED - 1 : NUM_TOKENS - 1]
+        await after.cluster.release(again, 2, FIRST_ROW, ids)
+        await after.cluster.seal(again, 4, FIRST_ROW + len(ids))
+        signed = digests(await after.cluster.receipts(again, 3))
+        for stage in range(3):
+            assert signed[stage][0][2::2] == after.before[stage][2][2::2]
+            assert signed[stage][-1][3::2] == after.before[stage][3][3::2]
+
+
+@pytest.mark.parametrize("first_cold", PATTERNS[1:], ids=str)
+async def test_what_was_sent_once_more_can_be_sent_once_more(first_cold: Collection[int]) -> None:
+    """Stages of the epoch after that have rows of two epochs, computed or only gone by there."""
+    async with lost() as after:
+        second = moved(after.again, first_cold)
+        await begin(after.cluster, second)
+        assert await after.cluster.tokens(second) == WHOLE[COMMITTED:]
+        await after.cluster.receipts(second, 2)
+        await after.cluster.stop(second, keep=True)
+        committed = COMMITTED + 10  # windows 0, 1 and 2
+        third = replace(
+            second,
+            epoch=Epoch(3),
+            generated_ids=tuple(WHOLE[:committed]),
+            first_window=3,
+            nodes=[second.nodes[0], "a" if second.nodes[1] != "a" else "d", second.nodes[2]],
+            cold=(1,),
+        )
+        await begin(after.cluster, third)
+        assert await after.cluster.tokens(third) == WHOLE[committed:]
+
+
+async def test_a_stage_whose_rows_found_no_room_does_not_promise_to_send_them_again() -> None:
+    async with lost(row_log_bytes=1) as after:
+        with pytest.raises(RowsNotKept):
+            await after.cluster.assign(moved(after.again, (1,)))
+        await after.cluster.assign(replace(moved(after.again, (0,)), epoch=Epoch(3)))
+
+
+async def test_no_log_outlives_its_session() -> None:
+    async with lost() as after:
+        logs = [after.cluster[node].row_logs for node in NODES]
+        assert [log.held_bytes > 0 for log in logs] == [True, True, False]
+        await after.cluster.stop(FIRST)
+        assert [log.held_bytes for log in logs] == [0, 0, 0]
+
+
 async def test_rows_that_were_not_kept_are_not_made_up() -> None:
     async with lost(keep=False) as after:
         with pytest.raises(RowsNotKept, match="80 rows of layers 0-2 are not here"):
             await after.cluster.assign(after.again)
-        await after.cluster.assign(replace(after.again, num_cold=3))
+        await after.cluster.assign(replace(after.again, cold=None))
 
 
 async def test_rows_are_kept_at_the_ends_of_signed_windows_only() -> None:
@@ -157,7 +219,7 @@ async def test_a_broken_link_leaves_the_rows_where_they_are() -> None:
         await cluster.tokens(FIRST)
         cluster["a"].carrier.cut(NodeId("b"))
         await wait_until(lambda: len(cluster["a"].seating) + len(cluster["b"].seating) == 0)
-        again = replace(FIRST, epoch=Epoch(2), generated_ids=tuple(WHOLE[:COMMITTED]), first_window=2, num_cold=0)
+        again = replace(FIRST, epoch=Epoch(2), generated_ids=tuple(WHOLE[:COMMITTED]), first_window=2, cold=())
         await begin(cluster, again)
         assert await cluster.tokens(again) == WHOLE[COMMITTED:]
 
@@ -166,9 +228,7 @@ async def test_seats_whose_end_was_never_heard_of_leave_their_rows_to_the_next_e
     async with MemoryCluster(*NODES).running() as cluster:
         await begin(cluster, FIRST)
         await cluster.tokens(FIRST)
-        again = replace(
-            FIRST, epoch=Epoch(2), lane=1, generated_ids=tuple(WHOLE[:COMMITTED]), first_window=2, num_cold=0
-        )
+        again = replace(FIRST, epoch=Epoch(2), lane=1, generated_ids=tuple(WHOLE[:COMMITTED]), first_window=2, cold=())
         await cluster.assign(again)
         assert all(len(cluster[node_id].seating) == 1 for node_id in NODES)
 
@@ -178,6 +238,41 @@ Say = Callable[[Order], Frame]
 
 def answer(order: Order, position: int, token_id: int | None) -> Frame:
     return Frame(FrameKind.TOKENS, 0, 1, rows=(Row(order.task_id, order.epoch, position, token_id),))
+
+
+def recall(order: Order, position: int, rows: int = 1) -> Frame:
+    return Frame(FrameKind.RECALL, 0, 1, rows=(Row(order.task_id, order.epoch, position),) * rows)
+
+
+@pytest.mark.parametrize(
+    ("cold", "frames"),
+    [
+        ((2,), lambda order: [recall(order, 5)]),
+        ((2,), lambda order: [recall(order, 0), recall(order, FIRST_ROW)]),
+        ((2,), lambda order: [recall(order, 0, rows=2)]),
+        ((2,), lambda order: [replace(recall(order, 0), hidden=np.zeros((1, 8), np.float32))]),
+        ((0,), lambda order: [recall(order, 0)]),
+        ((1, 2), lambda order: [recall(order, 0)]),
+    ],
+    ids=["a gap", "beyond the epoch's first row", "two places", "rows beside", "nobody lacks them", "it lacks them"],
+)
+async def test_rows_are_recalled_in_order_and_only_where_they_are_wanted(
+    cold: Collection[int], frames: Callable[[Order], list[Frame]]
+) -> None:
+    async with lost() as after:
+        again = moved(after.again, cold)
+        await after.cluster.assign(again)
+        with pytest.raises(ProtocolViolation):
+            after.cluster[again.nodes[1]].ring.take(NodeId(again.nodes[0]), frames(again))
+
+
+async def test_rows_that_are_recalled_twice_go_by_once() -> None:
+    async with lost() as after:
+        again = moved(after.again, (2,))
+        await after.cluster.assign(again)
+        ring = after.cluster["b"].ring
+        ring.take(NodeId("a"), [recall(again, 0), recall(again, 0)])
+        assert ring.dropped["repeated"] == 1
 
 
 @pytest.mark.parametrize(
