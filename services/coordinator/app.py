@@ -35,6 +35,7 @@ from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
+from services.coordinator.service.preparing import Preparing
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.replica_set import ReplicaSet
 from services.coordinator.service.sessions import Sessions
@@ -174,6 +175,7 @@ def create_app(
     members.watch(sessions)
     telemetry.registry.register(CoordinatorMetrics(members.counts))
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
+    preparing = Preparing(members=members, slots=slots, clock=clock)
     messages = Messages(
         members=members,
         sessions=sessions,
@@ -201,6 +203,7 @@ def create_app(
             tasks.loop("announce", replicas.announce_once)
             tasks.loop("standings", hear_of_others)
             _ = tasks.start(close_links_when_told(), name="close links when told")
+            tasks.loop("prepare", preparing.run_once)
             tasks.loop("tail-audit", tail_audits.run_once)
             tasks.loop("held-answers", tail_audits.run_held_once)
             try:
@@ -220,7 +223,7 @@ def create_app(
             build_nodes_router(members),
             build_evidence_router(EvidenceShelf(stores.evidence)),
             build_links_router(relays),
-            build_router(sessions, Placements(members), messages),
+            build_router(sessions, Placements(members, preparing), messages),
         ],
         lifespan=lifespan,
         readiness={"registry": registry.ping, "partitioner": partitioner_client.check, "replicas": replicas.check},

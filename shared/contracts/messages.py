@@ -58,6 +58,8 @@ class LoadStage(Contract):
 
     type: Literal["load_stage"] = "load_stage"
     stage_ref: StageRef
+    holds: bool = True
+    """False: only fetch and test it, so that it is loaded quickly once it has to be held."""
 
 
 class SignedText(Contract):
@@ -186,8 +188,10 @@ class StageReady(Contract):
     type: Literal["stage_ready"] = "stage_ready"
     stage_ref: StageRef
     load_ms: float = 0.0
+    holds: bool = True
+    """As in `LoadStage`."""
     facts: Facts | None = None
-    """Of a stage that is loaded."""
+    """Of a stage that is loaded, or tested."""
     error_code: str | None = None
     error: str = ""
 
@@ -286,7 +290,7 @@ class Ack(Contract):
 
     ready: bool = True
     facts: Facts | None = None
-    """LoadStage: of a stage that is ready."""
+    """LoadStage: of a stage that is ready, or tested."""
     coordinators: tuple[str, ...] = ()
     """Heartbeat: as in `Registered`."""
 

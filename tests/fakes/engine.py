@@ -178,6 +178,10 @@ class SyntheticEngine(Engine):
     def set_threads(self, n_threads: int) -> None:
         self.n_threads = n_threads
 
+    @property
+    def is_closed(self) -> bool:
+        return self._spec is None
+
     def close(self) -> None:
         self._spec = None
 

@@ -265,14 +265,20 @@ class Membership(MembershipInterface):
             )
             return
         if message.facts is not None and key in member.asked:
-            self.stage_loaded(member, message.stage_ref, message.facts)
+            noted = self.stage_loaded if message.holds else self.stage_known
+            noted(member, message.stage_ref, message.facts)
 
     def stage_loaded(self, member: Member, ref: StageRef, facts: StageFacts) -> None:
-        """A node holds a stage it was asked for. Of what it says of the stage only the first word counts, for this run
-        of the node: another one later could but make trouble."""
+        """A node holds a stage it was asked for."""
         key = stage_key(ref)
         member.loading.pop(key, None)
         member.loaded = {**member.loaded, key: ref}
+        self.stage_known(member, ref, facts)
+
+    def stage_known(self, member: Member, ref: StageRef, facts: StageFacts) -> None:
+        """Of what a node says of a stage it was asked for only the first word counts, for this run of the node: another
+        one later could but make trouble."""
+        key = stage_key(ref)
         if key not in member.facts and len(member.facts) < MAX_FACTS:
             member.facts[key] = facts
             if any(other.facts.get(key, facts) != facts for other in self._members.values()):

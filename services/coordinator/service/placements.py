@@ -7,6 +7,7 @@ from services.coordinator.service.interfaces import PlacementsInterface
 from services.coordinator.service.loading import load_stage
 from services.coordinator.service.member import Member
 from services.coordinator.service.membership import Membership
+from services.coordinator.service.preparing import Preparing
 from shared.contracts.coordinator import Place
 from shared.contracts.messages import StageReady, StageRef
 from shared.domain.errors import ButterflyError, NoCapacity
@@ -19,8 +20,8 @@ def _stages(plan: PartitionPlan) -> tuple[Partition, ...]:
 
 
 class Placements(PlacementsInterface):
-    def __init__(self, members: Membership) -> None:
-        self._members = members
+    def __init__(self, members: Membership, preparing: Preparing) -> None:
+        self._members, self._preparing = members, preparing
 
     async def place(self, wanted: Place) -> None:
         plan = wanted.plan
@@ -34,6 +35,7 @@ class Placements(PlacementsInterface):
         for error in results:
             if error is not None:
                 raise error
+        self._preparing.placed(plan)
 
     async def _load(self, member: Member, ref: StageRef) -> ButterflyError | None:
         try:

@@ -54,7 +54,7 @@ class SessionInterface(ABC):
 
     @abstractmethod
     async def load_stage(self, message: LoadStage) -> Ack:
-        """Hold a stage ready. `ready` tells whether it is; else `StageReady` follows."""
+        """Hold a stage ready, or only fetch and test it. `ready` tells whether it is; else `StageReady` follows."""
 
     @abstractmethod
     async def assign(self, message: WorkAssignment, report_to: str) -> Ack:
@@ -209,15 +209,17 @@ class SessionService(SessionInterface):
         return Ack()
 
     async def _load(self, message: LoadStage) -> None:
+        ref, holds = message.stage_ref, message.holds
         try:
-            runner = await self._stages.load(message.stage_ref)
+            if holds:
+                runner = await self._stages.load(ref)
+                ready = StageReady(stage_ref=ref, load_ms=runner.load_ms, facts=runner.loaded.facts)
+            else:
+                ready = StageReady(stage_ref=ref, holds=False, facts=await self._stages.prepare(ref))
         except ButterflyError as error:
-            log.warning("stage_not_loaded", extra={"layers": str(message.stage_ref.layers), "code": error.code})
-            self._report(
-                StageReady(stage_ref=message.stage_ref, error_code=error.code, error=error.message[:500]), None
-            )
-            return
-        self._report(StageReady(stage_ref=message.stage_ref, load_ms=runner.load_ms, facts=runner.loaded.facts), None)
+            log.warning("stage_not_loaded", extra={"layers": str(ref.layers), "code": error.code, "holds": holds})
+            ready = StageReady(stage_ref=ref, holds=holds, error_code=error.code, error=error.message[:500])
+        self._report(ready, None)
 
     async def _load_and_sit_down(
         self, key: SeatKey, message: WorkAssignment, order: Assignment, report_to: str

@@ -11,7 +11,7 @@ from services.worker.service.runner import Deliver, StageRunner
 from shared.contracts.messages import StageRef
 from shared.domain.errors import OutOfMemory
 from shared.domain.ids import NodeId
-from shared.domain.numerics import TILE_ROWS
+from shared.domain.numerics import TILE_ROWS, StageFacts
 from shared.events.catalogue import StageLoaded
 from shared.events.publisher import Publisher
 from shared.runtime.clock import Clock
@@ -89,6 +89,20 @@ class StagePool:
             task = self._loading[key] = self._tasks.start(self._load(ref), name=f"load {ref.model_id} {ref.layers}")
             task.add_done_callback(lambda _: self._loading.pop(key, None))
         return await asyncio.shield(task)
+
+    async def prepare(self, ref: StageRef) -> StageFacts:
+        """Have the stage's file here and tested, with rooms for no session, and let go of its memory again. What
+        `EngineLoader.load` has found out of it is not found out again when it is to be held.
+
+        Raises as `load`; stages that are held stay.
+        """
+        file = await self._files.fetch(ref)
+        async with self._load_lock:
+            if self._memory_bytes - self._held_bytes() < file.size_bytes:
+                raise OutOfMemory(f"layers {ref.layers} of {ref.model_id} do not fit beside the stages that are held")
+            loaded = await asyncio.to_thread(self._loader.load, ref, file, n_slots=1, ctx_per_slot=TILE_ROWS)
+            loaded.engine.close()
+        return loaded.facts
 
     def close(self) -> None:
         for runner in self._loaded.values():

@@ -17,6 +17,7 @@ from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
+from services.coordinator.service.preparing import Preparing
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
@@ -162,7 +163,8 @@ class Coordinator:
             clock=self.clock,
             events=self.events,
         )
-        self.placements = Placements(self.members)
+        self.preparing = Preparing(members=self.members, slots=slots, clock=self.clock)
+        self.placements = Placements(self.members, self.preparing)
 
     def _secret(self) -> str:
         return f"secret-{next(self._secrets)}"
@@ -171,6 +173,7 @@ class Coordinator:
         self.tasks.loop("commit", self.committer.run_once)
         self.tasks.loop("watch", self.sessions.watch_once)
         self.tasks.loop("hold", self.sessions.hold_once)
+        self.tasks.loop("prepare", self.preparing.run_once)
         self.tasks.loop("tail-audit", self.tail_audits.run_once)
         self.tasks.loop("held-answers", self.tail_audits.run_held_once)
         for node in nodes:

@@ -125,3 +125,26 @@ async def test_a_stage_held_ready_is_told_with_its_profile() -> None:
         assert report.error_code is None
         assert report.facts == StageFacts("synthetic", "0-6", Profile.EXACT, None)
         assert (await cluster["a"].sessions.load_stage(message)).ready
+
+
+async def test_a_stage_that_is_only_tested_takes_no_memory() -> None:
+    async with MemoryCluster("a").running() as cluster:
+        worker = cluster["a"]
+        ref = cluster.assignment(Order("t", PROMPT, 3, ["a"]), 0).stage_ref
+        assert not (await worker.sessions.load_stage(LoadStage(stage_ref=ref, holds=False))).ready
+        await cluster.coordinator.until(lambda: bool(cluster.coordinator.told))
+        report = cluster.coordinator.told[0]
+        assert isinstance(report, StageReady)
+        assert (report.holds, report.facts) == (False, StageFacts("synthetic", "0-6", Profile.EXACT, None))
+        assert list(worker.stages.runners) == []
+        assert worker.loader.engines[0].is_closed
+
+
+async def test_stages_in_use_do_not_give_way_to_one_that_is_only_tested() -> None:
+    async with MemoryCluster("a", memory_bytes=150 + 3 * KV_BYTES_PER_LAYER).running() as cluster:
+        stages = cluster["a"].stages
+        first, second = (cluster.assignment(Order("t", PROMPT, 3, ["a", "a"]), stage).stage_ref for stage in range(2))
+        held = await stages.load(first)
+        with pytest.raises(OutOfMemory):
+            await stages.prepare(second)
+        assert list(stages.runners) == [held]
