@@ -45,6 +45,7 @@ TOKENS_AFTER = 40
 MEMORY_MB = 1_024
 WORKER_OFFSET = 10  # ports of `butterfly up`
 READY_LIMIT_S = 60.0
+PREPARED_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,15 @@ def wait_ready(api: httpx.Client, model: str) -> None:
     task_id = _submit(api, model, prompt_of(PREFIXES[0]), 8)
     while api.get(f"/v1/tasks/{task_id}", params={"wait": 10}).json()["status"] not in {"completed", "failed"}:
         pass
+
+
+def wait_prepared(cluster: Cluster) -> None:
+    """Every node has tested every stage, as in a cluster that has been idle for a minute."""
+    end_s = time.monotonic() + PREPARED_LIMIT_S
+    while len(list(cluster.data_dir.glob("worker-*/stages/*.selftest.json"))) < WORKERS * STAGES:
+        if time.monotonic() > end_s:
+            raise RuntimeError("the spare nodes did not prepare")
+        time.sleep(0.5)
 
 
 @dataclass
@@ -282,6 +292,8 @@ def main() -> None:
             workers_of(cluster) as workers,
             httpx.Client(base_url=cluster.api_url, timeout=120, trust_env=False) as api,
         ):
+            wait_ready(api, cluster.model)
+            wait_prepared(cluster)
             for kind, prefix in [(k, p) for _ in range(options.times) for p in options.prefixes for k in options.kinds]:
                 wait_ready(api, cluster.model)
                 trial = play(api, cluster.model, workers, kind, prefix, rng.randrange(STAGES), rights[prefix])

@@ -101,6 +101,8 @@ class WorkAssignment(SessionMessage):
     decode_batches_in_flight: int = 1
     threads: int = 1
     """Cores an engine call may use."""
+    replay_threads: int = 1
+    """Those that a call may use with rows before the order's `first_row`: what others wait for."""
     order: SignedText
     """The `shared.domain.receipt.Assignment` of this seat, signed by the coordinator."""
     start_row: Annotated[int, Field(ge=0)] = 0

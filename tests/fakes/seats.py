@@ -33,6 +33,7 @@ def seat_of(
         max_rows=max_rows,
         max_waiting=max_waiting,
         threads=1,
+        replay_threads=1,
         previous=node_id,
         next=node_id,
         slot=slot,

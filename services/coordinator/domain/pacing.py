@@ -29,6 +29,12 @@ def pace(seats: Sequence[NodeCapability], *, beside: Sequence[NodeCapability] = 
     return Pacing(1 if is_one_host else len(seats), threads)
 
 
+def replay_threads(node: NodeCapability, replaying: Sequence[NodeCapability]) -> int:
+    """For rows that `node` computes again, as do the nodes of `replaying`: all other seats wait for them."""
+    on_its_host = {each.node_id for each in (node, *replaying) if _host(each) == _host(node)}
+    return max(1, node.cores // len(on_its_host))
+
+
 def _host(node: NodeCapability) -> str:
     """A node that does not say on which host it runs is taken for a host of its own."""
     return node.host or f"node:{node.node_id}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.coordinator.domain.ledger import Seated
 from services.coordinator.domain.link_token import link_token
-from services.coordinator.domain.pacing import pace
+from services.coordinator.domain.pacing import pace, replay_threads
 from services.coordinator.domain.refilling import num_replaying
 from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
@@ -91,10 +91,12 @@ class Assigning:
         *,
         keeps_rows: Sequence[bool],
         beside: Sequence[Member],
+        replaying: Sequence[Member],
     ) -> tuple[SeatOrder, ...]:
         """One per stage, in order; `members` are the nodes seated there, `beside` those that other lanes keep busy
-        meanwhile. `keeps_rows`: per stage, whether its node has the committed rows and need not compute them again. The
-        first and the last stage get the ids so far: one embeds them, the other needs them for penalties."""
+        meanwhile, `replaying` those of all lanes that compute the committed rows again. `keeps_rows`: per stage,
+        whether its node has them already. The first and the last stage get the ids so far: one embeds them, the other
+        needs them for penalties."""
         decodes = lane in self._decoding
         start_rows = [self._schedule.first_row if keeps else 0 for keeps in keeps_rows]
         next_rows = [*start_rows[1:], 0]
@@ -124,6 +126,7 @@ class Assigning:
                 end_ids=task.stop.end_ids,
                 decode_batches_in_flight=pacing.decode_batches_in_flight,
                 threads=pacing.threads[stage],
+                replay_threads=replay_threads(member.capability, [each.capability for each in replaying]),
                 order=SignedText.of(signed),
                 start_row=start_rows[stage],
                 next_row=next_rows[stage],

@@ -212,19 +212,18 @@ class Seats:
     ) -> Assigning:
         """`goes_on`: nodes that keep the rows of an earlier epoch need not compute them again."""
         parts, session = self._parts, self._session
+        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
         keeps_rows = [
             [goes_on and session.keeps_rows(seat.node_id, seat.layers) for seat in lane] for lane in session.lanes
         ]
+        seats = [
+            (seat, member, keeps)
+            for lane in zip(session.lanes, members, keeps_rows, strict=True)
+            for seat, member, keeps in zip(*lane, strict=True)
+        ]
         session.kept = KeptRows(
-            session.num_committed,
-            frozenset(
-                (seat.node_id, seat.layers)
-                for lane, keeping in zip(session.lanes, keeps_rows, strict=True)
-                for seat, keeps in zip(lane, keeping, strict=True)
-                if keeps
-            ),
+            session.num_committed, frozenset((seat.node_id, seat.layers) for seat, _, keeps in seats if keeps)
         )
-        members = [[self._member(seat.node_id) for seat in lane] for lane in session.lanes]
         assigning = Assigning(
             session,
             plan,
@@ -238,7 +237,8 @@ class Seats:
             detour=self._detour,
         )
         # A lone decoding lane waits for nobody, so that it may have all cores; whoever replays works beside it.
-        everybody = [member for lane in members for member in lane]
+        everybody = [member for _, member, _ in seats]
+        replaying = [member for _, member, keeps in seats if not keeps]
         self._orders = tuple(
             assigning.lane(
                 lane,
@@ -246,6 +246,7 @@ class Seats:
                 [member.public_key for member in seated],
                 keeps_rows=keeps_rows[lane],
                 beside=() if decoding == (lane,) else everybody,
+                replaying=replaying,
             )
             if seated
             else ()

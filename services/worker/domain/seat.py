@@ -172,6 +172,8 @@ class Seat:
     max_waiting: int
     """Chunks an honest sender may have under way: more waiting here at once break the protocol."""
     threads: int
+    replay_threads: int
+    """For calls with rows before this epoch."""
     previous: NodeId | None
     next: NodeId | None
     slot: int
@@ -208,6 +210,10 @@ class Seat:
     def row_limit(self, committed: int) -> int:
         """Rows that may run once window `committed` is."""
         return self.windows.schedule.window(committed + self.max_windows_ahead).row_end
+
+    def threads_at(self, first: int) -> int:
+        """Cores that a call with rows from `first` on may use."""
+        return self.replay_threads if first < self.windows.schedule.first_row else self.threads
 
     @property
     def ends_replay(self) -> bool:

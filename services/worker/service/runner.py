@@ -314,8 +314,9 @@ class StageRunner:
 
 def _size_of(call: EngineCall) -> tuple[int, int]:
     """Rows of a call, and the most threads its sessions allow."""
-    rows = call.num_rows if isinstance(call, PrefillCall) else len(call.seats)
-    return rows, max(seat.threads for seat in call.seats)
+    if isinstance(call, PrefillCall):
+        return call.num_rows, call.seat.threads_at(call.first)
+    return len(call.seats), max(seat.threads for seat in call.seats)
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:

@@ -278,6 +278,7 @@ class SessionService(SessionInterface):
             max_rows=message.max_rows,
             max_waiting=chunk_credit(message.num_stages),
             threads=message.threads,
+            replay_threads=message.replay_threads,
             previous=None if message.previous is None else message.previous.node_id,
             next=None if message.next is None else message.next.node_id,
             slot=slot,
@@ -338,8 +339,8 @@ class SessionService(SessionInterface):
         """What would break later is refused now."""
         if message.max_rows > self._context_tokens:
             raise ContextLengthExceeded(f"{message.max_rows} rows, and a slot holds {self._context_tokens}")
-        if message.decode_batches_in_flight < 1 or message.threads < 1 or message.max_tokens < 1:
-            raise InvalidInput("decode_batches_in_flight, threads and max_tokens must be 1 or more")
+        if min(message.decode_batches_in_flight, message.threads, message.replay_threads, message.max_tokens) < 1:
+            raise InvalidInput("decode_batches_in_flight, threads, replay_threads and max_tokens must be 1 or more")
         is_end = message.stage_ref.layers.start == 0 or message.stage_ref.layers.end == message.stage_ref.num_layers
         if not is_end:
             return
