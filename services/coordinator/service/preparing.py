@@ -6,7 +6,7 @@ node would stand still.
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.service.assigning import stage_ref
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 IDLE_LOOKS = 5  # one after the other: what comes now will not come all at once later
+SPARES_PER_STAGE = 2  # one may be lost together with the node whose seat it would take
 
 
 class Preparing:
@@ -55,8 +56,9 @@ class Preparing:
     def _wanted(self) -> Iterator[tuple[Member, StageRef]]:
         """The first spare of every stage before the second of any."""
         for plan in self._plans.values():
-            for rank in itertools.zip_longest(*plan.spares):
-                for node_id, seat in zip(rank, plan.lanes[0].partitions, strict=True):
+            stages = plan.lanes[0].partitions
+            for rank in itertools.zip_longest(*(_spares_at(plan, seat.stage) for seat in stages)):
+                for node_id, seat in zip(rank, stages, strict=True):
                     member = None if node_id is None else self._members.find(node_id)
                     ref = stage_ref(plan, seat)
                     if member is not None and stage_key(ref) not in member.facts and not self._was_asked(member, ref):
@@ -77,3 +79,11 @@ class Preparing:
             return
         if facts is not None:
             self._members.stage_known(member, ref, facts)
+
+
+def _spares_at(plan: PartitionPlan, stage: int) -> Sequence[NodeId]:
+    """Best first: those that have room for the stage beside their seats, then those that would have to drop another."""
+    seated = {lane.partitions[stage].node_id for lane in plan.lanes}
+    others = (seat.node_id for seat in plan.seats if seat.node_id not in seated)
+    spares = plan.spares[stage] if plan.spares else ()
+    return list(dict.fromkeys((*spares, *others)))[:SPARES_PER_STAGE]
