@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shared.domain.errors import ProtocolViolation
+from shared.domain.hidden import HiddenRows
 from shared.domain.ids import Epoch, TaskId
 
 MAGIC: Final = b"BFL1"
@@ -25,6 +23,10 @@ _PREFIX: Final = struct.Struct("<4sII")
 MAX_HEADER_BYTES: Final = 256 * 1024
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 MAX_ROWS: Final = 512
+_HAS_UPPER_SEVEN: Final = bytes(byte & 0x7F == 0x7F for byte in range(256))
+"""By the top byte of a float32: whether the upper seven of its eight exponent bits are set."""
+_HAS_LAST: Final = bytes(byte >= 0x80 for byte in range(256))
+"""By the byte after that: whether the last one is."""
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -64,19 +66,19 @@ class Frame:
     rows: tuple[Row, ...] = ()
     """DECODE: in no particular order, one per sequence. PREFILL, RECALL: exactly one, the first row's place."""
     final: bool = False
-    hidden: NDArray[np.float32] | None = None
-    """float32 `[n, n_embd]`, C-contiguous; None in frames without payload."""
+    hidden: HiddenRows | None = None
+    """None in frames without payload."""
 
 
 def encode_frame(frame: Frame) -> bytes:
-    payload = b"" if frame.hidden is None else np.ascontiguousarray(frame.hidden, dtype="<f4").tobytes()
+    payload = b"" if frame.hidden is None else frame.hidden.data
     header = {
         "k": frame.kind.value,
         "l": frame.lane,
         "s": frame.stage,
         "r": [[row.task_id, row.epoch, row.position, row.token_id] for row in frame.rows],
         "f": frame.final,
-        "w": 0 if frame.hidden is None else int(frame.hidden.shape[1]),
+        "w": 0 if frame.hidden is None else frame.hidden.width,
         "c": zlib.crc32(payload),
     }
     head = _ENCODER.encode(header).encode()
@@ -135,19 +137,28 @@ def decode_frame(head: bytes, payload: bytes) -> Frame:
     )
 
 
-def _decode_hidden(payload: bytes, width: int) -> NDArray[np.float32] | None:
+def _decode_hidden(payload: bytes, width: int) -> HiddenRows | None:
     if width == 0:
         if payload:
             raise ProtocolViolation("frame payload without a width")
         return None
     if len(payload) % (4 * width) or not payload:
         raise ProtocolViolation(f"frame payload of {len(payload)} bytes is not rows of {width} float32")
-    hidden = np.frombuffer(payload, dtype="<f4").reshape(-1, width)
+    hidden = HiddenRows(payload, width)
     if len(hidden) > MAX_ROWS:
         raise ProtocolViolation(f"frame payload has {len(hidden)} rows, more than {MAX_ROWS}")
-    if not np.isfinite(hidden).all():
+    if not _is_finite(payload):
         raise ProtocolViolation("frame payload holds NaN or Infinity")
     return hidden
+
+
+def _is_finite(payload: bytes) -> bool:
+    """Of float32: all bits of the exponent are set in infinities and NaN, and in nothing else."""
+    tops = payload[3::4]
+    if b"\x7f" not in tops and b"\xff" not in tops:  # as ever: no hidden state comes near 1e38
+        return True
+    in_tops = int.from_bytes(tops.translate(_HAS_UPPER_SEVEN))
+    return not in_tops & int.from_bytes(payload[2::4].translate(_HAS_LAST))
 
 
 class FrameReader:

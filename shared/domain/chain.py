@@ -10,9 +10,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shared.domain import canonical
 from shared.domain.task import SamplerParams, TokenRecord
 
@@ -59,11 +56,6 @@ def record_bytes(record: TokenRecord) -> bytes:
         parts.append(_LOGPROB.pack(record.token_id, record.logprob))
     parts += [_LOGPROB.pack(token_id, logprob) for token_id, logprob in record.top_logprobs]
     return b"".join(parts)
-
-
-def hidden_bytes(rows: NDArray[np.float32]) -> Iterable[bytes]:
-    """`rows`: float32 [rows, n_embd]; little-endian."""
-    return (row.tobytes() for row in np.ascontiguousarray(rows, "<f4"))
 
 
 class RowChain:

@@ -43,7 +43,7 @@ class TaskGroup:
 
 @dataclass(frozen=True, slots=True)
 class SamplerParams:
-    """The parameters of the token rule (shared.domain.token_rule); signed into the assignment.
+    """The parameters of the token rule (services/worker/domain/token_rule.py); signed into the assignment.
 
     temperature 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 switch the filter off. `seed` is any 64-bit
     integer. `logprobs`: how many alternatives to report per token; None reports none at all.

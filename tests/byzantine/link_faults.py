@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from services.worker.domain.batching import hidden_of, rows_of
 from services.worker.ports import LinkCarrier
 from shared.contracts.frame import MAGIC, Frame, FrameReader, encode_frame
 from shared.contracts.messages import Peer
@@ -50,7 +51,7 @@ class NotFinite(LinkFault):
 
     async def carry(self, frame: bytes, decoded: Frame, sent: int) -> AsyncIterator[bytes]:
         if decoded.hidden is not None:
-            yield encode_frame(replace(decoded, hidden=np.full_like(decoded.hidden, np.nan)))
+            yield encode_frame(replace(decoded, hidden=rows_of(np.full_like(hidden_of(decoded.hidden), np.nan))))
         else:
             yield encode_frame(replace(decoded, rows=tuple(replace(row, token_id=2**30) for row in decoded.rows)))
 
@@ -86,7 +87,7 @@ class OtherRows(LinkFault):
 
     async def carry(self, frame: bytes, decoded: Frame, sent: int) -> AsyncIterator[bytes]:
         if decoded.hidden is not None:
-            yield encode_frame(replace(decoded, hidden=np.asarray(decoded.hidden * SLIGHTLY, np.float32)))
+            yield encode_frame(replace(decoded, hidden=rows_of(hidden_of(decoded.hidden) * SLIGHTLY)))
         else:
             rows = (row if row.token_id is None else replace(row, token_id=row.token_id ^ 1) for row in decoded.rows)
             yield encode_frame(replace(decoded, rows=tuple(rows)))

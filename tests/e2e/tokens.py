@@ -6,8 +6,8 @@ from typing import Protocol
 
 import httpx
 
+from services.worker.domain.token_rule import choose_token
 from shared.domain.task import SamplerParams, TokenRecord
-from shared.domain.token_rule import choose_token
 from tests.integration.engine.stages import Chain
 
 NUM_TOKENS = 40

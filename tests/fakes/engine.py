@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from services.worker.domain.batch import BatchLimits, check_places, check_rows, check_wanted
+from services.worker.domain.token_rule import choose_token
 from services.worker.engine.base import Engine, Ids, Mask, Rows, StageInfo, StageSpec
 from services.worker.ports import EngineLoader, LoadedEngine, StageFile
 from shared.contracts.messages import StageRef
 from shared.domain.errors import BadBlob, BadSlot, EngineFault, WrongClass
 from shared.domain.numerics import Profile
 from shared.domain.task import SamplerParams
-from shared.domain.token_rule import choose_token
 
 N_EMBD = 8
 N_VOCAB = 64

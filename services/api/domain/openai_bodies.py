@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from services.api.domain.answer_text import AnswerPart, AnswerToken
 from shared.domain.errors import ButterflyError
 from shared.domain.ids import ModelId, TaskId
+from shared.domain.sampler import RULE_VERSION
 from shared.domain.task import FinishReason, TaskKind, Verification
-from shared.domain.token_rule import RULE_VERSION
 
 Json = dict[str, object]
 

@@ -17,8 +17,8 @@ from services.api.domain.wanted import (
 from services.api.ports import Catalogue, ModelVocabulary, Vocabularies
 from shared.domain.errors import EmptyInput, InvalidInput, InvalidToken
 from shared.domain.layers import ModelInfo
+from shared.domain.sampler import check_sampler
 from shared.domain.task import InferenceTask, StopRules, Verification
-from shared.domain.token_rule import check_sampler
 
 SEED_BITS = 53  # survives clients that read JSON numbers as doubles
 

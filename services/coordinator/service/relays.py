@@ -15,7 +15,6 @@ from services.coordinator.ports import Links
 from services.coordinator.service.interfaces import RelaysInterface
 from shared.contracts.frame import Frame, FrameKind, FrameReader, encode_frame
 from shared.contracts.messages import Peer
-from shared.domain.chain import hidden_bytes
 from shared.domain.errors import ButterflyError, InvalidCredentials, PeerUnavailable, ProtocolViolation
 from shared.domain.ids import NodeId, TaskId
 from shared.domain.numerics import TILE_ROWS
@@ -107,9 +106,9 @@ class Relay:
         if place != (witness.hop.lane, witness.hop.stage, (witness.task_id, witness.epoch)):
             raise ProtocolViolation("rows for another seat than that of this link")
         is_chunk = frame.kind is FrameKind.PREFILL  # other rows come alone
-        if hidden is None or hidden.shape[1] != self._width or not (is_chunk or len(hidden) == 1):
+        if hidden is None or hidden.width != self._width or not (is_chunk or len(hidden) == 1):
             raise ProtocolViolation(f"a {frame.kind} frame that does not hold rows of {self._width} as it should")
-        witness.take(frame.rows[0].position, tuple(hidden_bytes(hidden)))
+        witness.take(frame.rows[0].position, tuple(hidden))
 
     async def _pass_on(self, data: bytes) -> None:
         """Returns once it is on its way: only then the next one is read."""

@@ -12,10 +12,21 @@ from numpy.typing import NDArray
 
 from services.worker.domain.flow import Flow, chunk_credit
 from services.worker.domain.seat import Feed, FlowKey, Seat
+from shared.domain.hidden import HiddenRows
 from shared.domain.numerics import ANY_ROWS, call_rows
 
 Hidden = NDArray[np.float32]
 T = TypeVar("T")
+
+
+def rows_of(hidden: Hidden) -> HiddenRows:
+    """As frames and chains take them."""
+    return HiddenRows(np.asarray(hidden, "<f4").tobytes(), hidden.shape[1])
+
+
+def hidden_of(rows: HiddenRows) -> Hidden:
+    """As the engine takes them."""
+    return np.frombuffer(rows.data, "<f4").reshape(-1, rows.width)
 
 
 @dataclass(frozen=True, slots=True)

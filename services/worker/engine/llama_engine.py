@@ -22,7 +22,7 @@ from services.worker.engine.self_test import (
 )
 from services.worker.engine.weights import bounded, matrix_types
 from shared.domain.errors import BadBlob, BadSlot, EngineFault, OutOfMemory, UnsupportedModel, WrongClass
-from shared.domain.token_rule import RULE_VERSION
+from shared.domain.sampler import RULE_VERSION
 from shared.llama.library import Library
 
 _BLOB_MAGIC = b"BFKV\x01"

@@ -18,16 +18,18 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from services.worker.domain.batching import rows_of
+from services.worker.domain.token_rule import choose_token
 from services.worker.engine.base import Ids, Rows
 from services.worker.engine.llama_stage import LlamaModel, LlamaSlots, SlotsSpec
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import Bundle, check_bundle
-from shared.domain.chain import RowChain, chain_start, class_hash, hidden_bytes, id_bytes, record_bytes, sampler_hash
+from shared.domain.chain import RowChain, chain_start, class_hash, id_bytes, record_bytes, sampler_hash
 from shared.domain.errors import ButterflyError
 from shared.domain.guarantee import Guarantee
 from shared.domain.numerics import Profile, call_rows
+from shared.domain.sampler import check_sampler
 from shared.domain.task import TokenRecord
-from shared.domain.token_rule import check_sampler, choose_token
 from shared.llama.cutting import ModelFile, cut_stage, open_model
 from shared.llama.library import Library, load_library
 
@@ -118,7 +120,7 @@ def _extend(
     """`rows`: of each stage, the last one's are logits."""
     chains[bounds[0]].extend(map(id_bytes, ids))
     for boundary, hidden in zip(bounds[1:-1], rows, strict=False):
-        chains[boundary].extend(hidden_bytes(hidden))
+        chains[boundary].extend(rows_of(hidden))
     chains[bounds[-1]].extend(map(record_bytes, records))
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from services.worker.domain.batching import DecodeCall
+from services.worker.domain.batching import DecodeCall, rows_of
 from services.worker.domain.identity import Identity
 from services.worker.domain.seat import Seat
 from services.worker.ports import ReceiptSigner, ReportTo, Rows
 from services.worker.service.runner import EngineCall, StepResult
 from shared.contracts.messages import ReceiptPosted, SignedText
-from shared.domain.chain import hidden_bytes, id_bytes
+from shared.domain.chain import id_bytes
 from shared.domain.receipt import Receipt, sign_receipt
 from shared.domain.signing import Signed, digest_of
 
@@ -44,7 +44,7 @@ class ReceiptDesk:
                 seat.windows.extend(inputs, records=result.records[index])
             else:
                 first, hidden = _outputs(call, result.hidden, index)
-                seat.windows.extend(inputs, outputs=hidden_bytes(hidden))
+                seat.windows.extend(inputs, outputs=rows_of(hidden))
                 if seat.passed is not None:
                     seat.passed.extend(first, hidden)
             self._sign_due(seat)
@@ -79,8 +79,8 @@ def _inputs(call: EngineCall, index: int) -> Iterable[bytes]:
     """The bytes of each row that seat `index` of the call has run."""
     if isinstance(call, DecodeCall):
         row = call.x[index]
-        return hidden_bytes(row[None]) if isinstance(row, np.ndarray) else (id_bytes(row),)
-    return hidden_bytes(call.x) if isinstance(call.x, np.ndarray) else map(id_bytes, call.x)
+        return rows_of(row[None]) if isinstance(row, np.ndarray) else (id_bytes(row),)
+    return rows_of(call.x) if isinstance(call.x, np.ndarray) else map(id_bytes, call.x)
 
 
 def _outputs(call: EngineCall, hidden: Rows, index: int) -> tuple[int, Rows]:

@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
-import numpy as np
-
-from services.worker.domain.batching import Hidden, PrefillCall
+from services.worker.domain.batching import Hidden, PrefillCall, hidden_of, rows_of
 from services.worker.domain.seat import Seat, SeatKey
 from services.worker.ports import ReportTo
 from services.worker.service.runner import Deliver, EngineCall, StageRunner, StepResult
@@ -247,7 +245,8 @@ class Ring(Deliver):
         self, way: Way, kind: FrameKind, rows: tuple[Row, ...], hidden: Hidden | None, *, final: bool = False
     ) -> None:
         node_id, lane, stage = way
-        self._send(node_id, encode_frame(Frame(kind, lane, stage, rows=rows, final=final, hidden=hidden)))
+        data = None if hidden is None else rows_of(hidden)
+        self._send(node_id, encode_frame(Frame(kind, lane, stage, rows=rows, final=final, hidden=data)))
 
     def _hand_out_tokens(self, call: EngineCall, records: tuple[tuple[TokenRecord, ...], ...]) -> None:
         """Tokens to stage 0 first: the ring waits for them; the coordinator gets its drafts after."""
@@ -294,7 +293,7 @@ def _way(seat: Seat) -> Way:
 def _hidden_of(frame: Frame) -> Hidden:
     if frame.hidden is None:
         raise ProtocolViolation(f"a {frame.kind} frame without rows")
-    return np.asarray(frame.hidden, np.float32)
+    return hidden_of(frame.hidden)
 
 
 def _check_hidden_fits(runner: StageRunner, hidden: Hidden) -> None:

@@ -14,6 +14,7 @@ from services.worker.domain.row_log import RowLog
 from services.worker.domain.seat import Seat, Tail
 from services.worker.domain.slots import compaction_move, lowest_free_slot
 from services.worker.domain.threads import ThreadChoice
+from services.worker.domain.token_rule import choose_token
 from services.worker.domain.window_keeper import Mark, WindowKeeper
 from services.worker.ports import Ints, LoadedEngine, Mask, Rows
 from services.worker.service.engine_thread import EngineThread
@@ -21,7 +22,6 @@ from shared.contracts.messages import StageRef
 from shared.domain.errors import ButterflyError, EngineFault
 from shared.domain.ids import Epoch, TaskId
 from shared.domain.task import TokenRecord
-from shared.domain.token_rule import choose_token
 
 log = logging.getLogger(__name__)
 

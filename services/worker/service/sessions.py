@@ -42,8 +42,8 @@ from shared.domain.errors import (
 from shared.domain.ids import Epoch
 from shared.domain.numerics import Profile, fits
 from shared.domain.receipt import Assignment
+from shared.domain.sampler import check_sampler
 from shared.domain.signing import digest_of
-from shared.domain.token_rule import check_sampler
 from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.worker.domain.batching import rows_of
+from services.worker.domain.token_rule import choose_token
 from services.worker.engine.base import Ids, Rows
 from services.worker.engine.replay import replay
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import Bundle
-from shared.domain.chain import hidden_bytes
 from shared.domain.errors import InvalidInput
 from shared.domain.task import SamplerParams, TokenRecord
-from shared.domain.token_rule import choose_token
 from shared.llama.cutting import open_model
 from shared.llama.library import load_library
 from tests.fakes.bundles import HonestRun
@@ -52,7 +52,7 @@ def run_of(chain: Chain, model: Path, cuts: tuple[int, ...]) -> EngineRun:
         for boundary, (_, stage) in zip(cuts[1:], chain.stages, strict=True):
             rows = stage.forward(rows, ints(0), ints(row)).astype(np.float32)
             if boundary in hidden:
-                hidden[boundary] += hidden_bytes(rows)
+                hidden[boundary] += rows_of(rows)
         if row >= len(PROMPT) - 1:
             generated = ids[len(PROMPT) :]
             made.append(choose_token(rows[0], position=row, params=SAMPLER, prompt_ids=PROMPT, generated_ids=generated))

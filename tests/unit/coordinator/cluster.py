@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import numpy as np
-
 from services.coordinator.domain.session import Session
 from shared.contracts.frame import Frame, FrameKind, Row, encode_frame
 from shared.contracts.messages import (
@@ -18,6 +16,7 @@ from shared.contracts.messages import (
     WorkAssignment,
 )
 from shared.domain.errors import ButterflyError
+from shared.domain.hidden import FLOAT_BYTES, HiddenRows
 from shared.domain.ids import Epoch, TaskId
 from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, KEYS
 from tests.fakes.signing_workers import Conduct, SigningLane, SigningSeat
@@ -127,7 +126,7 @@ class Cluster:
             link = self._links[peer.link_token] = Link(self.coordinator, peer.link_token)
         links = self.coordinator.links
         passed = asyncio.ensure_future(links.came(len(links.frames) + 1))
-        hidden = np.frombuffer(data, "<f4")[None]
+        hidden = HiddenRows(data, len(data) // FLOAT_BYTES)
         place = Row(seat.seat.task_id, seat.seat.epoch, row)
         link.send(Frame(FrameKind.PREFILL, seat.seat.lane, seat.seat.stage + 1, rows=(place,), hidden=hidden))
         await asyncio.wait({passed, link.carrying}, return_when=asyncio.FIRST_COMPLETED)

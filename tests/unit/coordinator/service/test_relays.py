@@ -1,9 +1,9 @@
 """What a link through the coordinator passes on, and what ends it."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator
 
-import numpy as np
 import pytest
 
 from services.coordinator.domain.witness import Hop, Witness
@@ -11,6 +11,7 @@ from services.coordinator.service import relays as relays_module
 from services.coordinator.service.relays import MAX_RELAYS, Detour, Relays
 from shared.contracts.frame import Frame, FrameKind, Row, encode_frame
 from shared.domain.errors import InvalidCredentials, PeerUnavailable, ProtocolViolation
+from shared.domain.hidden import HiddenRows
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.windows import Window
 from shared.runtime.tasks import BackgroundTasks
@@ -75,7 +76,7 @@ async def silence() -> AsyncIterator[bytes]:
 
 def rows(first: int, count: int, *, width: int = WIDTH, kind: FrameKind = FrameKind.PREFILL, **place: object) -> bytes:
     values: dict[str, object] = {"lane": 0, "stage": 1, "task_id": TASK, "epoch": Epoch(2)} | place
-    hidden = np.arange(first, first + count * width, dtype=np.float32).reshape(count, width)
+    hidden = HiddenRows(array("f", range(first, first + count * width)).tobytes(), width)
     row = Row(values["task_id"], values["epoch"], first)  # type: ignore[arg-type]
     return encode_frame(Frame(kind, values["lane"], values["stage"], rows=(row,), hidden=hidden))  # type: ignore[arg-type]
 

@@ -3,12 +3,12 @@
 import asyncio
 import threading
 
-import numpy as np
 import pytest
 
 from shared.contracts.frame import Frame, FrameKind, Row
 from shared.contracts.messages import LinkFault, SessionFault, SessionStop
 from shared.domain.errors import EngineFault, NoCapacity, NoSlotSpace, ProtocolViolation, StaleEpoch
+from shared.domain.hidden import HiddenRows
 from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.task import SamplerParams
 from shared.events.catalogue import StageLoaded, StepTimed
@@ -154,7 +154,7 @@ async def test_an_assignment_that_comes_twice_takes_one_slot() -> None:
 
 def hidden_frame(task: str, position: int, *, epoch: int = 1, kind: FrameKind = FrameKind.DECODE) -> Frame:
     row = Row(TaskId(task), Epoch(epoch), position)
-    return Frame(kind, 0, 1, rows=(row,), hidden=np.zeros((1, 8), np.float32))
+    return Frame(kind, 0, 1, rows=(row,), hidden=HiddenRows(bytes(32), 8))
 
 
 async def test_rows_of_another_epoch_are_dropped_and_counted() -> None:

@@ -2,22 +2,18 @@
 
 Part of the last stage's function, so every lane and every auditor must repeat it to the bit. What decides uses only
 + - * /, comparison, frexp and ldexp on float64: the last bits of a library's log and exp differ between processors.
-The random numbers depend on (seed, position, id) alone: replay, rollback and resume need no state.
+The random numbers depend on (seed, position, id) alone: replay, rollback and resume need no state. Any change here that
+could change a token raises `shared.domain.sampler.RULE_VERSION`.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.domain.errors import InvalidInput, UnsupportedParameter
 from shared.domain.task import SamplerParams, TokenRecord
 
-RULE_VERSION = 1
-"""Part of the numerics class: rises with any change here that could change a token."""
-
-MAX_LOGPROBS = 20
 _CUTOFF = 16.0  # ids this far below the best weigh less than 1.2e-7 of it, and are never drawn
 _LIKELY = 3.0  # any value decides equally; this one leaves few ids to look at
 _ROUNDING_MARGIN = 1e-6  # far above the error of `gumbel`
@@ -35,33 +31,6 @@ Doubles = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint64]
 Logits = npt.NDArray[np.float32]
 Indexes = npt.NDArray[np.intp]
-
-
-def check_sampler(params: SamplerParams, n_vocab: int) -> None:
-    """Raise `InvalidInput`, naming the field, unless `choose_token` can follow `params` for this vocabulary."""
-    for name, rule, holds in _sampler_rules(params):
-        if not holds:
-            raise InvalidInput(f"{name} must be {rule}", param=name)
-    for token_id, bias in params.logit_bias:
-        if not 0 <= token_id < n_vocab:
-            raise InvalidInput(f"token id {token_id} is outside [0, {n_vocab})", param="logit_bias")
-        if not abs(bias) <= 100.0:
-            raise InvalidInput("a bias must be between -100 and 100", param="logit_bias")
-    if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
-        raise UnsupportedParameter(f"at most {MAX_LOGPROBS} alternatives are reported", param="top_logprobs")
-
-
-def _sampler_rules(params: SamplerParams) -> Iterator[tuple[str, str, bool]]:
-    """Comparisons are written so that NaN fails them."""
-    yield "temperature", "between 0 and 2", 0.0 <= params.temperature <= 2.0
-    yield "top_k", "0 (off) or more", params.top_k >= 0
-    yield "top_p", "above 0 and at most 1", 0.0 < params.top_p <= 1.0
-    yield "min_p", "between 0 and 1", 0.0 <= params.min_p <= 1.0
-    yield "presence_penalty", "between -2 and 2", -2.0 <= params.presence_penalty <= 2.0
-    yield "frequency_penalty", "between -2 and 2", -2.0 <= params.frequency_penalty <= 2.0
-    yield "repetition_penalty", "above 0 and at most 10", 0.0 < params.repetition_penalty <= 10.0
-    yield "seed", "a 64-bit integer", -(2**63) <= params.seed < 2**64
-    yield "logprobs", "0 or more", params.logprobs is None or params.logprobs >= 0
 
 
 def choose_token(
