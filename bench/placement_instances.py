@@ -1,5 +1,6 @@
 """Random clusters and models for `bench.placement`, and the best plan by trying every one."""
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import combinations, permutations
@@ -8,7 +9,6 @@ import numpy as np
 
 from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hops
 from services.partitioner.domain.placement import SeatRoom
-from services.partitioner.domain.strategies.pipeline import Pipelines
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import LayerInfo, ModelInfo
 from shared.domain.measured import MAX_LINKS, Measured, PeerLink
@@ -87,11 +87,11 @@ def best_of_all(
     rooms: Sequence[SeatRoom], num_layers: int, hops: Hops, objective: Objective, counts: Sequence[int]
 ) -> float | None:
     """The value of the best of all choices, orders and cuts with so many stages; None when none fits."""
-    tables = Pipelines(rooms, num_layers, hops)
-    steps = np.stack([tables.steps(index) for index in range(len(rooms))])
-    latency, s_per_byte = hops.tables()
-    if objective is Objective.THROUGHPUT:
-        latency = np.zeros_like(latency)
+    places = range(len(rooms))
+    steps = np.array([_steps(room, num_layers) for room in rooms])
+    ways = [[hops.between(one, other) for other in places] for one in places]
+    latency = np.array([[way.latency_s if objective is Objective.LATENCY else 0.0 for way in row] for row in ways])
+    s_per_byte = np.array([[way.s_per_byte for way in row] for row in ways])
     row_bytes = np.array((0, *rooms[0].row_bytes), dtype=np.float64)
     combine = np.add if objective is Objective.LATENCY else np.maximum
     best = np.inf
@@ -112,3 +112,12 @@ def best_of_all(
                 total = combine(total, latency[seated, following] + s_per_byte[seated, following] * size)
         best = min(best, float(total.min()))
     return None if best == np.inf else best
+
+
+def _steps(room: SeatRoom, num_layers: int) -> list[list[float]]:
+    """Seconds of a stage by where it starts and ends; infinite where the room does not hold it."""
+    layers = range(num_layers + 1)
+    return [
+        [room.step_s(start, end) if start < end and room.holds(start, end) else math.inf for end in layers]
+        for start in layers
+    ]

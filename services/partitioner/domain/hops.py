@@ -3,15 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from services.partitioner.domain.placement import SeatRoom
 from shared.domain.ids import NodeId
 from shared.domain.measured import PeerLink
 from shared.domain.plan import NodeCapability
-
-Seconds = NDArray[np.float64]
 
 TOKEN_ID_BYTES = 4
 """What the last stage sends back to the first."""
@@ -64,13 +59,6 @@ class Hops:
             return ON_ONE_HOST
         ends = self._worst[one.node_id], self._worst[other.node_id]
         return Hop(max(end.latency_s for end in ends), max(end.s_per_byte for end in ends))
-
-    def tables(self) -> tuple[Seconds, Seconds]:
-        """Latency and seconds per byte, [sender, receiver]."""
-        places = range(len(self._nodes))
-        hops = [[self.between(one, other) for other in places] for one in places]
-        latency = np.array([[hop.latency_s for hop in row] for row in hops], dtype=np.float64)
-        return latency, np.array([[hop.s_per_byte for hop in row] for row in hops], dtype=np.float64)
 
 
 class NoHops(Hops):

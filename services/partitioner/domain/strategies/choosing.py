@@ -34,8 +34,7 @@ def best_seats(
 
 def best_cut(pipelines: Pipelines, num_stages: int | None, objective: Objective) -> Cut | None:
     if is_small(len(pipelines.rooms), pipelines.num_layers):
-        cuts = EveryChoice(pipelines, objective).cuts(num_stages)
-        return min(cuts, key=lambda cut: (*cut.value(objective), cut.order), default=None)
+        return EveryChoice(pipelines, objective).best(num_stages)
     return searched_cut(pipelines, num_stages, objective)
 
 

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-from numpy.typing import NDArray
-
 from services.partitioner.domain.placement import SeatRoom
 from services.partitioner.domain.strategies.base import partitions
 from shared.domain.plan import Partition
@@ -176,25 +173,25 @@ class _Ranked(_Trial):
     def __init__(self, rooms: Sequence[SeatRoom], num_layers: int, num_stages: int) -> None:
         self._rooms = rooms
         self._num_layers, self._num_stages = num_layers, num_stages
-        self._speeds = np.array([room.speed for room in rooms])
+        self._speeds = [room.speed for room in rooms]
         middle = max(1, num_layers - 2)
         first, last = (1, num_layers - 1) if num_layers > 2 else (0, num_layers)
         self._steps = max(1.0, (rooms[0].step_sums[last] - rooms[0].step_sums[first]) / middle)
         self._memory = [max(1.0, room.memory_bytes(first, last) / middle) for room in rooms]
-        self._by_memory = np.array([room.node.memory_bytes for room in rooms]) / np.array(self._memory)
+        needs = zip(rooms, self._memory, strict=True)
+        self._by_memory = [room.node.memory_bytes / layer_bytes for room, layer_bytes in needs]
 
     def within(self, limit_s: float) -> _Seating | None:
-        counts = np.minimum(self._by_memory, limit_s * self._speeds / self._steps)
-        ranking = self._most(counts)
+        ranking = self._ranking(limit_s)
         order = self._arranged(sorted(ranking[: self._num_stages]), limit_s)
         return self._seated(order, limit_s) or self._seated(self._by_reach(ranking, order[-1], limit_s), limit_s)
 
-    def _most(self, counts: NDArray[np.float64]) -> list[int]:
-        """Rooms that take most whole layers, then most, then in order of place; no more of them than are looked at."""
-        wanted = min(len(counts), self._num_stages + _CANDIDATES)
-        least = np.partition(counts, -wanted)[-wanted]
-        able = np.flatnonzero(counts >= least)
-        return [int(place) for place in able[np.lexsort((able, -counts[able]))]]
+    def _ranking(self, limit_s: float) -> list[int]:
+        """Rooms that take most layers first, then in order of place; no more of them than are looked at."""
+        by_time = (limit_s * speed / self._steps for speed in self._speeds)
+        counts = list(map(min, self._by_memory, by_time))
+        ranking = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+        return ranking[: self._num_stages + _CANDIDATES]
 
     def _seated(self, order: Sequence[int], limit_s: float) -> _Seating | None:
         """Each room in turn takes all it can, leaving a layer for each that follows."""

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops, Seconds
+from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops
 from services.partitioner.domain.placement import SeatRoom
+from services.partitioner.domain.strategies.one_stage import INFINITE, NO_WAY, Stage, Way, first_starts, one_stage
 from shared.domain.plan import Objective
 
 CLOSE = 1e-9
@@ -42,9 +41,11 @@ class Pipelines:
 
     def __init__(self, rooms: Sequence[SeatRoom], num_layers: int, hops: Hops) -> None:
         self.rooms, self.num_layers, self.hops = rooms, num_layers, hops
-        self._row_bytes = np.array((0, *rooms[0].row_bytes), dtype=np.float64)  # by the layer at which a stage ends
+        self.row_bytes = (0, *rooms[0].row_bytes)
+        """Of the hidden state at each layer."""
         self._most_bytes = max(rooms[0].row_bytes)
-        self._steps: dict[int, Seconds] = {}
+        self._starts: dict[int, list[int]] = {}
+        self._done_s: dict[int, list[float]] = {}
 
     def best(self, order: Order, objective: Objective) -> Cut | None:
         """The best cut in which every room holds at least one layer; None when none fits.
@@ -87,43 +88,48 @@ class Pipelines:
             return None
         return self.rated(order, tuple(ends))
 
-    def quickest(self, order: Order, pace_s: float = float("inf")) -> Cut | None:
+    def quickest(self, order: Order, pace_s: float = INFINITE) -> Cut | None:
         """The cut of least token time with a pace of at most `pace_s`: a shortest path over the layers."""
-        ways = [self._steps_within(order[0], pace_s)[0]]
+        ways = self.through(order[0], self.nothing_done, Objective.LATENCY, pace_s)
+        starts = [[start for _, start in ways]]
         for sender, receiver in pairwise(order):
-            ways.append(self._one_more(ways[-1], sender, receiver, pace_s).min(axis=0))
-        if not np.isfinite(ways[-1][-1]):
+            arrived = self._sent([seconds for seconds, _ in ways], self.hops.between(sender, receiver), pace_s)
+            ways = self.through(receiver, arrived, Objective.LATENCY, pace_s)
+            starts.append([start for _, start in ways])
+        if ways[-1][0] == INFINITE:
             return None
         ends = [self.num_layers]
-        for place in range(len(order) - 1, 0, -1):
-            matrix = self._one_more(ways[place - 1], order[place - 1], order[place], pace_s)
-            ends.append(int(matrix[:, ends[-1]].argmin()))
+        for before in reversed(starts[1:]):
+            ends.append(before[ends[-1]])
         found = self.rated(order, tuple(reversed(ends)))
         return found if found.pace_s <= pace_s else None
 
-    def steps(self, index: int) -> Seconds:
-        """Seconds of a step through layers [row, column); infinite where the room does not hold them."""
-        if index not in self._steps:
+    @property
+    def nothing_done(self) -> list[float]:
+        """When a row is at each layer before any stage."""
+        return [0.0] + [INFINITE] * self.num_layers
+
+    def through(
+        self, index: int, arrived: Sequence[float], objective: Objective, pace_s: float = INFINITE
+    ) -> list[Way]:
+        """The best way to each layer with a last stage in this room, of at most `pace_s`; `arrived`: at each layer."""
+        return [NO_WAY, *map(self.stage(index, objective, pace_s=pace_s).send, arrived[:-1])]
+
+    def stage(self, index: int, objective: Objective, *, first: int = 0, pace_s: float = INFINITE) -> Stage:
+        """In this room, of at most `pace_s`; to be told of layer `first` first."""
+        if index not in self._starts:
             room = self.rooms[index]
-            work = np.array(room.step_sums, dtype=np.float64)
-            memory = np.array(room.memory_sums, dtype=np.float64)
-            step = (work[None, :] - work[:, None]) / room.speed  # rounded as `step_s` does
-            is_out = memory[None, :] - memory[:, None] > room.node.memory_bytes
-            step[is_out | np.tri(len(work), dtype=bool)] = np.inf
-            self._steps[index] = step
-        return self._steps[index]
+            self._starts[index] = first_starts(room)
+            self._done_s[index] = [flops / room.speed for flops in room.step_sums]
+        starts = self._starts[index] if pace_s == INFINITE else first_starts(self.rooms[index], pace_s)
+        return one_stage(self._done_s[index], starts, objective, first)
 
-    def _one_more(self, before: Seconds, sender: int, receiver: int, pace_s: float) -> Seconds:
-        """Token time by (where the receiver's stage starts, where it ends)."""
-        hop = self.hops.between(sender, receiver)
-        arrived = before + hop.latency_s + self._row_bytes * hop.s_per_byte
-        if pace_s < float("inf"):
-            arrived = np.where(self._row_bytes * hop.s_per_byte <= pace_s, arrived, np.inf)
-        return arrived[:, None] + self._steps_within(receiver, pace_s)
-
-    def _steps_within(self, index: int, pace_s: float) -> Seconds:
-        steps = self.steps(index)
-        return steps if pace_s == float("inf") else np.where(steps <= pace_s, steps, np.inf)
+    def _sent(self, done: Sequence[float], hop: Hop, pace_s: float) -> list[float]:
+        """When a row that has left a stage at each layer is at the next room; never where sending it takes too long."""
+        ways = zip(done, self.row_bytes, strict=True)
+        if self._most_bytes * hop.s_per_byte <= pace_s:
+            return [left_s + hop.total_s(size) for left_s, size in ways]
+        return [left_s + hop.total_s(size) if hop.transfer_s(size) <= pace_s else INFINITE for left_s, size in ways]
 
     def _evened(self, found: Cut) -> Cut:
         """Halve the distance between what is reached and what cannot be, then take the least token time."""

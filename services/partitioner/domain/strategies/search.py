@@ -14,10 +14,10 @@ from shared.domain.plan import Objective
 
 MAX_FREE_STAGES = 64
 """Where the number of stages is free: each costs a hop per token."""
-_WORK = 6_000_000
-"""Additions that changes may cost: some hundredths of a second."""
-_WORK_PER_STAGE = 4_000
-"""What a stage costs beside its additions, in additions."""
+_WORK = 40_000
+"""Layers that changes may cost, each passed once per stage: some hundredths of a second."""
+_WORK_PER_STAGE = 16
+"""What a stage costs beside its layers, in layers."""
 _NUM_IMPROVED = 3
 """Starts that are changed, the best ones."""
 _HELPS = 1 - 1e-6
@@ -110,7 +110,7 @@ class Search:
     def _cost(self, order: Order) -> int:
         """Of the order's best cut: a shortest path, and for throughput some tries at the pace before."""
         tries = 1 if self._objective is Objective.LATENCY else 6
-        return len(order) * (_WORK_PER_STAGE * tries + (self._num_layers + 1) ** 2)
+        return len(order) * (_WORK_PER_STAGE * tries + self._num_layers)
 
     def _at_least_s(self, order: Order) -> float:
         """All work on the fastest of these nodes, and the latency of the hops."""

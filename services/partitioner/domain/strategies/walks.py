@@ -1,46 +1,99 @@
 """A short way through the layers from node to node: where the search starts.
 
 One label is kept for each (layer reached, node), the best found, and a node is not visited twice on a way; so this is
-no proof of the shortest way, only a good one. Petals' clients find their way through its servers alike.
+no proof of the shortest way, only a good one. Petals' clients find their way through its servers alike. Of deep models
+not every layer is tried as the start of a stage: who asks for an order cuts it anew.
 """
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from operator import add
+from typing import NamedTuple
 
+from services.partitioner.domain.strategies.one_stage import INFINITE
 from services.partitioner.domain.strategies.pipeline import Order, Pipelines
 from shared.domain.plan import Objective
+
+_MAX_STARTS = 64
+"""Layers at which a stage may start."""
+
+
+class _Left(NamedTuple):
+    """The best way to have left a node at a layer."""
+
+    seconds: float
+    place: int
+    visited: int
+    """Nodes on it, as bits."""
+
+
+class _Came(NamedTuple):
+    """The best way to have come to a node at a layer."""
+
+    seconds: float
+    sender: int | None
+    """None: from nowhere. It is the first node, or there is no way to it."""
+    visited: int
+
+
+_NO_WAY = _Came(INFINITE, None, 0)
 
 
 def walk(pipelines: Pipelines, objective: Objective) -> Order | None:
     """The order of a good way; None when none was found."""
-    size, num_layers = len(pipelines.rooms), pipelines.num_layers
-    combine = np.add if objective is Objective.LATENCY else np.maximum
-    steps = np.stack([pipelines.steps(index) for index in range(size)])
-    latency, s_per_byte = pipelines.hops.tables()
-    if objective is Objective.THROUGHPUT:
-        latency = np.zeros_like(latency)
-    value = np.full((num_layers + 1, size), np.inf)
-    came_from = np.full((num_layers + 1, size, 2), -1)  # layer and place of the label before
-    visited = np.zeros((num_layers + 1, size, size), dtype=bool)
-    alone = np.eye(size, dtype=bool)
-    row_bytes = (0, *pipelines.rooms[0].row_bytes)
-    for start in range(num_layers):
-        if start:
-            sent = combine(value[start][:, None], latency + s_per_byte * row_bytes[start])
-            sent[visited[start]] = np.inf
-            before = sent.argmin(axis=0)
-            arrived, been = sent[before, range(size)], visited[start][before] | alone
-        else:
-            before, arrived, been = np.full(size, -1), np.zeros(size), alone
-        done = combine(arrived[:, None], steps[:, start, :]).T
-        is_better = done < value
-        value[is_better] = done[is_better]
-        ends, places = np.nonzero(is_better)
-        came_from[ends, places, 0], came_from[ends, places, 1] = start, before[places]
-        visited[ends, places] = been[places]
-    if not np.isfinite(value[num_layers]).any():
+    places = range(len(pipelines.rooms))
+    ways_in = [_WayIn(pipelines, place, objective) for place in places]
+    stages = [pipelines.stage(place, objective) for place in places]
+    stride = -(-pipelines.num_layers // _MAX_STARTS)
+    came, starts, left = [[_Came(0.0, None, 0) for _ in places]], list[list[int]](), list[_Left]()
+    for layer, size in enumerate(pipelines.row_bytes[:-1]):
+        if layer:
+            came.append([_NO_WAY if layer % stride else way_in.best(left, size) for way_in in ways_in])
+        ways = [stage.send(way.seconds) for stage, way in zip(stages, came[layer], strict=True)]
+        starts.append([start for _, start in ways])
+        left = sorted(
+            _Left(seconds, place, came[start][place].visited | 1 << place)
+            for place, (seconds, start) in enumerate(ways)
+            if seconds < INFINITE
+        )
+    if not left:
         return None
-    order, end, place = list[int](), num_layers, int(value[num_layers].argmin())
-    while place >= 0:
+    order, layer = list[int](), pipelines.num_layers
+    place: int | None = left[0].place
+    while place is not None:
         order.append(place)
-        end, place = (int(part) for part in came_from[end, place])
+        layer = starts[layer - 1][place]
+        place = came[layer][place].sender
     return tuple(reversed(order))
+
+
+class _WayIn:
+    """From which node to come to one of them."""
+
+    def __init__(self, pipelines: Pipelines, place: int, objective: Objective) -> None:
+        hops = [pipelines.hops.between(sender, place) for sender in range(len(pipelines.rooms))]
+        self._place = place
+        self._combine: Callable[[float, float], float] = add if objective is Objective.LATENCY else max
+        self._cost_of = [hop.total_s if objective is Objective.LATENCY else hop.transfer_s for hop in hops]
+        self._costs: dict[int, tuple[list[float], float]] = {}
+        """By size of a row: seconds from each node, and the least from another one."""
+
+    def best(self, left: Sequence[_Left], size: int) -> _Came:
+        """`left`: the quickest first; `size`: bytes of the row that is sent."""
+        costs, least = self._costs_of(size)
+        combine, bit = self._combine, 1 << self._place
+        best = _NO_WAY
+        for seconds, sender, visited in left:
+            if combine(seconds, least) >= best.seconds:
+                break
+            if not visited & bit:
+                came = combine(seconds, costs[sender])
+                if came < best.seconds:
+                    best = _Came(came, sender, visited)
+        return best
+
+    def _costs_of(self, size: int) -> tuple[list[float], float]:
+        if size not in self._costs:
+            costs = [cost(size) for cost in self._cost_of]
+            others = costs[: self._place] + costs[self._place + 1 :]
+            self._costs[size] = costs, min(others, default=0.0)
+        return self._costs[size]
