@@ -11,7 +11,8 @@ from shared.domain.bundle import Bundle
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.numerics import Profile
 from shared.domain.plan import LayerRange
-from shared.domain.tail_audit import TailAudit, TailState
+from shared.domain.tail_audit import TailAudit
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_entry import WindowEntry
 

@@ -30,7 +30,8 @@ from shared.domain.receipt import (
     read_receipt,
 )
 from shared.domain.signing import Signed, digest_of, node_id_of
-from shared.domain.tail_audit import SeatedNode, TailAudit, TailState, check_tail
+from shared.domain.tail_audit import SeatedNode, TailAudit, check_tail
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, SamplerParams, TokenRecord, Verification
 from shared.domain.window_check import check_lane, check_receipt, merkle_root
 from shared.domain.window_entry import WindowEntry

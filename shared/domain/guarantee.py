@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from shared.domain.ids import NodeId
 from shared.domain.numerics import Profile
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import Verification
 from shared.domain.windows import Window
 

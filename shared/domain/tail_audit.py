@@ -6,7 +6,6 @@ It is against more than f colluders: nodes that had no part in a stage compute a
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from shared.domain import canonical
 from shared.domain.errors import InvalidInput
@@ -18,18 +17,6 @@ from shared.domain.windows import WindowSchedule
 
 ChainValues = Mapping[tuple[int, int], str]
 """(boundary, row) → chain value before that row, hex."""
-
-
-class TailState(StrEnum):
-    NONE = "none"
-    """Not chosen for one."""
-    PENDING = "pending"
-    """Chosen. A coordinator that is started anew forgets about it."""
-    PASSED = "passed"
-    FAILED = "failed"
-    """Another result: the answer is revoked."""
-    SKIPPED = "skipped"
-    """No fresh nodes, or none that came to an end in time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from shared.contracts.peer_state import BreakerState
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 DurationMs = Annotated[float, Field(ge=0, le=1e12)]

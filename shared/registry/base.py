@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import TaskEvent, TaskState
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pydantic import TypeAdapter
 
 from shared.domain.ids import Attempt, Epoch
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, InferenceTask, TokenRecord
 from shared.domain.task_state import TaskState
 from shared.registry.base import StreamEntry, TaskRecord

@@ -12,7 +12,7 @@ from shared.domain.bundle import Bundle, check_bundle
 from shared.domain.errors import VerificationUnavailable
 from shared.domain.receipt import kept_receipt
 from shared.domain.signing import SigningKey
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from tests.byzantine.clusters import NUM_TOKENS, honest_cluster, joined_worker, nodes, put_key, wait_ready
 from tests.e2e.running import Cluster, until
 

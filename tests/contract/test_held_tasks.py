@@ -4,7 +4,7 @@ import pytest
 
 from shared.domain.errors import InvalidTransition, StaleEpoch
 from shared.domain.ids import Epoch, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, Verification
 from shared.domain.task_state import TaskState
 from shared.registry.base import Commit, TaskRegistry

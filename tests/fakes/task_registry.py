@@ -19,7 +19,7 @@ from shared.domain.errors import (
     TaskNotFound,
 )
 from shared.domain.ids import Attempt, Epoch, ModelId, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import InferenceTask, TaskGroup, TokenRecord
 from shared.domain.task_state import CANCELLABLE, TERMINAL, TRANSITIONS, TaskEvent, TaskState, next_state
 from shared.registry.base import (

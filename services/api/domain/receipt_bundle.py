@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from shared.domain.bundle import Bundle, committed_entries, profile_of
 from shared.domain.errors import ReceiptNotAvailable
-from shared.domain.tail_audit import TailAudit, TailState
+from shared.domain.tail_audit import TailAudit
+from shared.domain.tail_state import TailState
 from shared.domain.task import TokenRecord, Verification
 from shared.domain.task_state import TERMINAL, TaskState
 from shared.domain.window_entry import WindowEntry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.coordinator.domain.session import Subject
 from shared.domain.errors import DisputeUnresolved, VerificationUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 
 MAX_WAITING = 64
 MAX_REMEMBERED = 256

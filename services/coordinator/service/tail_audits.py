@@ -21,7 +21,8 @@ from shared.domain.ids import Epoch, NodeId, PlanId, TaskId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.plan import LayerRange, NodeCapability, Partition, failure_domain
 from shared.domain.receipt import Receipt
-from shared.domain.tail_audit import TailAudit, TailState
+from shared.domain.tail_audit import TailAudit
+from shared.domain.tail_state import TailState
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import AnswerRevoked, TaskCompleted, TaskFailed
 

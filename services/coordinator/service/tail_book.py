@@ -10,7 +10,7 @@ from services.coordinator.domain.session import Session
 from services.coordinator.domain.tail_line import Finished, TailLine, Waiting, failure_code
 from shared.domain.errors import ButterflyError, RegistryUnavailable
 from shared.domain.ids import Epoch, NodeId, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.events.catalogue import TailAuditChanged
 from shared.events.publisher import Publisher
 from shared.registry.base import TaskRegistry

@@ -11,7 +11,7 @@ from services.cli.receipt_check import read_keys
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import check_bundle
 from shared.domain.ids import Epoch, ModelId, TaskId
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import FinishReason, SamplerParams, TaskKind, Verification
 from shared.runtime.config import Config, CoordinationConfig
 from tests.fakes.bundles import HonestRun

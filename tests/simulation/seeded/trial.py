@@ -10,7 +10,7 @@ from random import Random
 
 from shared.contracts.scheduler import CancelReply, SubmitTask, Submitted
 from shared.domain.errors import ButterflyError
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task_state import TaskState
 from shared.registry.base import TaskRegistry
 from shared.resilience.peer_group import PeerGroup

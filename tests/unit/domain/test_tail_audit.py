@@ -6,7 +6,8 @@ import pytest
 from shared.contracts.receipts import BundleBody
 from shared.domain.bundle import Bundle, TrustedKeys, check_bundle
 from shared.domain.errors import InvalidInput
-from shared.domain.tail_audit import TailAudit, TailState
+from shared.domain.tail_audit import TailAudit
+from shared.domain.tail_state import TailState
 from tests.fakes.bundles import HonestRun
 from tests.fakes.identities import COORDINATOR_KEY, KEYS, N1, N2
 

@@ -1,6 +1,6 @@
 from prometheus_client import CollectorRegistry
 
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.events.catalogue import (
     AnswerRevoked,
     BreakerChanged,

@@ -3,7 +3,7 @@
 from services.api.domain.stream_entries import committed
 from shared.domain.errors import DisputeUnresolved, VerificationUnavailable
 from shared.domain.session import NodeState
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import InferenceTask, Verification
 from shared.domain.task_state import TaskState
 from shared.events.catalogue import AnswerRevoked, TaskCompleted, TaskFailed

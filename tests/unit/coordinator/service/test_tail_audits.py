@@ -20,7 +20,7 @@ from shared.domain.ids import Epoch, NodeId, TaskId
 from shared.domain.numerics import Profile
 from shared.domain.receipt import Assignment, read_assignment
 from shared.domain.session import NodeState
-from shared.domain.tail_audit import TailState
+from shared.domain.tail_state import TailState
 from shared.domain.task import InferenceTask, Verification
 from shared.domain.task_state import TaskState
 from shared.domain.window_check import OUTVOTED
