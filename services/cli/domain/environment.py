@@ -11,7 +11,7 @@ CONTROL_SECRETS = frozenset({"REDIS_URL", "BUTTERFLY_REDIS__URL", "BUTTERFLY_SEC
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not bound to
 """Addresses to listen on that are no addresses to call."""
 
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """The control services compute nothing that deserves a thread per core."""
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
