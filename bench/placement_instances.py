@@ -11,7 +11,7 @@ from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hops
 from services.partitioner.domain.placement import SeatRoom
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import LayerInfo, ModelInfo
-from shared.domain.measured import MAX_LINKS, Measured, PeerLink
+from shared.domain.measured import MAX_LINKS, Measured, Pace, PeerLink
 from shared.domain.plan import NodeCapability, Objective
 
 _MIB = 1 << 20
@@ -77,7 +77,7 @@ def random_cluster(
                 speed=1.0,
                 slots=1,
                 context_tokens=16,
-                measured=Measured(decode, decode * rng.uniform(0.05, 0.5), tuple(links)),
+                measured=Measured(Pace(decode, decode * rng.uniform(0.05, 0.5)), tuple(links)),
             )
         )
     return tuple(nodes)

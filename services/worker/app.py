@@ -23,16 +23,19 @@ from services.worker.routes import build_router
 from services.worker.service.drafts import DraftSender
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.measuring import Measuring
 from services.worker.service.membership import Membership, registration
 from services.worker.service.orders import OrderCheck
 from services.worker.service.outbox import Outbox
 from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.probing import PAYLOAD_BYTES, LinkProbes
 from services.worker.service.receipts import KeySigner, ReceiptDesk
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from services.worker.service.state import StateReader
+from services.worker.service.trials import Trials
 from services.worker.service.uplinks import Uplink, Uplinks
 from services.worker.stores.machine import available_memory_bytes, host_fingerprint, usable_cores
 from services.worker.stores.node_identity import load_identity
@@ -42,6 +45,8 @@ from shared.contracts.messages import (
     Ack,
     Drain,
     LoadStage,
+    MeasureNode,
+    MeetPeers,
     SealWindow,
     SessionStart,
     SessionStop,
@@ -90,7 +95,9 @@ def llama_loader(config: Config, library: Library, clock: Clock) -> LlamaLoader:
     files_dir = config.worker.data_dir / "stages"
     files_dir.mkdir(parents=True, exist_ok=True)
     n_threads = config.worker.threads or usable_cores()
-    return LlamaLoader(library, self_tests=FileSelfTestCache(files_dir), n_threads=n_threads, now=clock.now_s)
+    return LlamaLoader(
+        library, folder=files_dir, self_tests=FileSelfTestCache(files_dir), n_threads=n_threads, now=clock.now_s
+    )
 
 
 def assemble(
@@ -212,10 +219,12 @@ def assemble(
         events=events,
     )
     receipts = ReceiptDesk(signer=make_signer(identity), report=uplinks.report, send_drafts=uplinks.hurry)
+    probes = LinkProbes(send=outgoing.send, now=clock.now_s)
     ring = Ring(
         node_id=node_id,
         seating=seating,
         send=outgoing.send,
+        on_probe=probes.take,
         drafts=uplinks,
         receipts=receipts,
         report=uplinks.report,
@@ -238,7 +247,7 @@ def assemble(
     )
     incoming = IncomingLinks(
         take=ring.take,
-        max_payload_bytes=lambda: stages.max_payload_bytes,
+        max_payload_bytes=lambda: max(stages.max_payload_bytes, PAYLOAD_BYTES),
         seating=seating,
         report=uplinks.report,
         clock=clock,
@@ -256,11 +265,27 @@ def assemble(
         context_tokens=settings.context_tokens,
     )
     cores = settings.threads or usable_cores()
+    measuring = Measuring(
+        trials=Trials(
+            loader=loader,
+            thread=thread,
+            cores=cores,
+            rows_per_slot=settings.context_tokens,
+            is_busy=lambda: len(seating) > 0,
+            clock=clock,
+        ),
+        probes=probes,
+        stages=stages,
+        incoming=incoming,
+        outgoing=outgoing,
+        seating=seating,
+        report=uplinks.report,
+        tasks=tasks,
+    )
     capability = NodeCapability(
         node_id=node_id,
         memory_bytes=memory_bytes,
-        # Not measured: cores stand for speed, so equal machines get equal shares.
-        speed=float(cores),
+        speed=float(cores),  # until it is measured
         slots=settings.slots,
         context_tokens=settings.context_tokens,
         host=host or host_fingerprint(),
@@ -279,6 +304,8 @@ def assemble(
             WindowRelease: lambda _, message: sessions.release(message),
             SealWindow: lambda _, message: sessions.seal(message),
             WindowCommitted: lambda _, message: sessions.committed(message),
+            MeetPeers: lambda _, message: measuring.meet(message),
+            MeasureNode: lambda _, message: measuring.measure(message),
             Drain: lambda _, message: sessions.drain(message),
         }
     )

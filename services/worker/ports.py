@@ -16,6 +16,7 @@ from shared.contracts.messages import (
     Heartbeat,
     Leave,
     LinkFault,
+    NodeMeasured,
     Peer,
     ReceiptPosted,
     SeatReady,
@@ -33,7 +34,9 @@ Ints = NDArray[np.int32]
 Rows = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-Report = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+Report = (
+    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | NodeMeasured | Heartbeat | Leave
+)
 
 ReportTo = Callable[[Report, str | None], None]
 """Sends a report on its way to the coordinator with this URL: what is about a seat goes to the one that gave the order
@@ -103,12 +106,30 @@ class LoadedEngine:
         return StageFacts(self.numerics_class, self.self_test_digest, self.profile, self.small_rows)
 
 
+@dataclass(frozen=True, slots=True)
+class TrialStage:
+    """A middle stage of no model, equal on every node, to compare nodes by."""
+
+    engine: StageEngine
+    n_embd: int
+    n_slots: int
+    layer_bytes: int
+    """Weights of its layers."""
+
+
 class EngineLoader(ABC):
     @abstractmethod
     def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
         """Load a stage; blocks for seconds, called in a thread of its own. Calls do not overlap.
 
         Raises `UnsupportedModel`, `SelfTestFailed`, `OutOfMemory`, `AbiMismatch`, `MissingLibrary`.
+        """
+
+    @abstractmethod
+    def load_trial(self) -> TrialStage:
+        """Load the stage that every node is tried on; blocks for a part of a second. The caller closes its engine.
+
+        Raises `OutOfMemory`, `UnsupportedModel`.
         """
 
 

@@ -41,6 +41,8 @@ class FrameKind(StrEnum):
     TOKENS = "tokens"
     """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk. That may come
     from an earlier stage, where those after it have its rows already: they hand it on."""
+    PROBE = "probe"
+    """Asks for an answer, `final` is one: times the way there and back. `stage` tells them apart. No session's."""
     KEEP_ALIVE = "keep_alive"
     END = "end"
     """The sender closes this link on purpose."""

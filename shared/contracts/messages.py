@@ -4,12 +4,14 @@ Direction C->W carries the worker's `coordinator_token` as bearer, W->C the `nod
 every handler is idempotent by (type, task, epoch, lane, stage). Stale epochs are refused with `stale_epoch`.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.contracts.base import Contract
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
+from shared.domain.measured import MAX_LINKS, MAX_TIMED_STAGES, Drift, Pace, PeerLink, StageTimes
 from shared.domain.numerics import StageFacts
 from shared.domain.plan import LayerRange
 from shared.domain.signing import Signed
@@ -166,6 +168,37 @@ class WindowCommitted(SessionMessage):
     window: int
 
 
+class LinkEnds(Contract):
+    """Another worker, and the links between it and this one."""
+
+    previous: Peer
+    """With the token of the link from it."""
+    next: Peer
+    """With the token of the link to it."""
+
+
+Peers = Annotated[tuple[LinkEnds, ...], Field(max_length=MAX_LINKS)]
+
+
+class MeetPeers(Contract):
+    """C->W: these workers are going to time the way to this one and back: open the links to them."""
+
+    type: Literal["meet_peers"] = "meet_peers"
+    peers: Peers
+
+
+class MeasureNode(Contract):
+    """C->W: try how fast this node is, between sessions; `NodeMeasured` follows."""
+
+    type: Literal["measure_node"] = "measure_node"
+    has_pace: bool
+    """Whether on the stage of trials too."""
+    stages: Annotated[tuple[StageRef, ...], Field(max_length=MAX_TIMED_STAGES)] = ()
+    """Of those that are loaded."""
+    peers: Peers = ()
+    """They have been told to meet this node."""
+
+
 class Drain(Contract):
     """C->W: take no new seats."""
 
@@ -256,12 +289,27 @@ class LinkFault(Contract):
     reason: str = Field(max_length=500)
 
 
+class NodeMeasured(Contract):
+    """W->C: what became of `MeasureNode`. What is missing could not be measured now: sessions came first."""
+
+    type: Literal["node_measured"] = "node_measured"
+    pace: Pace | None = None
+    stages: Annotated[tuple[StageTimes, ...], Field(max_length=MAX_TIMED_STAGES)] = ()
+    links: Annotated[tuple[PeerLink, ...], Field(max_length=MAX_LINKS)] = ()
+
+
 class SessionPosition(SessionMessage):
     """How far a seat is."""
 
     lane: int
     stage: int
     rows: int
+
+
+def _bounded_drift(drift: Drift | None) -> Drift | None:
+    if drift is not None and not (0 < drift.wall < math.inf and 0 < drift.cpu < math.inf):
+        raise ValueError("drift is above 0 and finite")
+    return drift
 
 
 class Heartbeat(Contract):
@@ -278,6 +326,8 @@ class Heartbeat(Contract):
     timer_lag_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """By how much the wait for this beat took longer than it should."""
     draining: bool = False
+    drift: Annotated[Drift | None, AfterValidator(_bounded_drift)] = None
+    """None: no calls since the trials."""
 
 
 class Leave(Contract):
@@ -298,9 +348,20 @@ class Ack(Contract):
 
 
 AnyToWorker = (
-    LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted | Drain
+    LoadStage
+    | WorkAssignment
+    | SessionStart
+    | SessionStop
+    | WindowRelease
+    | SealWindow
+    | WindowCommitted
+    | MeetPeers
+    | MeasureNode
+    | Drain
 )
-AnyToCoordinator = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+AnyToCoordinator = (
+    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | NodeMeasured | Heartbeat | Leave
+)
 ToWorker = Annotated[AnyToWorker, Field(discriminator="type")]
 ToCoordinator = Annotated[AnyToCoordinator, Field(discriminator="type")]
 

@@ -1,17 +1,33 @@
-"""What a worker measured of itself and of the way to its peers: the figures that predictions rest on."""
+"""What a worker measured of itself and of the way to its peers: the figures that predictions rest on.
+
+All of it is a node's word. A false one costs speed, never safety: who claims too much gets more layers than it can
+keep up with.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.domain.errors import InvalidInput
 from shared.domain.ids import NodeId
 
+NOMINAL_DECODE_BYTES_PER_S = 5.4e9
+"""Of a node of speed 1, one core, that measured nothing. Two cores of an EPYC with AVX-512 decode SmolLM2-135M (81 MB
+of layer-bytes) at 132 tokens/s (bench/results/throughput-20261123-202614.json)."""
 MAX_LINKS = 16
 """Peers that a node tells of: bounds the wire, whatever the size of the cluster."""
+MAX_TIMED_STAGES = 16
+MAX_CALL_TIMES = 8
+"""Of one kind, per stage."""
+_MAX_ROOT = 128
+_MAX_LAYERS = 65_536
+_MAX_ROWS = 4_096
+_MAX_THREADS = 4_096
 _MIN_S_PER_BYTE, _MAX_S_PER_BYTE = 1e-16, 1e-3  # from a thousand times the fastest memory to a kilobyte per second
+_MIN_CALL_S, _MAX_CALL_S = 1e-7, 3_600.0
 _MAX_RTT_S = 60.0
 _MIN_BYTES_PER_S, _MAX_BYTES_PER_S = 1.0, 1e15
+_MIN_DRIFT, _MAX_DRIFT = 0.01, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +41,163 @@ class PeerLink:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A *layer-byte* is the unit of work: a byte of the weights of an average layer; the head counts by its FLOPs."""
+class CallTime:
+    """How long a call of the engine takes while nothing else runs on the machine."""
+
+    rows: int
+    seconds: float
+    cpu_s: float
+    """That the calling thread computed; less than `seconds` where the kernel does not give it a whole core."""
+    threads: int
+    """Cores that it keeps busy for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Of the calls of one loaded stage. Each kind of call by rows, ascending, at least one; per number of rows the
+    quickest number of threads, and one thread if that was not it."""
+
+    model_root: str
+    start: int
+    end: int
+    """Layers [start, end)."""
+    decode: tuple[CallTime, ...]
+    """One row of each of several sequences; at the last stage with head and choice of a token for every row."""
+    prompt: tuple[CallTime, ...]
+    """Rows of one sequence of which the last alone yields a token."""
+    replay: tuple[CallTime, ...]
+    """Rows of one sequence of which each yields a token: what auditors run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """By how much longer calls take by now than at their trials."""
+
+    wall: float
+    """By the clock: what else runs on the machine counts."""
+    cpu: float
+    """Of what the calling thread computes: only the work counts, and how well the machine does it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """On a stage of no model that every node is tried on. A *layer-byte* is the unit of work: a byte of the weights of
+    an average layer; the head counts by its FLOPs."""
 
     decode_s_per_byte: float
     """Seconds per layer-byte of a call with one row."""
     prefill_s_per_byte: float
     """Seconds per layer-byte and token within a prompt."""
+
+    @property
+    def speed(self) -> float:
+        """As `NodeCapability.speed`."""
+        return 1 / (self.decode_s_per_byte * NOMINAL_DECODE_BYTES_PER_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of one node."""
+
+    pace: Pace
     links: tuple[PeerLink, ...] = ()
     """At most `MAX_LINKS`, each to another peer."""
+    stages: tuple[StageTimes, ...] = ()
+    """At most `MAX_TIMED_STAGES`."""
+    drift: float = 1.0
+    """By how much longer than in `stages` calls take by now, apart from what runs beside them."""
+
+
+def time_of(calls: Sequence[CallTime], rows: int, most_threads: int | None = None) -> CallTime:
+    """The call with so many rows, at the quickest of the numbers of threads allowed (None: any).
+
+    Between the sizes that were timed, and beyond them, times lie on the straight line through the two nearest, since a
+    call reads its weights once and computes for every row; but no row costs less than half of what one does at the
+    nearest size. With one size known every row costs what it does there.
+    """
+    known = _quickest(calls, most_threads)
+    place = next((index for index, call in enumerate(known) if call.rows >= rows), len(known) - 1)
+    before, after = known[max(0, place - 1)], known[max(1, place) % len(known)]
+    nearest = min(before, after, key=lambda call: abs(call.rows - rows))
+    by_share = rows / nearest.rows
+    if before is after or rows == nearest.rows:
+        factor = by_share
+    else:
+        per_row_s = (after.seconds - before.seconds) / (after.rows - before.rows)
+        seconds = before.seconds + (rows - before.rows) * per_row_s
+        factor = max(seconds / nearest.seconds, by_share / 2)
+    return CallTime(rows, nearest.seconds * factor, nearest.cpu_s * factor, nearest.threads)
+
+
+def _quickest(calls: Sequence[CallTime], most_threads: int | None) -> list[CallTime]:
+    """One call for every number of rows."""
+    limit = most_threads or _MAX_THREADS
+
+    def rank(call: CallTime) -> tuple[int, float]:
+        """Where all take too many threads, the one that takes fewest."""
+        return max(0, call.threads - limit), call.seconds
+
+    by_rows: dict[int, CallTime] = {}
+    for call in calls:
+        by_rows[call.rows] = min(by_rows.get(call.rows, call), call, key=rank)
+    return [by_rows[rows] for rows in sorted(by_rows)]
 
 
 def check_measured(node_id: NodeId, measured: Measured) -> None:
     """Raise `InvalidInput`, naming the field, for figures that cannot be true or are too many."""
-    if len(measured.links) > MAX_LINKS:
-        raise InvalidInput(f"links may name {MAX_LINKS} peers, not {len(measured.links)}", param="measured.links")
-    if len({link.peer for link in measured.links} | {node_id}) != len(measured.links) + 1:
+    check_links(node_id, measured.links)
+    check_stages(measured.stages)
+    check_pace(measured.pace)
+    _check_figures(("drift", measured.drift, _MIN_DRIFT, _MAX_DRIFT))
+
+
+def check_pace(pace: Pace) -> None:
+    """Raise `InvalidInput` as `check_measured`."""
+    _check_figures(
+        ("pace.decode_s_per_byte", pace.decode_s_per_byte, _MIN_S_PER_BYTE, _MAX_S_PER_BYTE),
+        ("pace.prefill_s_per_byte", pace.prefill_s_per_byte, _MIN_S_PER_BYTE, _MAX_S_PER_BYTE),
+    )
+
+
+def check_links(node_id: NodeId, links: Sequence[PeerLink]) -> None:
+    """Raise `InvalidInput` as `check_measured`."""
+    if len(links) > MAX_LINKS:
+        raise InvalidInput(f"links may name {MAX_LINKS} peers, not {len(links)}", param="measured.links")
+    if len({link.peer for link in links} | {node_id}) != len(links) + 1:
         raise InvalidInput("links must go to other nodes, to each at most once", param="measured.links")
-    for name, value, low, high in _figures(measured):
+    for link in links:
+        _check_figures(
+            ("links.rtt_s", link.rtt_s, 0.0, _MAX_RTT_S),
+            ("links.bytes_per_s", link.bytes_per_s, _MIN_BYTES_PER_S, _MAX_BYTES_PER_S),
+        )
+
+
+def check_stages(stages: Sequence[StageTimes]) -> None:
+    """Raise `InvalidInput` as `check_measured`."""
+    if len(stages) > MAX_TIMED_STAGES:
+        raise InvalidInput(f"stages may be {MAX_TIMED_STAGES}, not {len(stages)}", param="measured.stages")
+    for stage in stages:
+        if len(stage.model_root) > _MAX_ROOT or not 0 <= stage.start < stage.end <= _MAX_LAYERS:
+            raise InvalidInput("a stage is a model's root and a range of layers", param="measured.stages")
+        for calls in (stage.decode, stage.prompt, stage.replay):
+            _check_calls(calls)
+    if len({(stage.model_root, stage.start, stage.end) for stage in stages}) != len(stages):
+        raise InvalidInput("a stage is told of once", param="measured.stages")
+
+
+def _check_calls(calls: Sequence[CallTime]) -> None:
+    if not 1 <= len(calls) <= MAX_CALL_TIMES or [call.rows for call in calls] != sorted(call.rows for call in calls):
+        raise InvalidInput(f"calls are 1 to {MAX_CALL_TIMES} by rows, ascending", param="measured.stages")
+    for call in calls:
+        _check_figures(
+            ("stages.rows", call.rows, 1, _MAX_ROWS),
+            ("stages.threads", call.threads, 1, _MAX_THREADS),
+            ("stages.seconds", call.seconds, _MIN_CALL_S, _MAX_CALL_S),
+            ("stages.cpu_s", call.cpu_s, _MIN_CALL_S, _MAX_CALL_S),
+        )
+
+
+def _check_figures(*figures: tuple[str, float, float, float]) -> None:
+    for name, value, low, high in figures:
         if not math.isfinite(value) or not low <= value <= high:
             raise InvalidInput(f"{name} must lie in [{low:g}, {high:g}], not {value}", param=f"measured.{name}")
-
-
-def _figures(measured: Measured) -> Iterator[tuple[str, float, float, float]]:
-    yield "decode_s_per_byte", measured.decode_s_per_byte, _MIN_S_PER_BYTE, _MAX_S_PER_BYTE
-    yield "prefill_s_per_byte", measured.prefill_s_per_byte, _MIN_S_PER_BYTE, _MAX_S_PER_BYTE
-    for link in measured.links:
-        yield "links.rtt_s", link.rtt_s, 0.0, _MAX_RTT_S
-        yield "links.bytes_per_s", link.bytes_per_s, _MIN_BYTES_PER_S, _MAX_BYTES_PER_S

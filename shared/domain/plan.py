@@ -43,7 +43,7 @@ class NodeCapability:
     memory_bytes: int
     """Memory the worker may use for weights and KV cache."""
     speed: float
-    """FLOPs per second while decoding, relative: only ratios between nodes matter. Used where nothing is `measured`."""
+    """While decoding, in units of `NOMINAL_DECODE_BYTES_PER_S`. Used where nothing is `measured`."""
     slots: int
     """Sequences each stage of this node holds at once."""
     context_tokens: int
@@ -58,6 +58,11 @@ class NodeCapability:
     device: str = "cpu"
     """Kind of device that computes."""
     measured: Measured | None = None
+
+    @property
+    def machine(self) -> str:
+        """A node that does not say on which host it runs is taken for a host of its own."""
+        return self.host or f"node:{self.node_id}"
 
     @property
     def kind(self) -> tuple[str, str]:

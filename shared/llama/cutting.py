@@ -26,7 +26,6 @@ from pathlib import Path
 from shared.domain.errors import BadModelFile, InvalidInput, UnsupportedModel
 from shared.llama.families import ADMITTED, refusal
 from shared.llama.gguf import (
-    MAGIC,
     SCALARS,
     TENSOR_TYPES,
     GgufFile,
@@ -37,6 +36,7 @@ from shared.llama.gguf import (
     padding,
     read_gguf,
 )
+from shared.llama.gguf_writing import array_entry, preamble, string_entry, tensor_entry, uint32_entry
 
 DUMMY_VOCAB = 32
 CHUNK_BYTES = 512 << 10
@@ -316,11 +316,11 @@ def _bad(gguf: GgufFile, what: str) -> BadModelFile:
 
 def _stage_keys(model: ModelFile, start: int, end: int) -> list[Segment]:
     arch, is_first = model.architecture, start == 0
-    changed: dict[str, bytes] = {f"{arch}.block_count": _uint32_entry(f"{arch}.block_count", end - start)}
+    changed: dict[str, bytes] = {f"{arch}.block_count": uint32_entry(f"{arch}.block_count", end - start)}
     if not is_first:
         rows = model.head.shape[1] if end == model.num_layers else DUMMY_VOCAB
-        changed[f"{arch}.vocab_size"] = _uint32_entry(f"{arch}.vocab_size", rows)
-        changed["tokenizer.ggml.model"] = _string_entry("tokenizer.ggml.model", "no_vocab")
+        changed[f"{arch}.vocab_size"] = uint32_entry(f"{arch}.vocab_size", rows)
+        changed["tokenizer.ggml.model"] = string_entry("tokenizer.ggml.model", "no_vocab")
     changed |= _sliding_pattern(model, start, end)
     parts: list[Segment] = []
     for key in model.gguf.keys.values():
@@ -361,19 +361,19 @@ def _sliding_pattern(model: ModelFile, start: int, end: int) -> dict[str, bytes]
     kept = slides[start:end]
     if not any(kept):
         # llama.cpp aborts over an empty cache when there is a window but no layer with one.
-        return {window: _uint32_entry(window, 0)}
-    return {pattern: _array_entry(pattern, ValueType.BOOL, end - start, bytes(kept))}
+        return {window: uint32_entry(window, 0)}
+    return {pattern: array_entry(pattern, ValueType.BOOL, end - start, bytes(kept))}
 
 
 def _sliced_entry(gguf: GgufFile, key: KeyValue, start: int, end: int) -> bytes:
     if key.item_type is ValueType.STRING:
         kept = list(gguf.strings(key.name))[start:end]
         items = b"".join(struct.pack("<Q", len(item)) + item for item in kept)
-        return _array_entry(key.name, ValueType.STRING, end - start, items)
+        return array_entry(key.name, ValueType.STRING, end - start, items)
     item_type = key.item_type or key.value_type
     size = SCALARS[item_type].size
     items = gguf.read(key.items_start + start * size, key.items_start + end * size)
-    return _array_entry(key.name, item_type, end - start, items)
+    return array_entry(key.name, item_type, end - start, items)
 
 
 def _stage_tensors(model: ModelFile, start: int, end: int) -> list[_StageTensor]:
@@ -407,10 +407,10 @@ def _assemble(model: ModelFile, keys: list[Segment], tensors: list[_StageTensor]
     alignment = model.gguf.alignment
     places, offset = [], 0
     for tensor in tensors:
-        places.append(_tensor_entry(tensor, offset))
+        places.append(tensor_entry(tensor.name, tensor.shape, tensor.tensor_type, offset))
         offset += tensor.size_bytes + padding(tensor.size_bytes, alignment)
-    preamble = MAGIC + struct.pack("<IQQ", model.gguf.version, len(tensors), len(keys))
-    header: list[Segment] = [preamble, *keys, b"".join(places)]
+    start = preamble(model.gguf.version, num_tensors=len(tensors), num_keys=len(keys))
+    header: list[Segment] = [start, *keys, b"".join(places)]
     written = sum(_length(segment) for segment in header)
     header.append(bytes(padding(written, alignment)))
     data: list[Segment] = []
@@ -437,28 +437,6 @@ def _joined(segments: Iterable[Segment]) -> list[Segment]:
 
 def _length(segment: Segment) -> int:
     return segment.stop - segment.start if isinstance(segment, Slice) else len(segment)
-
-
-def _text(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _uint32_entry(name: str, number: int) -> bytes:
-    return _text(name) + struct.pack("<II", ValueType.UINT32, number)
-
-
-def _string_entry(name: str, text: str) -> bytes:
-    return _text(name) + struct.pack("<I", ValueType.STRING) + _text(text)
-
-
-def _array_entry(name: str, item_type: ValueType, count: int, items: bytes) -> bytes:
-    return _text(name) + struct.pack("<IIQ", ValueType.ARRAY, item_type, count) + items
-
-
-def _tensor_entry(tensor: _StageTensor, offset: int) -> bytes:
-    dimensions = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
-    return _text(tensor.name) + dimensions + struct.pack("<IQ", tensor.tensor_type.code, offset)
 
 
 def _file_chunks(gguf: GgufFile, start: int, stop: int) -> Iterator[bytes]:

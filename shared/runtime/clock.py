@@ -14,6 +14,11 @@ class Clock(ABC):
     def wall_s(self) -> float:
         """Seconds since the Unix epoch. For logs and receipts only."""
 
+    def thread_s(self) -> float:
+        """Seconds that the calling thread has computed; only differences mean anything. Of a clock that does not follow
+        real time: all of its time."""
+        return self.now_s()
+
     @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`; 0 or less lets other tasks run once."""
@@ -25,6 +30,9 @@ class SystemClock(Clock):
 
     def wall_s(self) -> float:
         return time.time()
+
+    def thread_s(self) -> float:
+        return time.thread_time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))

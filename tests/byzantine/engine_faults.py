@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from services.worker.ports import EngineLoader, Ints, LoadedEngine, Mask, Rows, StageEngine, StageFile
+from services.worker.ports import EngineLoader, Ints, LoadedEngine, Mask, Rows, StageEngine, StageFile, TrialStage
 from shared.contracts.messages import StageRef
 from tests.byzantine.seat_watch import Place
 
@@ -154,3 +154,6 @@ class FaultyLoader(EngineLoader):
     def load(self, ref: StageRef, file: StageFile, *, n_slots: int, ctx_per_slot: int) -> LoadedEngine:
         loaded = self._honest.load(ref, file, n_slots=n_slots, ctx_per_slot=ctx_per_slot)
         return replace(loaded, engine=FaultyEngine(loaded.engine, self._fault, self._place, ref))
+
+    def load_trial(self) -> TrialStage:
+        return self._honest.load_trial()

@@ -10,7 +10,7 @@ from gguf.quants import dequantize, quantize
 
 from services.worker.engine.base import EngineSettings, KvType
 from services.worker.engine.llama_stage import LlamaModel, LlamaSlots, SlotsSpec
-from services.worker.ports import EngineLoader, Ints, LoadedEngine, Mask, Rows, StageEngine, StageFile
+from services.worker.ports import EngineLoader, Ints, LoadedEngine, Mask, Rows, StageEngine, StageFile, TrialStage
 from shared.contracts.messages import StageRef
 from shared.llama.library import Library
 from tests.byzantine.seat_watch import Place
@@ -124,3 +124,6 @@ class OtherModelLoader(EngineLoader):
             loaded.engine, other, lies=lambda: self._place.lies_in(ref), note=self._place.computed_falsely
         )
         return replace(loaded, engine=engine)
+
+    def load_trial(self) -> TrialStage:
+        return self._honest.load_trial()

@@ -5,6 +5,7 @@ changes all tokens after it. A chain of stages gives exactly what the whole give
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from services.worker.domain.batch import BatchLimits, check_places, check_rows, check_wanted
 from services.worker.domain.token_rule import choose_token
 from services.worker.engine.base import Engine, Ids, Mask, Rows, StageInfo, StageSpec
-from services.worker.ports import EngineLoader, LoadedEngine, StageFile
+from services.worker.ports import EngineLoader, LoadedEngine, StageFile, TrialStage
 from shared.contracts.messages import StageRef
 from shared.domain.errors import BadBlob, BadSlot, EngineFault, WrongClass
 from shared.domain.numerics import Profile
@@ -22,6 +23,8 @@ N_EMBD = 8
 N_VOCAB = 64
 MAX_ROWS = 512
 NUMERICS_CLASS = "synthetic"
+TRIAL_LAYERS = 2
+TRIAL_SLOTS = 16
 
 _WORD = (1 << 64) - 1
 _DIGITS = 4  # 16 bits of a word each: exact as float32
@@ -246,3 +249,19 @@ class SyntheticLoader(EngineLoader):
             self_test_digest=info.self_test_digest,
             kv_bytes_per_row=info.kv_bytes_per_row,
         )
+
+    def load_trial(self) -> TrialStage:
+        engine = SyntheticEngine(before_step=self._before_step, n_embd=self._n_embd)
+        spec = StageSpec(
+            path=Path("trial"),
+            stage_digest="",
+            is_first_stage=False,
+            is_last_stage=False,
+            layer_start=1,
+            layer_end=1 + TRIAL_LAYERS,
+            n_slots=TRIAL_SLOTS,
+            ctx_per_slot=256,
+            n_threads=1,
+        )
+        engine.load(spec)
+        return TrialStage(engine, self._n_embd, TRIAL_SLOTS, layer_bytes=TRIAL_LAYERS * 1_000)

@@ -13,14 +13,17 @@ from services.worker.ports import Coordinator, LinkCarrier, Report, StageFile, S
 from services.worker.service.drafts import DraftSender
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.incoming_links import IncomingLinks
+from services.worker.service.measuring import Measuring
 from services.worker.service.orders import OrderCheck
 from services.worker.service.outbox import Outbox
 from services.worker.service.outgoing_links import OutgoingLinks
+from services.worker.service.probing import PAYLOAD_BYTES, LinkProbes
 from services.worker.service.receipts import KeySigner, ReceiptDesk
 from services.worker.service.ring import Ring
 from services.worker.service.seating import Seating
 from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
+from services.worker.service.trials import Trials
 from shared.contracts.coordinator import Registered, RegisterNode
 from shared.contracts.messages import (
     Ack,
@@ -210,10 +213,12 @@ class MemoryWorker:
         self.receipts = ReceiptDesk(
             signer=KeySigner(Identity(node_id, self.key)), report=self.report, send_drafts=self.drafts.hurry
         )
+        self.probes = LinkProbes(send=self.outgoing.send, now=clock.now_s)
         self.ring = Ring(
             node_id=node_id,
             seating=self.seating,
             send=self.outgoing.send,
+            on_probe=self.probes.take,
             drafts=self.drafts,
             receipts=self.receipts,
             report=self.report,
@@ -237,7 +242,7 @@ class MemoryWorker:
         )
         self.incoming = IncomingLinks(
             take=self.ring.take,
-            max_payload_bytes=lambda: self.stages.max_payload_bytes,
+            max_payload_bytes=lambda: max(self.stages.max_payload_bytes, PAYLOAD_BYTES),
             seating=self.seating,
             report=self.report,
             clock=clock,
@@ -255,6 +260,23 @@ class MemoryWorker:
             tasks=self.tasks,
             row_logs=self.row_logs,
             context_tokens=ctx_per_slot,
+        )
+        self.measuring = Measuring(
+            trials=Trials(
+                loader=self.loader,
+                thread=self.thread,
+                cores=2,
+                rows_per_slot=ctx_per_slot,
+                is_busy=lambda: len(self.seating) > 0,
+                clock=clock,
+            ),
+            probes=self.probes,
+            stages=self.stages,
+            incoming=self.incoming,
+            outgoing=self.outgoing,
+            seating=self.seating,
+            report=self.report,
+            tasks=self.tasks,
         )
 
     def report(self, report: Report, _to: str | None) -> None:

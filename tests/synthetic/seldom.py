@@ -18,6 +18,7 @@ from services.worker.ports import (
     Rows,
     StageEngine,
     StageFile,
+    TrialStage,
 )
 from services.worker.service.receipts import KeySigner
 from shared.contracts.messages import StageRef, WorkAssignment
@@ -87,6 +88,9 @@ class SeldomLoader(EngineLoader):
             told=self._told,
         )
         return replace(loaded, engine=engine)
+
+    def load_trial(self) -> TrialStage:
+        return self._honest.load_trial()
 
 
 class SeldomSigner(ReceiptSigner):

@@ -20,21 +20,16 @@ class Pacing:
 
 def pace(seats: Sequence[NodeCapability], *, beside: Sequence[NodeCapability] = ()) -> Pacing:
     """`seats`: the node of each stage, in order; `beside`: nodes that work at the same time, for another lane."""
-    sharing = {node.node_id: _host(node) for node in (*seats, *beside)}
+    sharing = {node.node_id: node.machine for node in (*seats, *beside)}
     nodes_on = Counter(sharing.values())
-    is_one_host = len({_host(node) for node in seats}) == 1
+    is_one_host = len({node.machine for node in seats}) == 1
     if is_one_host and not beside:
         return Pacing(1, tuple(max(1, node.cores) for node in seats))
-    threads = tuple(max(1, node.cores // nodes_on[_host(node)]) for node in seats)
+    threads = tuple(max(1, node.cores // nodes_on[node.machine]) for node in seats)
     return Pacing(1 if is_one_host else len(seats), threads)
 
 
 def replay_threads(node: NodeCapability, replaying: Sequence[NodeCapability]) -> int:
     """For rows that `node` computes again, as do the nodes of `replaying`: all other seats wait for them."""
-    on_its_host = {each.node_id for each in (node, *replaying) if _host(each) == _host(node)}
+    on_its_host = {each.node_id for each in (node, *replaying) if each.machine == node.machine}
     return max(1, node.cores // len(on_its_host))
-
-
-def _host(node: NodeCapability) -> str:
-    """A node that does not say on which host it runs is taken for a host of its own."""
-    return node.host or f"node:{node.node_id}"

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from shared.domain.layers import ModelInfo
+from shared.domain.measured import NOMINAL_DECODE_BYTES_PER_S
 from shared.domain.plan import NodeCapability
 
-NOMINAL_DECODE_BYTES_PER_S = 5.4e9
-"""Of a node of speed 1, one core, that measured nothing. Two cores of an EPYC with AVX-512 decode SmolLM2-135M (81 MB
-of layer-bytes) at 132 tokens/s (bench/results/throughput-20261123-202614.json)."""
 NOMINAL_PREFILL_SHARE = 0.43
 """Of the time of a one-row call, per row of a prompt: 370 tokens/s through 66 MB without the head (same source)."""
 
@@ -107,13 +105,13 @@ def decode_bytes_per_s(node: NodeCapability) -> float:
     """Layer-bytes per second of calls with one row: as measured, else by what the node claims."""
     if node.measured is None:
         return node.speed * NOMINAL_DECODE_BYTES_PER_S
-    return 1 / node.measured.decode_s_per_byte
+    return 1 / node.measured.pace.decode_s_per_byte
 
 
 def _row_s_per_byte(node: NodeCapability) -> float:
     if node.measured is None:
         return NOMINAL_PREFILL_SHARE / decode_bytes_per_s(node)
-    return node.measured.prefill_s_per_byte
+    return node.measured.pace.prefill_s_per_byte
 
 
 def rooms_of(sums: ModelSums, nodes: Sequence[NodeCapability]) -> tuple[SeatRoom, ...]:

@@ -54,6 +54,21 @@ class EngineThread:
         future = self._executor.submit(self._run_spread, call, n_threads, expected_s)
         future.add_done_callback(lambda future: loop.call_soon_threadsafe(finished, future))
 
+    async def run(self, call: Callable[[], T], *, n_threads: int = 1) -> T:
+        """The result of `call`, for those who have the time to wait for it."""
+        given: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def hand_over(done: "Future[T]") -> None:
+            if given.done():  # nobody waits any more
+                return
+            if error := done.exception():
+                given.set_exception(error)
+            else:
+                given.set_result(done.result())
+
+        self.submit(call, hand_over, n_threads=n_threads)
+        return await given
+
     def _run_spread(self, call: Callable[[], T], n_threads: int, expected_s: float | None) -> T:
         self._team.before_call(n_threads, is_long=expected_s is None or expected_s > LONG_CALL_S)
         try:

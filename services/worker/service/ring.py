@@ -45,16 +45,19 @@ class Ring(Deliver):
         node_id: NodeId,
         seating: Seating,
         send: Send,
+        on_probe: Callable[[NodeId, Frame], None],
         drafts: Drafts,
         receipts: Receipts,
         report: ReportTo,
         events: Publisher,
         now: Callable[[], float],
     ) -> None:
-        """`send` puts a frame on the link to a node, `report` a message on its way to the coordinator."""
+        """`send` puts a frame on the link to a node, `report` a message on its way to the coordinator. `on_probe` hears
+        of frames that are no session's."""
         self._node_id = node_id
         self._seating = seating
         self._send = send
+        self._on_probe = on_probe
         self._drafts = drafts
         self._receipts = receipts
         self._report = report
@@ -80,6 +83,8 @@ class Ring(Deliver):
                         self._take_recall(peer, frame)
                     case FrameKind.TOKENS:
                         self._take_tokens(peer, frame, touched)
+                    case FrameKind.PROBE:
+                        self._on_probe(peer, frame)
                     case FrameKind.KEEP_ALIVE | FrameKind.END:
                         pass
         finally:

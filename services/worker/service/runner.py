@@ -10,18 +10,21 @@ from functools import partial
 import numpy as np
 
 from services.worker.domain.batching import DecodeCall, Feeder, Intake, PrefillCall, Turns
+from services.worker.domain.drift import DriftMeter
 from services.worker.domain.row_log import RowLog
 from services.worker.domain.seat import Seat, Tail
 from services.worker.domain.slots import compaction_move, lowest_free_slot
 from services.worker.domain.threads import ThreadChoice
 from services.worker.domain.token_rule import choose_token
 from services.worker.domain.window_keeper import Mark, WindowKeeper
-from services.worker.ports import Ints, LoadedEngine, Mask, Rows
+from services.worker.ports import Ints, LoadedEngine, Mask, Rows, StageEngine
 from services.worker.service.engine_thread import EngineThread
 from shared.contracts.messages import StageRef
 from shared.domain.errors import ButterflyError, EngineFault
 from shared.domain.ids import Epoch, TaskId
+from shared.domain.measured import CallTime, StageTimes, time_of
 from shared.domain.task import TokenRecord
+from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class StepResult:
     records: tuple[tuple[TokenRecord, ...], ...]
     """The last stage: per seat of the call what its rows yield: the last so many of them yield a token each."""
     compute_s: float
+    cpu_s: float
+    """Of that, what the calling thread computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class StageRunner:
         target: Deliver,
         on_lost: Callable[["StageRunner"], None],
         on_outlived: Callable[["StageRunner"], None],
-        now: Callable[[], float],
+        clock: Clock,
     ) -> None:
         """`on_lost` hears that the engine broke: the runner is closed and its seats are freed. `on_outlived` hears that
         a superseded stage has lost its last seat."""
@@ -115,9 +120,11 @@ class StageRunner:
         self.is_last = ref.layers.end == ref.num_layers
         self.feeder = Feeder()
         self.intake = Intake()
-        self.used_at_s = now()
+        self.used_at_s = clock.now_s()
         self.is_superseded = False
         """The model is cut otherwise for new sessions, and none has taken a seat here since."""
+        self.times: StageTimes | None = None
+        """What its calls took at its trial; None: it had none."""
         self.step_told_at_s: dict[bool, float] = {}
         """When a step was last told as an event, of prefill (True) and of decode."""
         self._turns = Turns(self.feeder if self.is_first else self.intake)
@@ -128,8 +135,9 @@ class StageRunner:
         self._thread = thread
         self._target = target
         self._on_lost, self._on_outlived = on_lost, on_outlived
-        self._now = now
+        self._clock = clock
         self._choice = ThreadChoice()
+        self.drift = DriftMeter()
         self._threads: int | None = None
         """What the engine is set to."""
         self._is_busy = False
@@ -153,7 +161,7 @@ class StageRunner:
 
     def free_slot(self) -> int | None:
         """The lowest slot that nobody sits at, None when there is none. Rows kept for later give way."""
-        now_s = self._now()
+        now_s = self._clock.now_s()
         self._forget([slot for slot, kept in self._kept.items() if kept.until_s <= now_s])
         if len(self._seats) + len(self._kept) == self.n_slots:
             self._forget(list(self._kept)[:1])
@@ -180,7 +188,7 @@ class StageRunner:
     def seat(self, seat: Seat) -> None:
         """Give `seat` its slot, which must be free."""
         self._seats[seat.slot] = seat
-        self.used_at_s = self._now()
+        self.used_at_s = self._clock.now_s()
         self.is_superseded = False
 
     def free(self, seat: Seat, *, keep: bool = False) -> None:
@@ -193,7 +201,7 @@ class StageRunner:
         self.feeder.forget(seat)
         self.intake.forget(seat)
         del self._seats[seat.slot]
-        self.used_at_s = self._now()
+        self.used_at_s = self._clock.now_s()
         if seat.passed is not None and (self._is_closed or not keep):
             seat.passed.close()
         if self._is_closed:
@@ -223,6 +231,13 @@ class StageRunner:
         expected_s = self._choice.expected_s(rows, limit)
         step = self._prepare(call, threads)
         self._thread.submit(step, partial(self._finished, call, threads), n_threads=threads, expected_s=expected_s)
+
+    def lend(self) -> tuple[StageEngine, Sequence[int]]:
+        """The engine, and the slots that nobody has rows in: for one call on the engine's thread that is given there at
+        once and leaves these slots empty. It may change the threads."""
+        self._threads = None
+        used = self._used()
+        return self._engine, [slot for slot in range(self.n_slots) if slot not in used]
 
     def close(self) -> None:
         """No more calls; the engine is closed after the one that runs. Idempotent."""
@@ -266,14 +281,16 @@ class StageRunner:
 
     def _step(self, call: EngineCall, x: Inputs, slots: Ints, positions: Ints, threads: int | None) -> StepResult:
         """On the engine's thread."""
-        began_s = self._now()
+        began_s, began_cpu_s = self._clock.now_s(), self._clock.thread_s()
         if threads is not None:
             self._engine.set_threads(threads)
-        if not self.is_last:
-            return StepResult(self._engine.forward(x, slots, positions), (), self._now() - began_s)
-        want = _wanted(call, len(x))
-        logits = self._engine.forward(x, slots, positions, want)
-        return StepResult(None, _sample(call, logits), self._now() - began_s)
+        hidden: Rows | None = None
+        records: tuple[tuple[TokenRecord, ...], ...] = ()
+        if self.is_last:
+            records = _sample(call, self._engine.forward(x, slots, positions, _wanted(call, len(x))))
+        else:
+            hidden = self._engine.forward(x, slots, positions)
+        return StepResult(hidden, records, self._clock.now_s() - began_s, self._clock.thread_s() - began_cpu_s)
 
     def _finished(self, call: EngineCall, threads: int, future: "Future[StepResult]") -> None:
         self._is_busy = False
@@ -281,6 +298,8 @@ class StageRunner:
         if error is None:
             result = future.result()
             self._choice.note(*_size_of(call), threads, result.compute_s)
+            if self.times is not None:
+                self.drift.note(result.compute_s, result.cpu_s, _expected(self.times, call, result, threads))
             rows = call.num_rows if isinstance(call, PrefillCall) else 1
             for seat in call.seats:
                 seat.computed += rows
@@ -317,6 +336,15 @@ def _size_of(call: EngineCall) -> tuple[int, int]:
     if isinstance(call, PrefillCall):
         return call.num_rows, call.seat.threads_at(call.first)
     return len(call.seats), max(seat.threads for seat in call.seats)
+
+
+def _expected(times: StageTimes, call: EngineCall, result: StepResult, threads: int) -> CallTime:
+    """By the trial."""
+    rows, _ = _size_of(call)
+    if isinstance(call, DecodeCall):
+        return time_of(times.decode, rows, threads)
+    is_replay = result.hidden is None and len(result.records[0]) > 1
+    return time_of(times.replay if is_replay else times.prompt, rows, threads)
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:

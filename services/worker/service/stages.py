@@ -134,7 +134,7 @@ class StagePool:
                 target=self._target,
                 on_lost=self._replace,
                 on_outlived=self._drop,
-                now=self._clock.now_s,
+                clock=self._clock,
             )
         layers = ref.layers
         self._events.publish(

@@ -48,7 +48,8 @@ async def coordinator(model: Path) -> AsyncIterator[FakeCoordinator]:
 
 def facts_of(model: Path, folder: Path) -> StageFacts:
     """What an engine finds out about the whole model."""
-    loader = LlamaLoader(load_library(), self_tests=FileSelfTestCache(folder), n_threads=1, now=SystemClock().now_s)
+    cache = FileSelfTestCache(folder)
+    loader = LlamaLoader(load_library(), folder=folder, self_tests=cache, n_threads=1, now=SystemClock().now_s)
     whole = StageRef(model_id=ModelId("tiny"), model_root="", layers=LayerRange(0, NUM_LAYERS), num_layers=NUM_LAYERS)
     loaded = loader.load(whole, StageFile(model, "whole", 0), n_slots=1, ctx_per_slot=64)
     loaded.engine.close()
@@ -139,7 +140,7 @@ async def test_without_small_calls_the_lanes_part(coordinator: FakeCoordinator, 
     """What the rule is for: the tests above would fail without it."""
     library = load_library()
     cache = FileSelfTestCache(tmp_path)
-    loader = BelievedExact(library, self_tests=cache, n_threads=1, now=SystemClock().now_s)
+    loader = BelievedExact(library, folder=tmp_path, self_tests=cache, n_threads=1, now=SystemClock().now_s)
     async with AsyncExitStack() as stack:
         workers = [
             await stack.enter_async_context(

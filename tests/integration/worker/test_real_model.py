@@ -27,8 +27,9 @@ PROMPTS = [tuple((37 * number + 11 * place) % 40_000 + 300 for place in range(5 
 @pytest.fixture(scope="module")
 def whole_model_tokens(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
     """Greedy tokens after each of `PROMPTS`, by the whole model in this process, one sequence at a time."""
-    cache = FileSelfTestCache(tmp_path_factory.mktemp("selftest"))
-    loader = LlamaLoader(load_library(), self_tests=cache, n_threads=1, now=SystemClock().now_s)
+    folder = tmp_path_factory.mktemp("selftest")
+    cache = FileSelfTestCache(folder)
+    loader = LlamaLoader(load_library(), folder=folder, self_tests=cache, n_threads=1, now=SystemClock().now_s)
     whole = StageRef(model_id=ModelId("demo"), model_root="", layers=LayerRange(0, NUM_LAYERS), num_layers=NUM_LAYERS)
     engine = loader.load(whole, StageFile(demo_model, "whole", 0), n_slots=1, ctx_per_slot=256).engine
     slot = np.zeros(1, np.int32)

@@ -20,7 +20,7 @@ from services.partitioner.domain.strategies.uniform import Uniform
 from shared.domain.errors import InvalidPlanInput
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.measured import MAX_LINKS, Measured, PeerLink
+from shared.domain.measured import MAX_LINKS, Measured, Pace, PeerLink
 from shared.domain.plan import NodeCapability, Objective, PlanInput
 from shared.domain.plan_figures import Load
 from tests.fakes.planning import node, planned_model
@@ -34,7 +34,7 @@ def measured(
     name: str, *, memory: int = 10_000, bytes_per_s: float = 10e9, **links: tuple[float, float]
 ) -> NodeCapability:
     ways = tuple(PeerLink(NodeId(peer), *way) for peer, way in sorted(links.items()))
-    return replace(node(name, memory=memory * MB), measured=Measured(1 / bytes_per_s, 0.2 / bytes_per_s, ways))
+    return replace(node(name, memory=memory * MB), measured=Measured(Pace(1 / bytes_per_s, 0.2 / bytes_per_s), ways))
 
 
 def wanted(nodes: tuple[NodeCapability, ...], objective: Objective = Objective.LATENCY, **more: object) -> PlanInput:
@@ -151,13 +151,13 @@ def test_the_search_is_never_better_than_the_optimum_nor_that_than_the_bound(
 @pytest.mark.parametrize(
     "bad",
     [
-        Measured(math.nan, 1e-10),
-        Measured(-1e-10, 1e-10),
-        Measured(1e-10, math.inf),
-        Measured(1e-10, 1e-10, (PeerLink(NodeId("a"), 0.1, 1e6),)),
-        Measured(1e-10, 1e-10, (PeerLink(NodeId("b"), -0.1, 1e6),)),
-        Measured(1e-10, 1e-10, (PeerLink(NodeId("b"), 0.1, 0.0),)),
-        Measured(1e-10, 1e-10, tuple(PeerLink(NodeId(f"p{i}"), 0.1, 1e6) for i in range(MAX_LINKS + 1))),
+        Measured(Pace(math.nan, 1e-10)),
+        Measured(Pace(-1e-10, 1e-10)),
+        Measured(Pace(1e-10, math.inf)),
+        Measured(Pace(1e-10, 1e-10), (PeerLink(NodeId("a"), 0.1, 1e6),)),
+        Measured(Pace(1e-10, 1e-10), (PeerLink(NodeId("b"), -0.1, 1e6),)),
+        Measured(Pace(1e-10, 1e-10), (PeerLink(NodeId("b"), 0.1, 0.0),)),
+        Measured(Pace(1e-10, 1e-10), tuple(PeerLink(NodeId(f"p{i}"), 0.1, 1e6) for i in range(MAX_LINKS + 1))),
     ],
 )
 def test_impossible_measured_figures_are_refused_with_the_nodes_name(bad: Measured) -> None:

@@ -250,7 +250,7 @@ def test_nothing_is_signed_for_a_seat_that_was_freed() -> None:
     rows = np.ones((3, 8), np.float32)
     goes.live = False
     for seat in (goes, stays):
-        desk.note(PrefillCall((seat,), 0, 3, rows, final=True), StepResult(rows, (), 0.0))
+        desk.note(PrefillCall((seat,), 0, 3, rows, final=True), StepResult(rows, (), 0.0, 0.0))
     assert [report.task_id for report in told if isinstance(report, ReceiptPosted)] == ["stays"]
 
 

@@ -1,0 +1,31 @@
+"""By how much longer calls take now than they did at a stage's trial."""
+
+import math
+from collections.abc import Iterable
+
+from shared.domain.measured import CallTime, Drift
+
+HORIZON_S = 5.0
+"""Of computing, after which a call has lost two thirds of its weight."""
+
+
+class DriftMeter:
+    """Of the calls of one stage."""
+
+    def __init__(self) -> None:
+        self._took = self._expected = (0.0, 0.0)
+        """Seconds: by the clock, and computed by the calling thread."""
+
+    def note(self, took_s: float, took_cpu_s: float, expected: CallTime) -> None:
+        kept = math.exp(-expected.seconds / HORIZON_S)
+        self._took = self._took[0] * kept + took_s, self._took[1] * kept + took_cpu_s
+        self._expected = self._expected[0] * kept + expected.seconds, self._expected[1] * kept + expected.cpu_s
+
+    @staticmethod
+    def of_all(meters: Iterable["DriftMeter"]) -> Drift | None:
+        """Of the calls of several stages together; None while there were none."""
+        each = [meter for meter in meters if meter._expected[0]]
+        if not each:
+            return None
+        ratios = (sum(meter._took[i] for meter in each) / sum(meter._expected[i] for meter in each) for i in (0, 1))
+        return Drift(*ratios)

@@ -1,0 +1,68 @@
+"""Times the way to other workers and back, over the links that rows take."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from services.worker.ports import Rows
+from services.worker.service.ring import Send
+from shared.contracts.frame import Frame, FrameKind, encode_frame
+from shared.domain.ids import NodeId
+from shared.domain.measured import PeerLink
+
+log = logging.getLogger(__name__)
+
+SMALL_PROBES = 20
+LARGE_PROBES = 4
+LARGE_ROWS = 64
+LARGE_WIDTH = 1_024
+PAYLOAD_BYTES = LARGE_ROWS * LARGE_WIDTH * 4
+"""Of a large probe, so of any: about one tile of a prompt."""
+PATIENCE_S = 5.0
+_NUMBERS = 1 << 12  # as the frame's field holds
+_LEAST_S = 1e-6
+
+
+class LinkProbes:
+    def __init__(self, *, send: Send, now: Callable[[], float]) -> None:
+        """`send` puts a frame on the link to a node."""
+        self._send, self._now = send, now
+        self._waiting: dict[tuple[NodeId, int], asyncio.Future[None]] = {}
+        self._numbers = itertools.count()
+
+    def take(self, peer: NodeId, frame: Frame) -> None:
+        """A probe came from `peer`: answer it, or hear the answer. Answers that nobody waits for are dropped."""
+        if not frame.final:
+            self._send(peer, encode_frame(Frame(FrameKind.PROBE, stage=frame.stage, final=True)))
+            return
+        waiting = self._waiting.get((peer, frame.stage))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def time(self, peer: NodeId) -> PeerLink | None:
+        """Of the links to `peer` and from it; None when it does not answer in time."""
+        payload = np.zeros((LARGE_ROWS, LARGE_WIDTH), np.float32)
+        try:
+            await self._there_and_back_s(peer, None)  # opens the links
+            small_s = min([await self._there_and_back_s(peer, None) for _ in range(SMALL_PROBES)])
+            large_s = min([await self._there_and_back_s(peer, payload) for _ in range(LARGE_PROBES)])
+        except TimeoutError:
+            log.info("peer_not_timed", extra={"peer": peer})
+            return None
+        return PeerLink(peer, rtt_s=small_s, bytes_per_s=PAYLOAD_BYTES / max(_LEAST_S, large_s - small_s))
+
+    async def _there_and_back_s(self, peer: NodeId, payload: Rows | None) -> float:
+        number = next(self._numbers) % _NUMBERS
+        waiting = self._waiting[peer, number] = asyncio.get_running_loop().create_future()
+        frame = encode_frame(Frame(FrameKind.PROBE, stage=number, hidden=payload))
+        began_s = self._now()
+        self._send(peer, frame)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await waiting
+        finally:
+            del self._waiting[peer, number]
+        return self._now() - began_s

@@ -1,0 +1,44 @@
+"""How much slower calls have become."""
+
+import pytest
+
+from services.worker.domain.drift import HORIZON_S, DriftMeter
+from shared.domain.measured import CallTime, Drift
+
+
+def expected(seconds: float) -> CallTime:
+    return CallTime(1, seconds, seconds / 2, 1)
+
+
+def drift_of(*meters: DriftMeter) -> Drift:
+    found = DriftMeter.of_all(meters)
+    assert found is not None
+    return found
+
+
+def test_without_calls_there_is_none() -> None:
+    assert DriftMeter.of_all([]) is None
+    assert DriftMeter.of_all([DriftMeter()]) is None
+
+
+def test_calls_count_by_how_long_they_take() -> None:
+    meter = DriftMeter()
+    meter.note(0.2, 0.05, expected(0.1))
+    meter.note(0.9, 0.45, expected(0.9))
+    assert drift_of(meter).wall == pytest.approx(1.1, abs=0.02)
+    assert drift_of(meter).cpu == pytest.approx(1.0)
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    meter = DriftMeter()
+    meter.note(10.0, 10.0, expected(1.0))
+    for _ in range(int(6 * HORIZON_S)):
+        meter.note(2.0, 0.5, expected(1.0))
+    assert drift_of(meter) == Drift(pytest.approx(2.0, abs=0.05), pytest.approx(1.0, abs=0.1))  # type: ignore[arg-type]
+
+
+def test_stages_count_together() -> None:
+    slow, quick = DriftMeter(), DriftMeter()
+    slow.note(3.0, 0.5, expected(1.0))
+    quick.note(1.0, 0.5, expected(1.0))
+    assert drift_of(slow, quick).wall == pytest.approx(2.0)
