@@ -89,8 +89,11 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(*, workers: int, stages: int, base_port: int, data_dir: Path, model: Path) -> Iterator[Cluster]:
-    """`butterfly up` on a data folder that holds `model` already."""
+def running_cluster(
+    *, workers: int, stages: int, base_port: int, data_dir: Path, model: Path, speeds: str = "declared"
+) -> Iterator[Cluster]:
+    """`butterfly up` on a data folder that holds `model` already. `speeds`: as `coordination.speeds`; with `measured`
+    the cluster tries its workers whenever they are idle."""
     models = data_dir / "models"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / model.name).exists():
@@ -100,7 +103,10 @@ def running_cluster(*, workers: int, stages: int, base_port: int, data_dir: Path
     started = time.perf_counter()
     log = data_dir / "up.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        environ = {**os.environ, "BUTTERFLY_COORDINATION__SPEEDS": speeds}
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ
+        )
     try:
         _wait_until_printed(process, log, "curl")
         yield Cluster(f"http://127.0.0.1:{base_port}", model.stem, data_dir, time.perf_counter() - started)

@@ -20,7 +20,7 @@ from services.coordinator.domain.resuming import WindowSizes
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
 from services.coordinator.own_series import CoordinatorMetrics
-from services.coordinator.ports import EvidenceStore, Replicas, Standings
+from services.coordinator.ports import EvidenceStore, Profiles, Replicas, Standings
 from services.coordinator.routes import (
     PUBLIC_PATHS,
     build_evidence_router,
@@ -30,12 +30,14 @@ from services.coordinator.routes import (
 )
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.evidence_shelf import EvidenceShelf
+from services.coordinator.service.measuring import Measuring
 from services.coordinator.service.membership import Membership, Terms
 from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
 from services.coordinator.service.preparing import Preparing
+from services.coordinator.service.profile_book import ProfileBook
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.replica_set import ReplicaSet
 from services.coordinator.service.sessions import Sessions
@@ -44,6 +46,7 @@ from services.coordinator.service.tail_audits import TailAudits
 from services.coordinator.service.tail_book import TailBook
 from services.coordinator.stores.coordinator_key import load_coordinator_key
 from services.coordinator.stores.evidence import RedisEvidenceStore
+from services.coordinator.stores.profiles import RedisProfiles
 from services.coordinator.stores.replicas import RedisReplicas
 from services.coordinator.stores.standings import RedisStandings
 from shared.domain.errors import RegistryUnavailable
@@ -74,6 +77,7 @@ class Stores:
     receipts: ReceiptStore
     evidence: EvidenceStore
     standings: Standings
+    profiles: Profiles
     replicas: Replicas
 
 
@@ -176,10 +180,20 @@ def create_app(
     telemetry.registry.register(CoordinatorMetrics(members.counts))
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
     preparing = Preparing(members=members, slots=slots, clock=clock)
+    measuring = Measuring(
+        members=members,
+        book=ProfileBook(stores.profiles),
+        slots=slots,
+        link_secret=parts.link_secret,
+        is_on=coordination.speeds == "measured",
+        is_first=lambda: replicas.is_first,
+        clock=clock,
+    )
     messages = Messages(
         members=members,
         sessions=sessions,
         committer=committer,
+        measuring=measuring,
         pair_marks=pair_marks,
         clock=clock,
         events=telemetry.events,
@@ -202,6 +216,8 @@ def create_app(
             tasks.loop("hold", sessions.hold_once)
             tasks.loop("announce", replicas.announce_once)
             tasks.loop("standings", hear_of_others)
+            if coordination.speeds == "measured":
+                tasks.loop("measuring", measuring.run_once)
             _ = tasks.start(close_links_when_told(), name="close links when told")
             tasks.loop("prepare", preparing.run_once)
             tasks.loop("tail-audit", tail_audits.run_once)
@@ -220,7 +236,7 @@ def create_app(
     return make_app(
         "coordinator",
         routers=[
-            build_nodes_router(members),
+            build_nodes_router(members, measuring),
             build_evidence_router(EvidenceShelf(stores.evidence)),
             build_links_router(relays),
             build_router(sessions, Placements(members, preparing), messages),
@@ -249,6 +265,7 @@ def _redis_stores(config: Config) -> Stores:
         receipts=RedisReceiptStore(clients),
         evidence=RedisEvidenceStore(clients.commands),
         standings=RedisStandings(clients.commands),
+        profiles=RedisProfiles(clients.commands),
         replicas=RedisReplicas(clients.commands),
     )
 

@@ -4,11 +4,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from services.coordinator.domain.profile import NodeProfile
 from services.coordinator.domain.replica import Replica
 from services.coordinator.domain.standing import Standing
 from services.coordinator.domain.token_table import TokenTable
 from shared.contracts.messages import (
     LoadStage,
+    MeasureNode,
+    MeetPeers,
     SealWindow,
     SessionStart,
     SessionStop,
@@ -43,6 +46,14 @@ class Worker(ABC):
     @abstractmethod
     async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
         """What became of a window, or is to be done with it."""
+
+    @abstractmethod
+    async def meet(self, message: MeetPeers) -> None:
+        """Open links to others that will time them."""
+
+    @abstractmethod
+    async def measure(self, message: MeasureNode) -> None:
+        """Try how fast the node is; `NodeMeasured` follows."""
 
     @abstractmethod
     async def stop(self, message: SessionStop) -> None:
@@ -107,6 +118,19 @@ class Standings(ABC):
     @abstractmethod
     async def set_drained(self, node_id: NodeId, *, is_drained: bool) -> None:
         """Whether this node is one of them from now on."""
+
+
+class Profiles(ABC):
+    """What was measured of nodes, shared by all replicas. Every call raises `RegistryUnavailable` when the store does
+    not answer."""
+
+    @abstractmethod
+    async def changes(self, since: int) -> tuple[int, tuple[NodeProfile, ...]]:
+        """Those that were put after `since`, in no order, and what to ask by next time. 0: all."""
+
+    @abstractmethod
+    async def put(self, profile: NodeProfile) -> None:
+        """Keep this in place of the node's earlier one."""
 
 
 class EvidenceStore(ABC):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from services.coordinator.service.interfaces import (
     EvidenceInterface,
+    MeasuringInterface,
     MembershipInterface,
     MessagesInterface,
     PlacementsInterface,
@@ -50,7 +51,7 @@ def require_trust(request: Request) -> None:
         raise WrongServiceToken("this path needs the service token")
 
 
-def build_nodes_router(members: MembershipInterface) -> APIRouter:
+def build_nodes_router(members: MembershipInterface, measuring: MeasuringInterface) -> APIRouter:
     router = APIRouter()
 
     @router.post("/nodes")
@@ -76,6 +77,12 @@ def build_nodes_router(members: MembershipInterface) -> APIRouter:
     async def resume(node_id: str, request: Request) -> Empty:
         require_trust(request)
         await members.resume(NodeId(node_id))
+        return Empty()
+
+    @router.post("/nodes/{node_id}/measure", status_code=202)
+    async def measure(node_id: str, request: Request) -> Empty:
+        require_trust(request)
+        await measuring.demand(NodeId(node_id))
         return Empty()
 
     @router.post("/nodes/{node_id}/quarantine")

@@ -24,6 +24,7 @@ NAMES = (
     "tail_audit",
     "dispute",
     "standing",
+    "profile",
 )
 
 

@@ -144,6 +144,8 @@ class CoordinationConfig(_Section):
     """At which workers may join, beside `services.coordinator_url`."""
     advertise_url: Url | None = None
     """At which workers reach this very replica. None: at `services.coordinator_url`, where no other one answers."""
+    speeds: Literal["measured", "declared"] = "measured"
+    """Whether plans go by what nodes were found to do, or by the cores they say they have."""
     heartbeat_ms: int = Field(500, ge=10, le=60_000)
     lease_ms: int = Field(2_000, ge=50, le=600_000)
 

@@ -14,6 +14,8 @@ from typing import Any
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 60.0
 HOST = "127.0.0.1"
+EQUAL_WORKERS = {"BUTTERFLY_COORDINATION__SPEEDS": "declared"}
+"""What workers of one machine are found to do differs, and plans with it; most tests want to know who sits where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def start_cluster(
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environ or {})},
+            env={**os.environ, **EQUAL_WORKERS, **(environ or {})},
         )
     cluster = Cluster(f"http://{HOST}:{base_port}", model.stem, data_dir, process.pid, process, output)
     try:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from services.coordinator.ports import Worker, Workers
 from shared.contracts.messages import (
     LoadStage,
+    MeasureNode,
+    MeetPeers,
     SealWindow,
     SessionStart,
     SessionStop,
@@ -16,7 +18,17 @@ from shared.domain.errors import ButterflyError, PeerUnavailable
 from shared.domain.ids import NodeId, TaskId
 from shared.domain.numerics import Profile, StageFacts
 
-Told = LoadStage | WorkAssignment | SessionStart | SessionStop | WindowRelease | SealWindow | WindowCommitted
+Told = (
+    LoadStage
+    | WorkAssignment
+    | SessionStart
+    | SessionStop
+    | WindowRelease
+    | SealWindow
+    | WindowCommitted
+    | MeetPeers
+    | MeasureNode
+)
 
 
 class FakeWorker(Worker):
@@ -51,6 +63,12 @@ class FakeWorker(Worker):
         self._hear(message)
 
     async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
+        self._hear(message)
+
+    async def meet(self, message: MeetPeers) -> None:
+        self._hear(message)
+
+    async def measure(self, message: MeasureNode) -> None:
         self._hear(message)
 
     async def stop(self, message: SessionStop) -> None:

@@ -5,6 +5,8 @@ from shared.contracts.base import Contract
 from shared.contracts.messages import (
     Ack,
     LoadStage,
+    MeasureNode,
+    MeetPeers,
     SealWindow,
     SessionStart,
     SessionStop,
@@ -38,6 +40,12 @@ class HttpWorker(Worker):
         await self._post(message)
 
     async def tell(self, message: WindowRelease | SealWindow | WindowCommitted) -> None:
+        await self._post(message)
+
+    async def meet(self, message: MeetPeers) -> None:
+        await self._post(message)
+
+    async def measure(self, message: MeasureNode) -> None:
         await self._post(message)
 
     async def stop(self, message: SessionStop) -> None:

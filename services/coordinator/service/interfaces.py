@@ -19,6 +19,7 @@ from shared.contracts.messages import (
     Heartbeat,
     Leave,
     LinkFault,
+    NodeMeasured,
     ReceiptPosted,
     SeatReady,
     SessionFault,
@@ -26,7 +27,9 @@ from shared.contracts.messages import (
 )
 from shared.domain.ids import NodeId, TaskId
 
-FromWorker = StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | Heartbeat | Leave
+FromWorker = (
+    StageReady | SeatReady | DraftTokens | ReceiptPosted | SessionFault | LinkFault | NodeMeasured | Heartbeat | Leave
+)
 
 
 class MembershipInterface(ABC):
@@ -70,6 +73,15 @@ class MembershipInterface(ABC):
     async def reinstate(self, node_id: NodeId) -> None:
         """End a quarantine or an eviction. Raises `NodeNotFound` (nothing to end), `RegistryUnavailable` (nothing has
         changed)."""
+
+
+class MeasuringInterface(ABC):
+    @abstractmethod
+    async def demand(self, node_id: NodeId) -> None:
+        """Have this node measured anew, all of it, once nobody needs it. Idempotent.
+
+        Raises `NodeNotFound`, `InvalidInput` (this cluster goes by what nodes declare), `RegistryUnavailable`.
+        """
 
 
 class RelaysInterface(ABC):

@@ -39,6 +39,7 @@ from shared.domain.errors import (
     RegistryUnavailable,
 )
 from shared.domain.ids import NodeId
+from shared.domain.measured import Measured
 from shared.domain.node_proof import check_proof
 from shared.domain.numerics import StageFacts
 from shared.domain.session import NodeState
@@ -139,7 +140,7 @@ class Membership(MembershipInterface):
             raise NoCapacity(f"there are {MAX_NODES} nodes already")
         node_token, coordinator_token = self._new_token(), self._new_token()
         member = Member(
-            capability=replace(node.capability, kin=""),  # that is not for the node to say
+            capability=replace(node.capability, kin="", measured=None),  # that is not for the node to say
             public_key=public_key,
             address=node.address,
             joined_at=joined_at,
@@ -363,6 +364,12 @@ class Membership(MembershipInterface):
         member = self._members.get(node_id)
         if member is not None:
             member.loading.pop(stage_key(ref), None)
+
+    def found(self, node_id: NodeId, *, speed: float, measured: Measured | None) -> None:
+        """How fast the node is from now on, whatever it declared."""
+        member = self._members.get(node_id)
+        if member is not None:
+            member.capability = replace(member.capability, speed=speed, measured=measured)
 
     def unreachable(self, node_id: NodeId) -> None:
         """A call to this node got no answer: no new seats until it is heard of again."""

@@ -10,6 +10,7 @@ from services.coordinator.domain.session import Session
 from services.coordinator.service.assigning import stage_ref
 from services.coordinator.service.committer import Committer
 from services.coordinator.service.interfaces import FromWorker, MessagesInterface
+from services.coordinator.service.measuring import Measuring
 from services.coordinator.service.member import Member
 from services.coordinator.service.membership import Membership
 from services.coordinator.service.sessions import Sessions
@@ -20,6 +21,7 @@ from shared.contracts.messages import (
     Heartbeat,
     Leave,
     LinkFault,
+    NodeMeasured,
     ReceiptPosted,
     SeatReady,
     SessionFault,
@@ -45,6 +47,7 @@ class Messages(MessagesInterface):
         members: Membership,
         sessions: Sessions,
         committer: Committer,
+        measuring: Measuring,
         pair_marks: PairMarks,
         clock: Clock,
         events: Publisher,
@@ -53,6 +56,7 @@ class Messages(MessagesInterface):
         self._events = events
         self._sessions = sessions
         self._committer = committer
+        self._measuring = measuring
         self._pair_marks = pair_marks
         self._clock = clock
         self._refusals = Refusals()
@@ -67,6 +71,7 @@ class Messages(MessagesInterface):
                 ReceiptPosted: self._receipt_posted,
                 SessionFault: self._session_fault,
                 LinkFault: self._link_fault,
+                NodeMeasured: self._node_measured,
             }
         )
 
@@ -90,6 +95,7 @@ class Messages(MessagesInterface):
 
     async def _heartbeat(self, sender: Member, message: Heartbeat) -> Ack:
         self._members.heartbeat(sender, message)
+        self._measuring.beat(sender, message)
         self._sessions.positions(sender, message.sessions)
         return Ack(coordinators=self._members.coordinators())
 
@@ -191,6 +197,10 @@ class Messages(MessagesInterface):
         if is_used and message.kind == "refused":
             for node_id in self._pair_marks.add(sender.node_id, message.peer):
                 await self._members.set_aside(node_id, SEVERAL_PARTNERS)
+        return ACK
+
+    async def _node_measured(self, sender: Member, message: NodeMeasured) -> Ack:
+        self._measuring.told(sender, message)
         return ACK
 
     def _lose(self, session: Session, sender: Member, kind: FaultKind, reason: str) -> None:

@@ -18,6 +18,11 @@ class ReplicaSet:
         """Of all that are here, as far as is known; this one is among them."""
         return tuple(dict.fromkeys((*(replica.address for replica in self._here), self.own.address)))
 
+    @property
+    def is_first(self) -> bool:
+        """Of all that are here: at most one of them takes itself for it, but while one comes or goes."""
+        return self._here[:1] == (self.own,)
+
     async def announce_once(self) -> None:
         """To be called in a loop. Raises `RegistryUnavailable`; then who was here stays so."""
         self._here = await self._store.announce(self.own, lease_s=LEASE_S)

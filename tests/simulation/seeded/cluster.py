@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from starlette.types import Scope
 
 from services.coordinator import app as coordinator
-from services.coordinator.ports import EvidenceStore, Replicas, Standings
+from services.coordinator.ports import EvidenceStore, Profiles, Replicas, Standings
 from services.partitioner import app as partitioner
 from services.partitioner.stores.model_folder import ModelFolder
 from services.scheduler import app as scheduler
@@ -42,6 +42,7 @@ from shared.runtime.config import (
 )
 from tests.fakes.engine import NUMERICS_CLASS, SyntheticLoader
 from tests.fakes.evidence import MemoryEvidenceStore
+from tests.fakes.profiles import MemoryProfiles
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.replicas import MemoryReplicas
 from tests.fakes.standings import MemoryStandings
@@ -115,6 +116,7 @@ class Cluster:
         self.receipts = MemoryReceiptStore(registry, clock.wall_s)
         self.evidence = MemoryEvidenceStore()
         self.standings = MemoryStandings()
+        self.profiles = MemoryProfiles()
         self._replicas = MemoryReplicas(clock.now_s)
         self._runs: dict[str, Run] = {}
         self._num_runs = 0
@@ -129,6 +131,7 @@ class Cluster:
                 bind_address="partitioner:80", num_stages=story.num_stages, models_dir=home / "models"
             ),
             coordination=CoordinationConfig(
+                speeds="declared",
                 bind_address="coordinator:80",
                 data_dir=home / "coordinator",
                 checkpoint_interval=2,
@@ -248,6 +251,7 @@ class Cluster:
                 receipts=over(ReceiptStore, self.receipts, partial(self._through, run)),
                 evidence=over(EvidenceStore, self.evidence, partial(self._through, run)),
                 standings=over(Standings, self.standings, partial(self._through, run)),
+                profiles=over(Profiles, self.profiles, partial(self._through, run)),
                 replicas=over(Replicas, self._replicas, partial(self._through, run)),
             )
             return lambda: coordinator.create_app(

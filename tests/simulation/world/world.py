@@ -40,6 +40,7 @@ from shared.runtime.config import (
 )
 from tests.fakes.engine import NUMERICS_CLASS, SyntheticLoader, SyntheticModel
 from tests.fakes.evidence import MemoryEvidenceStore
+from tests.fakes.profiles import MemoryProfiles
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.replicas import MemoryReplicas
 from tests.fakes.standings import MemoryStandings
@@ -152,10 +153,11 @@ class World:
             receipts=MemoryReceiptStore(registry, self.clock.wall_s),
             evidence=MemoryEvidenceStore(),
             standings=MemoryStandings(),
+            profiles=MemoryProfiles(),
             replicas=MemoryReplicas(self.clock.now_s),
         )
         self._coordination = coordination.model_copy(
-            update={"bind_address": "coordinator:80", "data_dir": folder / "coordinator"}
+            update={"bind_address": "coordinator:80", "data_dir": folder / "coordinator", "speeds": "declared"}
         )
         self._processes: list[Process] = []
         self.workers: dict[NodeId, Process] = {}

@@ -12,12 +12,14 @@ from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.tail_line import TailLine
 from services.coordinator.service.committer import Committer
+from services.coordinator.service.measuring import Measuring
 from services.coordinator.service.membership import Membership, Terms
 from services.coordinator.service.messages import Messages
 from services.coordinator.service.models import Models
 from services.coordinator.service.parts import Parts
 from services.coordinator.service.placements import Placements
 from services.coordinator.service.preparing import Preparing
+from services.coordinator.service.profile_book import ProfileBook
 from services.coordinator.service.relays import Relays
 from services.coordinator.service.sessions import Sessions
 from services.coordinator.service.standing_book import StandingBook
@@ -46,6 +48,7 @@ from tests.fakes.evidence import MemoryEvidenceStore
 from tests.fakes.identities import COORDINATOR_KEY, COORDINATOR_URL, N1, N2, N3, capability, registration
 from tests.fakes.links import FakeLinks
 from tests.fakes.partitioner import FakePartitioner, even_plan
+from tests.fakes.profiles import MemoryProfiles
 from tests.fakes.receipts import MemoryReceiptStore
 from tests.fakes.standings import MemoryStandings
 from tests.fakes.task_registry import MemoryTaskRegistry
@@ -76,6 +79,7 @@ class Coordinator:
         self.workers = workers or FakeWorkers()
         self.standings = standings or MemoryStandings()
         self.receipts = receipts or MemoryReceiptStore(self.registry, now=self.clock.wall_s)
+        self.profiles = MemoryProfiles()
         self.evidence = MemoryEvidenceStore()
         self.events = RecordingPublisher()
         self.partitioner = FakePartitioner()
@@ -155,10 +159,20 @@ class Coordinator:
         )
         self.members.watch(self.sessions)
         self.tail_audits = TailAudits(parts, self.sessions, spread_by="operator")
+        self.measuring = Measuring(
+            members=self.members,
+            book=ProfileBook(self.profiles),
+            slots=slots,
+            link_secret=b"cluster",
+            is_on=True,
+            is_first=lambda: True,
+            clock=self.clock,
+        )
         self.messages = Messages(
             members=self.members,
             sessions=self.sessions,
             committer=self.committer,
+            measuring=self.measuring,
             pair_marks=pair_marks,
             clock=self.clock,
             events=self.events,

@@ -1,0 +1,188 @@
+"""How fast a node is, as far as it has been measured, and what plans go by.
+
+Two machines that are alike measure differently, and so does one machine twice. So plans do not go by what was measured,
+but by a *level* of it: nodes within noise of each other share one, and a node keeps its level until it is off by more.
+What all nodes have in common is no difference between them, and changes no level.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shared.domain.ids import NodeId
+from shared.domain.measured import (
+    MAX_LINKS,
+    MAX_TIMED_STAGES,
+    Drift,
+    Measured,
+    Pace,
+    PeerLink,
+    StageTimes,
+)
+
+NOISE = math.log(1.3)
+"""Figures that differ by less are equal. Of equal workers, each the best of several rounds on a machine with nothing
+else to do."""
+LINK_NOISE = math.log(1.5)
+LEAST_RTT_CHANGE_S = 0.5e-3
+MIN_TRIALS = 3
+"""Before a node has a level."""
+MAX_TRIALS = 5
+"""The latest so many are kept."""
+LEAST_DRIFT, MOST_DRIFT = 0.5, 4.0
+"""Beyond this a node's word on its calls, beside its own trials, is not believed."""
+LEAST_CHANGE = math.log(1.05)
+"""Of a drift that is worth telling the other replicas."""
+
+StageName = tuple[str, int, int]
+"""Root of the model, and the layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProfile:
+    node_id: NodeId
+    trials: tuple[Pace, ...] = ()
+    """The latest last."""
+    level: Pace | None = None
+    """What plans go by. None: it was not tried often enough yet."""
+    links: tuple[PeerLink, ...] = ()
+    stages: tuple[StageTimes, ...] = ()
+    """Those measured longest ago first."""
+    drift: float = 1.0
+
+    @property
+    def measured(self) -> Measured | None:
+        """As others see the node."""
+        return None if self.level is None else Measured(self.level, self.links, self.stages, self.drift)
+
+    @property
+    def stage_names(self) -> frozenset[StageName]:
+        return frozenset(map(name_of, self.stages))
+
+
+def name_of(stage: StageTimes) -> StageName:
+    return stage.model_root, stage.start, stage.end
+
+
+def after(
+    profile: NodeProfile, pace: Pace | None, stages: Sequence[StageTimes], links: Sequence[PeerLink]
+) -> NodeProfile:
+    """With what a node has told of itself. Its level is for `levelled` to say."""
+    told = {name_of(stage) for stage in stages}
+    kept = [stage for stage in profile.stages if name_of(stage) not in told]
+    return replace(
+        profile,
+        trials=profile.trials if pace is None else (*profile.trials, pace)[-MAX_TRIALS:],
+        stages=(*kept, *stages)[-MAX_TIMED_STAGES:],
+        links=_links(profile.links, links),
+    )
+
+
+def drifted(profile: NodeProfile, told: Drift, *, is_alone: bool) -> NodeProfile:
+    """With how long calls take by now, as the node says. Where it shares its host (not `is_alone`) only what they
+    compute counts: that they wait for the others is no news about the node."""
+    drift = min(MOST_DRIFT, max(LEAST_DRIFT, told.wall if is_alone else told.cpu))
+    return profile if abs(math.log(drift / profile.drift)) < LEAST_CHANGE else replace(profile, drift=drift)
+
+
+Figure = Callable[[Pace], float]
+Machine = tuple[str, int]
+"""A host and a number of its cores: nodes that have both in common are alike, until trials say otherwise."""
+
+
+def levelled(profiles: Iterable[NodeProfile], machines: Mapping[NodeId, Machine]) -> tuple[NodeProfile, ...]:
+    """With the levels that plans are to go by, in order of node ids. `machines`: of each of the nodes."""
+    ordered = sorted(profiles, key=lambda profile: profile.node_id)
+    decode, prefill = (_levels(ordered, machines, figure) for figure in (_decode, _prefill))
+    return tuple(
+        replace(profile, level=Pace(decode[profile.node_id], prefill[profile.node_id]))
+        if profile.node_id in decode
+        else profile
+        for profile in ordered
+    )
+
+
+def wants_trial(profile: NodeProfile, alike: Iterable[NodeProfile]) -> bool:
+    """Whether one more trial is worth its time. `alike`: the other nodes with as many cores on the same host. Where a
+    node seems slower than one of them, it is tried more often before that is believed for long."""
+    if len(profile.trials) >= MAX_TRIALS:
+        return False
+    if len(profile.trials) < MIN_TRIALS:
+        return True
+    return any(other.trials and _is_slower(profile, other, _decode) for other in alike)
+
+
+def assumed_speed(cores: int, measured: Sequence[tuple[int, Pace]]) -> float:
+    """Of a node that was not tried yet, as `NodeCapability.speed`: so many cores like those of the others, and no more
+    than the fastest of them. `measured`: cores and levels of these. Alone it is taken for its cores."""
+    if not measured:
+        return float(cores)
+    per_core = statistics.median(pace.speed / their_cores for their_cores, pace in measured)
+    return min(cores * per_core, max(pace.speed for _, pace in measured))
+
+
+def _decode(pace: Pace) -> float:
+    return pace.decode_s_per_byte
+
+
+def _prefill(pace: Pace) -> float:
+    return pace.prefill_s_per_byte
+
+
+def _levels(
+    profiles: Sequence[NodeProfile], machines: Mapping[NodeId, Machine], figure: Figure
+) -> Mapping[NodeId, float]:
+    """Of the nodes that were tried often enough. On a host of its own a node that has become slower is a slower one."""
+    hosts = Counter(host for host, _ in machines.values())
+    tried = [profile for profile in profiles if len(profile.trials) >= MIN_TRIALS]
+    found = {
+        node_id: seconds * (max(1.0, profile.drift) if hosts[machine[0]] == 1 else 1.0)
+        for machine in {machines[profile.node_id] for profile in tried}
+        for profile, node_id, seconds in _best(
+            [profile for profile in tried if machines[profile.node_id] == machine], figure
+        )
+    }
+    before = {profile.node_id: figure(profile.level) for profile in tried if profile.level is not None}
+    off = {node_id: math.log(found[node_id] / level) for node_id, level in before.items()}
+    common = statistics.median(off.values()) if off else 0.0
+    levels = {node_id: before[node_id] for node_id in before if abs(off[node_id] - common) <= NOISE}
+    for node_id in sorted(found.keys() - levels.keys()):
+        level = found[node_id] / math.exp(common)
+        nearest = min(levels.values(), key=lambda other: abs(math.log(other / level)), default=level)
+        levels[node_id] = nearest if abs(math.log(nearest / level)) <= NOISE else level
+    return levels
+
+
+def _best(alike: Sequence[NodeProfile], figure: Figure) -> Iterator[tuple[NodeProfile, NodeId, float]]:
+    """The figure of each of the nodes of one machine: the best that any of those that are equal was found to reach,
+    for whatever else ran meanwhile can only have made a trial slower."""
+    left = sorted(alike, key=lambda profile: (min(map(figure, profile.trials)), profile.node_id))
+    while left:
+        fastest = left[0]
+        equal = [profile for profile in left if not _is_slower(profile, fastest, figure)]
+        seconds = min(map(figure, fastest.trials))
+        yield from ((profile, profile.node_id, seconds) for profile in equal)
+        left = [profile for profile in left if profile not in equal]
+
+
+def _is_slower(profile: NodeProfile, than: NodeProfile, figure: Figure) -> bool:
+    """Whether even its best trial is slower than the other's worst one, by more than noise."""
+    best, worst = min(map(figure, profile.trials)), max(map(figure, than.trials))
+    return math.log(best / worst) > NOISE
+
+
+def _links(before: Sequence[PeerLink], told: Sequence[PeerLink]) -> tuple[PeerLink, ...]:
+    """A link stays as it was until it is off by more than noise. Those timed longest ago first."""
+    links = {link.peer: link for link in before}
+    for link in told:
+        known = links.pop(link.peer, None)
+        links[link.peer] = link if known is None or _differs(known, link) else known
+    return tuple(links.values())[-MAX_LINKS:]
+
+
+def _differs(before: PeerLink, link: PeerLink) -> bool:
+    changed_s = abs(link.rtt_s - before.rtt_s)
+    is_other_rtt = changed_s > max(LEAST_RTT_CHANGE_S, before.rtt_s * (math.exp(LINK_NOISE) - 1))
+    return is_other_rtt or abs(math.log(link.bytes_per_s / before.bytes_per_s)) > LINK_NOISE

@@ -1,0 +1,51 @@
+"""What every store of profiles promises."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.coordinator.domain.profile import NodeProfile
+from services.coordinator.ports import Profiles
+from services.coordinator.stores.profiles import RedisProfiles
+from shared.domain.measured import CallTime, Pace, PeerLink, StageTimes
+from shared.registry.connection import RedisClients
+from tests.fakes.identities import N1, N2
+from tests.fakes.profiles import MemoryProfiles
+
+CALLS = (CallTime(1, 0.001, 0.0009, 2), CallTime(4, 0.003, 0.0029, 1))
+FIRST = NodeProfile(
+    N1,
+    trials=(Pace(1e-10, 3e-11), Pace(2e-10, 4e-11)),
+    level=Pace(1e-10, 3e-11),
+    links=(PeerLink(N2, 0.0004, 1e9),),
+    stages=(StageTimes("root", 0, 3, CALLS, CALLS, CALLS),),
+    drift=1.25,
+)
+SECOND = NodeProfile(N2)
+
+
+@pytest.fixture
+def profiles(clients: RedisClients | None) -> Profiles:
+    return MemoryProfiles() if clients is None else RedisProfiles(clients.commands)
+
+
+async def test_what_is_kept_comes_back_as_it_was(profiles: Profiles) -> None:
+    assert await profiles.changes(0) == (0, ())
+    await profiles.put(FIRST)
+    await profiles.put(SECOND)
+    _, found = await profiles.changes(0)
+    assert set(found) == {FIRST, SECOND}
+
+
+async def test_who_asks_again_hears_of_what_changed_since(profiles: Profiles) -> None:
+    await profiles.put(FIRST)
+    await profiles.put(SECOND)
+    seen, _ = await profiles.changes(0)
+    assert await profiles.changes(seen) == (seen, ())
+    changed = replace(FIRST, drift=2.0)
+    await profiles.put(changed)
+    later, found = await profiles.changes(seen)
+    assert found == (changed,)
+    assert await profiles.changes(later) == (later, ())
+    _, everything = await profiles.changes(0)
+    assert set(everything) == {changed, SECOND}

@@ -1,0 +1,232 @@
+"""What is kept of a node's measurements, and what plans go by."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.coordinator.domain.profile import (
+    LEAST_DRIFT,
+    MAX_TRIALS,
+    MIN_TRIALS,
+    MOST_DRIFT,
+    NOISE,
+    NodeProfile,
+    after,
+    assumed_speed,
+    drifted,
+    levelled,
+    wants_trial,
+)
+from shared.domain.ids import NodeId
+from shared.domain.measured import (
+    MAX_TIMED_STAGES,
+    NOMINAL_DECODE_BYTES_PER_S,
+    CallTime,
+    Drift,
+    Pace,
+    PeerLink,
+    StageTimes,
+)
+
+BASE = 2e-10
+WITHIN = math.exp(NOISE * 0.45)
+"""Two nodes, one faster and one slower by this than a third, are within noise of each other."""
+
+
+def pace(slower: float = 1.0) -> Pace:
+    return Pace(BASE * slower, BASE * slower / 3)
+
+
+def noisy(name: str, *slower: float) -> NodeProfile:
+    return NodeProfile(NodeId(name), tuple(map(pace, slower)))
+
+
+def tried(name: str, slower: float) -> NodeProfile:
+    """Often enough, with the same result each time."""
+    return noisy(name, *[slower] * MIN_TRIALS)
+
+
+def apart(*profiles: NodeProfile) -> tuple[NodeProfile, ...]:
+    """Levelled, each on a host of its own."""
+    return levelled(profiles, {profile.node_id: (profile.node_id, 2) for profile in profiles})
+
+
+def together(*profiles: NodeProfile) -> tuple[NodeProfile, ...]:
+    """Levelled, all on one host."""
+    return levelled(profiles, {profile.node_id: ("host", 2) for profile in profiles})
+
+
+def level_of(profile: NodeProfile) -> Pace | None:
+    return profile.level
+
+
+def levels(profiles: Iterable[NodeProfile]) -> list[object]:
+    """By node id, as multiples of `BASE`."""
+    return [pytest.approx(profile.level.decode_s_per_byte / BASE) for profile in profiles if profile.level]
+
+
+def test_nodes_within_noise_of_each_other_are_equal() -> None:
+    assert len(set(map(level_of, apart(tried("a", 1.0), tried("b", WITHIN), tried("c", 1 / WITHIN))))) == 1
+
+
+def test_nodes_that_differ_by_more_are_not() -> None:
+    assert levels(apart(tried("a", 1.0), tried("b", 2.0), tried("c", 4.0))) == [1.0, 2.0, 4.0]
+
+
+def test_a_node_that_was_not_tried_often_enough_has_no_level() -> None:
+    once = NodeProfile(NodeId("a"), (pace(),) * (MIN_TRIALS - 1))
+    assert level_of(apart(once, tried("b", 1.0))[0]) is None
+
+
+def test_a_measurement_that_moves_within_noise_changes_no_level() -> None:
+    before = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 2.0))
+    moved = [
+        replace(profile, trials=tried("", slower).trials)
+        for profile, slower in zip(before, (1.1, 0.95, 2.2), strict=True)
+    ]
+    assert list(map(level_of, apart(*moved))) == list(map(level_of, before))
+
+
+def test_what_all_nodes_have_in_common_changes_no_level() -> None:
+    before = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 2.0))
+    slowed = [
+        replace(profile, trials=tried("", 3.0 * by).trials) for profile, by in zip(before, (1, 1, 2), strict=True)
+    ]
+    assert apart(*slowed) == tuple(slowed)
+
+
+def test_a_node_that_is_off_by_more_gets_the_level_of_those_it_is_like_now() -> None:
+    a, b, c, d = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0), tried("d", 3.0))
+    assert levels(apart(a, b, replace(c, trials=tried("c", 2.8).trials), d)) == [1.0, 1.0, 3.0, 3.0]
+
+
+def test_a_node_that_joins_changes_no_other_level() -> None:
+    before = apart(tried("b", 1.0), tried("c", 2.0))
+    assert levels(apart(*before, tried("a", 1.1))) == [1.0, 1.0, 2.0]
+
+
+def test_figures_are_levelled_apart() -> None:
+    quick_at_prompts = NodeProfile(NodeId("b"), (Pace(BASE, BASE / 12),) * MIN_TRIALS)
+    a, b = apart(tried("a", 1.0), quick_at_prompts)
+    assert a.level is not None
+    assert b.level == Pace(a.level.decode_s_per_byte, BASE / 12)
+
+
+def test_equal_workers_of_one_host_are_equal_however_noisy_it_is() -> None:
+    """Measured beside other load: 1.3 to 8.3 for workers that are the same."""
+    profiles = together(noisy("a", 1.3, 8.3, 2.0), noisy("b", 4.0, 1.5, 3.0), noisy("c", 6.0, 7.0, 2.1))
+    assert levels(profiles) == [1.3, 1.3, 1.3]
+
+
+def test_a_worker_with_a_smaller_share_of_its_host_is_slower_than_the_others() -> None:
+    profiles = together(noisy("a", 1.0, 1.1, 1.2), noisy("b", 2.0, 2.1, 2.0), noisy("c", 1.05, 1.3, 1.0))
+    assert levels(profiles) == [1.0, 2.0, 1.0]
+
+
+@given(st.lists(st.lists(st.floats(1.0, 8.0), min_size=1, max_size=MAX_TRIALS), min_size=2, max_size=6))
+def test_levels_never_move_while_trials_of_nodes_stay_within_noise(noise: list[list[float]]) -> None:
+    seen = set()
+    profiles = {NodeId(f"n{index}"): NodeProfile(NodeId(f"n{index}")) for index in range(len(noise))}
+    for trial in range(MAX_TRIALS):
+        for node_id, slower in zip(profiles, noise, strict=True):
+            within = WITHIN ** (slower[trial % len(slower)] / 4 - 1)
+            profiles[node_id] = after(profiles[node_id], pace(within), (), ())
+            profiles |= {profile.node_id: profile for profile in apart(*profiles.values())}
+            seen |= {level_of(profile) for profile in profiles.values()} - {None}
+    assert len(seen) == 1
+
+
+def test_a_node_that_seems_slower_than_others_like_it_is_tried_again_and_not_for_ever() -> None:
+    others = [tried("b", 1.0), noisy("c")]
+    assert wants_trial(noisy("a", 1.0), others)
+    assert not wants_trial(tried("a", 1.2), others)
+    assert not wants_trial(tried("a", 0.3), others)
+    assert wants_trial(tried("a", 2.0), others)
+    assert not wants_trial(noisy("a", *[2.0] * MAX_TRIALS), others)
+
+
+def test_the_latest_trials_count() -> None:
+    profile = noisy("a")
+    for slower in (1.0, *[3.0] * MAX_TRIALS):
+        profile = after(profile, pace(slower), (), ())
+    assert profile.trials == (pace(3.0),) * MAX_TRIALS
+
+
+def test_a_node_that_was_not_tried_is_taken_for_one_like_the_others() -> None:
+    nominal = 1 / NOMINAL_DECODE_BYTES_PER_S
+    assert assumed_speed(4, []) == 4.0
+    assert assumed_speed(2, [(4, Pace(nominal / 2, nominal))]) == pytest.approx(1.0)
+    assert assumed_speed(4_096, [(4, Pace(nominal / 2, nominal))]) == pytest.approx(2.0)  # whatever it says it has
+
+
+STAGES = [
+    StageTimes(
+        "root", index, index + 1, (CallTime(1, 0.1, 0.1, 1),), (CallTime(8, 0.1, 0.1, 1),), (CallTime(8, 0.1, 0.1, 1),)
+    )
+    for index in range(MAX_TIMED_STAGES + 2)
+]
+
+
+def test_the_stages_measured_last_are_kept() -> None:
+    profile = after(tried("a", 1.0), None, STAGES[:-1], ())
+    again = replace(STAGES[5], decode=(CallTime(1, 0.2, 0.2, 1),))
+    profile = after(profile, None, [again, STAGES[-1]], ())
+    assert len(profile.stages) == MAX_TIMED_STAGES
+    assert profile.stages[-2:] == (again, STAGES[-1])
+    assert STAGES[5] not in profile.stages
+
+
+def link(rtt_s: float, bytes_per_s: float = 1e8, peer: str = "b") -> PeerLink:
+    return PeerLink(NodeId(peer), rtt_s, bytes_per_s)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_kept"),
+    [
+        (link(0.0108), True),
+        (link(0.02), False),
+        (link(0.01, 1.2e8), True),
+        (link(0.01, 2e8), False),
+    ],
+)
+def test_a_link_stays_as_it_was_until_it_is_off_by_more_than_noise(told: PeerLink, is_kept: bool) -> None:
+    profile = after(tried("a", 1.0), None, (), [link(0.01)])
+    assert after(profile, None, (), [told]).links == ((link(0.01),) if is_kept else (told,))
+
+
+def test_links_within_a_host_differ_by_nothing() -> None:
+    profile = after(tried("a", 1.0), None, (), [link(0.0003)])
+    assert after(profile, None, (), [link(0.0007)]).links == (link(0.0003),)
+
+
+def test_links_that_were_not_timed_again_stay() -> None:
+    profile = after(tried("a", 1.0), None, (), [link(0.01), link(0.02, peer="c")])
+    assert after(profile, None, (), [link(0.05)]).links == (link(0.02, peer="c"), link(0.05))
+
+
+def test_drift_is_bounded_and_of_a_shared_host_only_what_is_computed_counts() -> None:
+    profile = apart(tried("a", 1.0))[0]
+    assert drifted(profile, Drift(2.0, 1.2), is_alone=True).drift == 2.0
+    assert drifted(profile, Drift(2.0, 1.2), is_alone=False).drift == 1.2
+    assert drifted(profile, Drift(1e9, 1e9), is_alone=True).drift == MOST_DRIFT
+    assert drifted(profile, Drift(1e-9, 1e-9), is_alone=False).drift == LEAST_DRIFT
+    assert drifted(profile, Drift(1.03, 1.03), is_alone=True) is profile
+
+
+def test_a_node_of_its_own_host_that_has_become_slow_loses_its_level() -> None:
+    a, b, c = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
+    assert levels(apart(a, b, drifted(c, Drift(2.0, 1.0), is_alone=True))) == [1.0, 1.0, 2.0]
+    assert levels(apart(a, b, drifted(c, Drift(0.6, 1.0), is_alone=True))) == [
+        1.0,
+        1.0,
+        1.0,
+    ]  # only that it is slower is news
+
+
+def test_a_worker_of_a_shared_host_keeps_its_level_whatever_its_calls_compute() -> None:
+    a, b, c = together(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
+    assert levels(together(a, b, drifted(c, Drift(3.0, 3.0), is_alone=False))) == [1.0, 1.0, 1.0]
