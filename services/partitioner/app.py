@@ -105,6 +105,7 @@ def create_app(
                 catalogue,
                 default_strategy=partition.default_strategy,
                 default_objective=Objective(partition.default_objective),
+                window_tokens=config.coordination.checkpoint_interval * config.coordination.window_checkpoints,
             ),
         ],
         lifespan=lifespan,

@@ -105,7 +105,9 @@ def build_plans_router(
     *,
     default_strategy: str,
     default_objective: Objective,
+    window_tokens: int,
 ) -> APIRouter:
+    """`window_tokens`: that are verified together."""
     router = APIRouter()
 
     async def input_of(body: PlanRequest) -> PlanInput:
@@ -136,7 +138,7 @@ def build_plans_router(
         plan = found[0].plan
         return PreviewResponse(
             pipelines=found,
-            prediction=plans.predict(plan, wanted.model, nodes, body.load),
+            prediction=plans.predict(plan, wanted.model, nodes, body.load(window_tokens=window_tokens)),
             quality=plans.rate(plan, wanted.model, nodes),
         )
 

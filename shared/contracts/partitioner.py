@@ -66,9 +66,14 @@ class PreviewRequest(Contract):
     prompt_tokens: int = Field(default=128, ge=1, le=1 << 24)
     context_tokens: int = Field(default=1_024, ge=1, le=1 << 24)
 
-    @property
-    def load(self) -> Load:
-        return Load(self.sequences, self.prompt_tokens, self.context_tokens)
+    def load(self, *, window_tokens: int) -> Load:
+        return Load(
+            self.sequences,
+            self.prompt_tokens,
+            self.context_tokens,
+            self.wanted.seating.verification,
+            window_tokens,
+        )
 
 
 class PreviewResponse(Contract):

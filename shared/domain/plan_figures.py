@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shared.domain.ids import NodeId
 from shared.domain.plan import LayerRange
+from shared.domain.task import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,14 @@ class Load:
     prompt_tokens: int = 128
     context_tokens: int = 1_024
     """Rows of each sequence, prompt and answer."""
+    verification: Verification = Verification.AUDIT
+    """How the lanes beside lane 0 work, if the plan has any."""
+    window_tokens: int = 40
+    """Rows that auditors replay together."""
+
+    @property
+    def answer_tokens(self) -> int:
+        return max(1, self.context_tokens - self.prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +54,24 @@ class SeatPrediction:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     first_token_s: float
-    """From the prompt's arrival at the first stage, on an idle ring."""
+    """From the question to the first token, of an audited answer to the first committed one; the median when several
+    answers begin together, so with the prompts of the others."""
     token_s: float
-    """Between tokens of one sequence alone."""
+    """Between tokens of one sequence alone, unverified."""
     tokens_per_s: float
-    """Drafted, of all the load's sequences together."""
+    """Of all the load's sequences together once they have begun, if nothing was verified."""
     verified_tokens_per_s: float
-    """What the busiest node can keep up with once it decodes and audits; equal to `tokens_per_s` without audits."""
+    """The same as the plan's lanes verify them: equal to `tokens_per_s` where there is one lane."""
+    answers_s: float
+    """From the question to the end of the last answer."""
     audit_s_per_token: float
     """Work of the audit lanes together."""
     network_bytes_per_token: int
     """Of lane 0: hidden states from stage to stage, and the token's id back to the first."""
     is_measured: bool
-    """Whether every seat rests on measured times."""
+    """Whether every node of it was tried."""
+    is_timed: bool
+    """Whether its times rest on ones of this model's stages."""
     seats: tuple[SeatPrediction, ...]
 
 

@@ -37,7 +37,7 @@ class LocalPlanner(Planner):
         plan = found[0].plan
         return PreviewResponse(
             pipelines=found,
-            prediction=predict(plan, BYTE_MODEL, nodes, wanted.load),
+            prediction=predict(plan, BYTE_MODEL, nodes, wanted.load(window_tokens=40)),
             quality=estimate_quality(plan, BYTE_MODEL, nodes),
         )
 

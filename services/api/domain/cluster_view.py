@@ -33,6 +33,7 @@ def _node_resource(node: NodeView, reason: str | None) -> Json:
         "capability": {
             "memory_bytes": capability.memory_bytes,
             "speed": capability.speed,
+            "is_measured": capability.measured is not None,
             "slots": capability.slots,
             "context_tokens": capability.context_tokens,
             "host": capability.host,
@@ -42,6 +43,10 @@ def _node_resource(node: NodeView, reason: str | None) -> Json:
         "numerics_class": capability.numerics_class,
         "stages": [
             {"model": seat.model, "start": seat.start, "end": seat.end, "lane": seat.lane} for seat in node.stages
+        ],
+        "links": [
+            {"node_id": link.peer, "rtt_ms": link.rtt_s * 1000, "bytes_per_s": link.bytes_per_s}
+            for link in (capability.measured.links if capability.measured is not None else ())
         ],
         "heartbeat_age_ms": node.heartbeat_age_ms,
         "load": {"slots_used": node.slots_used, "slots": capability.slots},

@@ -43,6 +43,10 @@ class Coordinator:
         """Raises `NodeNotFound`."""
         await self._peer.post(_of(node_id, "resume"), None, Empty, idempotent=True)
 
+    async def measure(self, node_id: str) -> None:
+        """Once nobody needs the node. Raises `NodeNotFound`, `InvalidInput` (this cluster measures nothing)."""
+        await self._peer.post(_of(node_id, "measure"), None, Empty, idempotent=True)
+
     async def evidence(self) -> tuple[EvidenceSummary, ...]:
         """Raises `RegistryUnavailable`."""
         return (await self._peer.get("/evidence", EvidenceList)).evidence

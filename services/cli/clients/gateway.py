@@ -37,9 +37,15 @@ class Stage(_Answer):
     lane: int = 0
 
 
+class Capability(_Answer):
+    speed: float
+    is_measured: bool = False
+
+
 class Node(_Answer):
     node_id: str
     state: str
+    capability: Capability | None = None
     address: str = ""
     stages: tuple[Stage, ...] = ()
     reason: str | None = None
@@ -56,7 +62,9 @@ class Predicted(_Answer):
     tokens_per_s: float
     verified_tokens_per_s: float
     first_token_ms: float
+    answers_ms: float
     is_measured: bool
+    is_timed: bool = True
 
 
 class PlannedSeat(_Answer):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Subcommands) -> None:
-    parser = commands.add_parser("nodes", help="list, drain, quarantine and reinstate workers")
+    parser = commands.add_parser("nodes", help="list, measure, drain, quarantine and reinstate workers")
     add_api(parser)
     parser.set_defaults(run=_list)
     actions = parser.add_subparsers(metavar="ACTION", title="actions (default: list)")
@@ -35,7 +35,10 @@ def add_to(commands: Subcommands) -> None:
     resume = actions.add_parser("resume", help="give a drained worker work again")
     resume.set_defaults(run=_resume)
 
-    for action in (quarantine, reinstate, drain, resume):
+    measure = actions.add_parser("measure", help="try anew how fast a worker is, once nobody needs it")
+    measure.set_defaults(run=_measure)
+
+    for action in (quarantine, reinstate, drain, resume, measure):
         action.add_argument("node", metavar="NODE")
         add_coordinator(action)
 
@@ -73,6 +76,13 @@ def _resume(invocation: Invocation) -> int:
     return 0
 
 
+def _measure(invocation: Invocation) -> int:
+    node = invocation.arguments.node
+    _ask(invocation, lambda coordinator: coordinator.measure(node))
+    print(f"{node} will be measured while it has nothing else to do: `butterfly nodes` shows its speed")
+    return 0
+
+
 def _ask(invocation: Invocation, change: Callable[["Coordinator"], Coroutine[None, None, None]]) -> None:
     # Imported here: they bring the HTTP client along, which the other commands need not wait for.
     from services.cli.clients.control_plane import Coordinator
@@ -93,10 +103,17 @@ def _ask(invocation: Invocation, change: Callable[["Coordinator"], Coroutine[Non
 def node_table(nodes: Sequence[Node]) -> str:
     if not nodes:
         return "no workers"
-    return table(("NODE", "STATE", "ADDRESS", "LAYERS", "NOTE"), [_row(node) for node in nodes])
+    return table(("NODE", "STATE", "ADDRESS", "SPEED", "LAYERS", "NOTE"), [_row(node) for node in nodes])
 
 
-def _row(node: Node) -> tuple[str, str, str, str, str]:
+def _row(node: Node) -> tuple[str, ...]:
     stages = sorted(node.stages, key=lambda stage: (stage.model, stage.start))
     held = ", ".join(f"{stage.model} {stage.start}-{stage.end}" for stage in stages)
-    return node.node_id, node.state, node.address, held or "-", node.reason or ""
+    return node.node_id, node.state, node.address, _speed(node), held or "-", node.reason or ""
+
+
+def _speed(node: Node) -> str:
+    """1 is a core of the machine that the figures in the README were measured on."""
+    if node.capability is None or not node.capability.speed:
+        return "-"
+    return f"{node.capability.speed:.2f}{'' if node.capability.is_measured else ' (not measured)'}"

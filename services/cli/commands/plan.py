@@ -2,20 +2,20 @@
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from services.cli.clients.gateway import Gateway, NodeMemory, PlannedSeat, Predicted, Preview
 from services.cli.commands.arguments import Invocation, Subcommands, add_api, api_url, positive
+from services.cli.domain.progress import Progress, all_s, median_first_token_s, steady_tokens_per_s
 from services.cli.domain.table import table
 from shared.domain.errors import InvalidInput, ModelNotFound, PeerUnavailable
 
 MODES = ("none", "audit", "quorum")
 OBJECTIVES = ("latency", "throughput")
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 128
 MEBIBYTE = 1024 * 1024
 PROMPT_ID = 300
 """Any token will do: the answers are thrown away."""
@@ -35,6 +35,7 @@ def add_to(commands: Subcommands) -> None:
     parser.add_argument("--verification", choices=MODES, help="default: as configured")
     parser.add_argument("--sequences", type=positive, default=1, metavar="N", help="answers at once (%(default)s)")
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N", help="(%(default)s)")
+    parser.add_argument("--answer-tokens", type=positive, default=ANSWER_TOKENS, metavar="N", help="(%(default)s)")
     parser.add_argument("--run", dest="measures", action="store_true", help="ask for such answers, and time them")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
@@ -54,7 +55,7 @@ def run(invocation: Invocation) -> int:
         "model": model,
         "sequences": arguments.sequences,
         "prompt_tokens": arguments.prompt_tokens,
-        "context_tokens": arguments.prompt_tokens + ANSWER_TOKENS,
+        "context_tokens": arguments.prompt_tokens + arguments.answer_tokens,
     }
     chosen = {name: getattr(arguments, name) for name in ("strategy", "objective", "stages", "verification")}
     wish |= {name: value for name, value in chosen.items() if value is not None}
@@ -71,9 +72,16 @@ def run(invocation: Invocation) -> int:
 class Measured:
     """Of answers that were asked for together."""
 
-    tokens_per_s: float
+    tokens_per_s: float | None
+    """Of all together; None: they were too short to say."""
     first_token_ms: float
     """Median."""
+    answers_ms: float
+    """Until the last one ended."""
+
+    @classmethod
+    def of(cls, answers: Sequence[Progress]) -> "Measured":
+        return cls(steady_tokens_per_s(answers), median_first_token_s(answers) * 1000, all_s(answers) * 1000)
 
 
 def report(preview: Preview, measured: Measured | None) -> str:
@@ -88,15 +96,22 @@ def report(preview: Preview, measured: Measured | None) -> str:
         parts.append(table(("PIPELINE, ALL BUSY", "TOKENS/S"), rows))
     if not preview.predicted.is_measured:
         parts.append("Not every node has been measured: times are assumed from their cores.")
+    elif not preview.predicted.is_timed:
+        parts.append("No stage of this model has been timed yet: times are by the pace of the nodes.")
     return "\n\n".join(parts)
 
 
 def _figures(predicted: Predicted, measured: Measured | None) -> Sequence[tuple[str, str, str]]:
-    rate, first = ("-", "-") if measured is None else (f"{measured.tokens_per_s:.1f}", f"{measured.first_token_ms:.0f}")
+    rate, first_ms, answers_ms = astuple(measured) if measured is not None else (None, None, None)
     return [
-        ("tokens/s", f"{predicted.verified_tokens_per_s:.1f}", rate),
-        ("first token, ms", f"{predicted.first_token_ms:.0f}", first),
+        ("tokens/s", f"{predicted.verified_tokens_per_s:.1f}", _told(rate, ".1f")),
+        ("first token, ms", f"{predicted.first_token_ms:.0f}", _told(first_ms, ".0f")),
+        ("all answers, ms", f"{predicted.answers_ms:.0f}", _told(answers_ms, ".0f")),
     ]
+
+
+def _told(measured: float | None, form: str) -> str:
+    return "-" if measured is None else format(measured, form)
 
 
 def _seat(seat: PlannedSeat) -> tuple[str, ...]:
@@ -121,17 +136,6 @@ def _count(number: int, what: str) -> str:
     return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
-@dataclass(frozen=True, slots=True)
-class _Timed:
-    """Seconds of one clock."""
-
-    asked_s: float
-    first_s: float
-    """When the first tokens came."""
-    num_first: int
-    end_s: float
-
-
 def _measured(gateway: Gateway, model: str, arguments: argparse.Namespace) -> Measured:
     """Of as many answers as were asked about, all at once. Raises what one of them failed with."""
     body: dict[str, object] = {
@@ -139,29 +143,28 @@ def _measured(gateway: Gateway, model: str, arguments: argparse.Namespace) -> Me
         "model": model,
         "input": {
             "prompt": [PROMPT_ID] * arguments.prompt_tokens,
-            "max_tokens": ANSWER_TOKENS,
+            "max_tokens": arguments.answer_tokens,
             "ignore_eos": True,
         },
     }
     if arguments.verification is not None:
         body["verification"] = arguments.verification
-    with ThreadPoolExecutor(arguments.sequences) as threads:
-        answers = list(threads.map(lambda _: _timed(gateway, body), range(arguments.sequences)))
-    num_tokens = sum(ANSWER_TOKENS - answer.num_first for answer in answers)
-    took_s = max(answer.end_s for answer in answers) - min(answer.first_s for answer in answers)
-    return Measured(
-        tokens_per_s=num_tokens / took_s,
-        first_token_ms=statistics.median(answer.first_s - answer.asked_s for answer in answers) * 1000,
-    )
+    return Measured.of(timed_answers(gateway, body, arguments.sequences))
 
 
-def _timed(gateway: Gateway, body: Mapping[str, object]) -> _Timed:
-    asked_s = time.perf_counter()
-    first: tuple[float, int] | None = None
+def timed_answers(gateway: Gateway, body: Mapping[str, object], count: int) -> list[Progress]:
+    """So many of these tasks, all at once. Raises what one of them failed with."""
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda _: _timed(gateway, body), range(count)))
+
+
+def _timed(gateway: Gateway, body: Mapping[str, object]) -> Progress:
+    asked_s, tokens = time.perf_counter(), list[tuple[float, int]]()
     for name, data in gateway.events(gateway.submit_json(body)):
         token_ids = data.get("token_ids")
-        if name == "commit" and isinstance(token_ids, list) and first is None:
-            first = time.perf_counter(), len(token_ids)
-        if name == "end" and first is not None and data.get("status") == "completed":
-            return _Timed(asked_s, *first, time.perf_counter())
+        if name == "commit" and isinstance(token_ids, list):
+            before = tokens[-1][1] if tokens else 0
+            tokens.append((time.perf_counter(), before + len(token_ids)))
+        if name == "end" and tokens and data.get("status") == "completed":
+            return Progress(asked_s, tuple(tokens), time.perf_counter())
     raise PeerUnavailable("an answer did not come to its end: `butterfly tasks` tells why")

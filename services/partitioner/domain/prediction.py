@@ -1,44 +1,51 @@
 """What a plan will do: times, rates and memory, from what its nodes measured or, failing that, from assumptions.
 
-Times follow how sessions run: decode batches go round a ring of stages, one at a time on one host and one per stage
-else (docs/decisions/0006); prompts come in tiles that overlap across stages; auditors replay windows as prompts.
+Times follow how sessions run. Decode batches go round a ring of stages, one at a time on one host and one per stage
+else (docs/decisions/0006). Prompts come in tiles that overlap across stages. Auditors replay windows, each in one call
+per stage, on nodes that decode as well: a node runs one call at a time, and a host no more than it has cores.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
+from services.partitioner.domain.call_costs import CallCosts, StageCosts
 from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
+from shared.domain.measured import CallTime
 from shared.domain.numerics import TILE_ROWS
 from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan
 from shared.domain.plan_figures import Load, Prediction, SeatPrediction
+from shared.domain.task import Verification
 
 _BYTES_PER_FLOAT = 4
 _WIDE_ROWS = 8
 """Hidden states that a layer's widest moment holds at once: its inputs, and a feed-forward of three to four widths."""
+_HALVINGS = 50
 
 
 def predict(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load) -> Prediction:
     """`plan` has passed `check_plan`, and has a lane."""
-    lanes = [_Pipeline(lane.partitions, model, nodes) for lane in plan.lanes]
-    first = lanes[0]
-    rate = first.rate(load.sequences)
+    lanes = _lanes(plan, model, nodes)
+    executors, auditors = lanes[0], lanes[1:]
+    alone, together = _Steady(lanes[:1], load), _Steady(lanes, load)
+    start = _Start(lanes, load)
+    rate = load.sequences / together.round_s
     return Prediction(
-        first_token_s=first.first_token_s(load.prompt_tokens),
-        token_s=first.ring_s(1),
-        tokens_per_s=rate,
-        verified_tokens_per_s=min(rate, 1 / _busiest_s(lanes, load.sequences)) if len(lanes) > 1 else rate,
-        audit_s_per_token=sum(sum(lane.prompt_s) for lane in lanes[1:]),
-        network_bytes_per_token=first.network_bytes,
-        is_measured=all(room.node.measured is not None for lane in lanes for room in lane.rooms),
-        seats=tuple(
-            seat
-            for lane, pipeline in zip(plan.lanes, lanes, strict=True)
-            for seat in pipeline.seats(lane.index, model, load)
-        ),
+        first_token_s=start.first_token_s,
+        token_s=sum(seat.decode(1).seconds + seat.hop.total_s(seat.row_bytes) for seat in executors),
+        tokens_per_s=load.sequences / alone.round_s,
+        verified_tokens_per_s=rate,
+        answers_s=start.last_token_s + (load.answer_tokens - 1) * together.round_s + _last_audit_s(auditors, load),
+        audit_s_per_token=sum(call.per_round * call.time.seconds for call in together.beside) / load.sequences,
+        network_bytes_per_token=sum(seat.row_bytes for seat in executors),
+        is_measured=all(seat.room.node.measured is not None for seat in chain(*lanes)),
+        is_timed=all(seat.costs.is_timed for seat in chain(*lanes)),
+        seats=tuple(_told(seat, index, model, load) for index, lane in enumerate(lanes) for seat in lane),
     )
 
 
@@ -47,21 +54,25 @@ def rates_together(
 ) -> tuple[float, ...]:
     """Verified tokens per second of each plan when all run at once, each with work for every stage.
 
-    They add up, until a host on which several have seats has no time left: then all slow down alike. The plans have
-    passed `check_plan`, and have lanes.
+    They add up, until a host on which several have seats has no core left: then all slow down alike. For plans to be
+    compared by, so the times of single stages, which move all the time, do not count. The plans have passed
+    `check_plan`, and have lanes.
     """
+    nodes = {node_id: _by_pace(node) for node_id, node in nodes.items()}
     rates: list[float] = []
     busy: defaultdict[str, float] = defaultdict(float)
     for plan in plans:
-        lanes = [_Pipeline(lane.partitions, model, nodes) for lane in plan.lanes]
-        sequences = len(lanes[0].partitions)
-        work_s = _busy_s(lanes, sequences)
-        rate = min(lanes[0].rate(sequences), 1 / max(work_s.values()))
-        rates.append(rate)
-        for host, host_s in work_s.items():
-            busy[host] += rate * host_s
+        load = Load(sequences=len(plan.lanes[0].partitions))
+        steady = _Steady(_lanes(plan, model, nodes), load)
+        rates.append(load.sequences / steady.round_s)
+        for machine, share in steady.busy.items():
+            busy[machine] += share / steady.round_s
     slower = max(1.0, *busy.values())
     return tuple(rate / slower for rate in rates)
+
+
+def _by_pace(node: NodeCapability) -> NodeCapability:
+    return node if node.measured is None else replace(node, measured=replace(node.measured, stages=(), drift=1.0))
 
 
 def scratch_bytes(model: ModelInfo, layers: LayerRange) -> int:
@@ -72,113 +83,227 @@ def scratch_bytes(model: ModelInfo, layers: LayerRange) -> int:
     return TILE_ROWS * widest * _BYTES_PER_FLOAT
 
 
-class _Pipeline:
-    """One lane: its nodes' times, with hosts that several of them share."""
-
-    def __init__(
-        self, partitions: Sequence[Partition], model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]
-    ) -> None:
-        self.partitions = partitions
-        self.rooms = rooms_of(sums_of(model), [nodes[seat.node_id] for seat in partitions])
-        spans = [(seat.layers.start, seat.layers.end) for seat in partitions]
-        self.hosts = [_host(room) for room in self.rooms]
-        self._is_one_host = len(set(self.hosts)) == 1
-        crowd = Counter(self.hosts)
-        # On one host stages take turns with all its cores; else those that share one have a part of them each.
-        share = [1 if self._is_one_host else crowd[host] for host in self.hosts]
-        seated = list(zip(self.rooms, spans, share, strict=True))
-        self.step_s = [room.step_s(*span) * part for room, span, part in seated]
-        self.row_s = [room.row_s(*span) * part for room, span, part in seated]
-        self.prompt_s = [room.prompt_s(*span) * part for room, span, part in seated]
-        hops = Hops(self.rooms)
-        following = [*range(1, len(partitions)), 0]
-        self.hops = [hops.between(index, after) for index, after in enumerate(following)]
-        self.row_bytes = [model.layers[seat.layers.end - 1].activation_bytes for seat in partitions[:-1]]
-        self.row_bytes.append(TOKEN_ID_BYTES)
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    place: Partition
+    room: SeatRoom
+    costs: StageCosts
+    threads: int
+    """That its calls may use: the cores of a host are divided among its nodes."""
+    hop: Hop
+    """To the next seat; from the last one to the first."""
+    row_bytes: int
+    """Of what a row becomes on that way; 0 in a ring of one."""
 
     @property
-    def network_bytes(self) -> int:
-        return sum(self.row_bytes) if len(self.partitions) > 1 else 0
+    def node_id(self) -> NodeId:
+        return self.place.node_id
 
-    def ring_s(self, rows: int) -> float:
-        """Of a decode batch with so many rows: one alone, and what each further one adds."""
-        return sum(self._batch_s(rows)) + sum(hop.total_s(rows * size) for hop, size in self._ways())
+    @property
+    def machine(self) -> str:
+        return self.room.node.machine
 
-    def rate(self, sequences: int) -> float:
-        """Tokens per second: as many batches as may be under way share the sequences."""
-        in_flight = 1 if self._is_one_host else len(self.partitions)
-        rows = math.ceil(sequences / in_flight)
-        batches = math.ceil(sequences / rows)
-        slowest_s = max(*self._batch_s(rows), *(hop.transfer_s(rows * size) for hop, size in self._ways()), 0.0)
-        return sequences / max(self.ring_s(rows), batches * slowest_s)
+    def decode(self, rows: int) -> CallTime:
+        return self.costs.decode(rows, self.threads)
 
-    def first_token_s(self, prompt_tokens: int) -> float:
-        """Tiles follow each other through the stages, on one host in turns; the last row goes through the head."""
-        tile = min(prompt_tokens, TILE_ROWS)
-        hops_s = sum(hop.total_s(tile * size) for hop, size in self._ways()[:-1])
-        work_s = [tile * prompt_s for prompt_s in self.prompt_s]
-        more = prompt_tokens / tile - 1
-        waited_s = sum(work_s) if self._is_one_host else max(work_s)
-        head_s = self.step_s[-1] - _without_head_s(self.rooms[-1], self.partitions[-1].layers)
-        return sum(work_s) + hops_s + more * waited_s + max(0.0, head_s)
+    def prompt(self, rows: int) -> CallTime:
+        return self.costs.prompt(rows, self.threads)
 
-    def work_s(self, sequences: int) -> list[float]:
-        """Per stage and decoded token."""
-        in_flight = 1 if self._is_one_host else len(self.partitions)
-        rows = math.ceil(sequences / in_flight)
-        return [batch_s / rows for batch_s in self._batch_s(rows)]
-
-    def seats(self, lane: int, model: ModelInfo, load: Load) -> list[SeatPrediction]:
-        ways = self._ways() or [(self.hops[0], 0)]  # to itself: no time
-        return [
-            SeatPrediction(
-                lane=lane,
-                stage=seat.stage,
-                node_id=seat.node_id,
-                layers=seat.layers,
-                decode_s=step_s,
-                prefill_s=prompt_s,
-                hop_s=hop.total_s(size),
-                weight_bytes=stage_weight_bytes(model, seat.layers.start, seat.layers.end),
-                kv_bytes=kv_bytes_per_token(model, seat.layers.start, seat.layers.end)
-                * load.sequences
-                * load.context_tokens,
-                scratch_bytes=scratch_bytes(model, seat.layers),
-                reserved_bytes=room.memory_bytes(seat.layers.start, seat.layers.end),
-                memory_bytes=room.node.memory_bytes,
-                is_measured=room.node.measured is not None,
-            )
-            for seat, room, step_s, prompt_s, (hop, size) in zip(
-                self.partitions, self.rooms, self.step_s, self.prompt_s, ways, strict=True
-            )
-        ]
-
-    def _batch_s(self, rows: int) -> list[float]:
-        return [step_s + (rows - 1) * row_s for step_s, row_s in zip(self.step_s, self.row_s, strict=True)]
-
-    def _ways(self) -> list[tuple[Hop, int]]:
-        return list(zip(self.hops, self.row_bytes, strict=True)) if len(self.partitions) > 1 else []
+    def replay(self, rows: int) -> CallTime:
+        return self.costs.replay(rows, self.threads)
 
 
-def _busiest_s(lanes: Sequence[_Pipeline], sequences: int) -> float:
-    """Seconds of work per token of the host that has most."""
-    return max(_busy_s(lanes, sequences).values())
+_Lane = Sequence[_Seat]
 
 
-def _busy_s(lanes: Sequence[_Pipeline], sequences: int) -> Mapping[str, float]:
-    """Seconds of work per token, by host."""
-    busy_s: defaultdict[str, float] = defaultdict(float)
-    for index, lane in enumerate(lanes):
-        work = lane.prompt_s if index else lane.work_s(sequences)
-        for host, work_s in zip(lane.hosts, work, strict=True):
-            busy_s[host] += work_s
-    return busy_s
+def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> list[list[_Seat]]:
+    costs = CallCosts(model, nodes.values())
+    on_machine = Counter(nodes[node_id].machine for node_id in {seat.node_id for seat in plan.seats})
+    sums = sums_of(model)
+    lanes = []
+    for lane in plan.lanes:
+        places = lane.partitions
+        rooms = rooms_of(sums, [nodes[place.node_id] for place in places])
+        hops, following = Hops(rooms), [*range(1, len(places)), 0]
+        sizes = [model.layers[place.layers.end - 1].activation_bytes for place in places[:-1]]
+        sizes = [*sizes, TOKEN_ID_BYTES] if sizes else [0]
+        lanes.append(
+            [
+                _Seat(
+                    place,
+                    room,
+                    costs.of(place.node_id, place.layers),
+                    threads=max(1, room.node.cores // on_machine[room.node.machine]),
+                    hop=hops.between(index, after),
+                    row_bytes=size,
+                )
+                for index, (place, room, after, size) in enumerate(zip(places, rooms, following, sizes, strict=True))
+            ]
+        )
+    return lanes
 
 
-def _host(room: SeatRoom) -> str:
-    """A node that does not say on which host it runs is taken for a host of its own."""
-    return room.node.host or f"node:{room.node.node_id}"
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """What a seat computes while lane 0 yields a token for every sequence."""
+
+    seat: _Seat
+    time: CallTime
+    per_round: float
+
+    @property
+    def core_s(self) -> float:
+        return self.per_round * self.time.seconds * self.time.threads
 
 
-def _without_head_s(room: SeatRoom, layers: LayerRange) -> float:
-    return (room.prompt_sums[layers.end] - room.prompt_sums[layers.start]) / room.speed
+class _Steady:
+    """Sequences that all decode, long after their prompts. A *round* yields one token of each.
+
+    The round takes as long as the slowest of these lets it:
+
+    * the way round the ring, with what its batches wait at nodes that audit as well (`_wait_s`);
+    * with several batches under way, the slowest stage or transfer once for each of them;
+    * the calls of every node, one after the other;
+    * the calls of every host, on as many cores as it has (the utilisation law, Denning and Buzen 1978).
+    """
+
+    def __init__(self, lanes: Sequence[_Lane], load: Load) -> None:
+        ring = lanes[0]
+        is_quorum = load.verification is Verification.QUORUM and len(lanes) > 1
+        is_one_host = len({seat.machine for seat in ring}) == 1 and not is_quorum
+        in_flight = 1 if is_one_host else len(ring)
+        self._rows = math.ceil(load.sequences / in_flight)
+        self._batches = math.ceil(load.sequences / self._rows)
+        self._ring = [_Calls(seat, seat.decode(self._rows), self._batches) for seat in ring]
+        self.beside = list(self._decoding(lanes[1:]) if is_quorum else self._replaying(lanes[1:], load))
+        self.busy = self._busy()
+        self.round_s = max(self._around_s(), self._pace_s(), *self._node_s().values(), *self.busy.values())
+
+    def _decoding(self, lanes: Sequence[_Lane]) -> Iterator[_Calls]:
+        return (_Calls(seat, seat.decode(self._rows), self._batches) for lane in lanes for seat in lane)
+
+    def _replaying(self, lanes: Sequence[_Lane], load: Load) -> Iterator[_Calls]:
+        rows = min(load.window_tokens, TILE_ROWS)
+        return (_Calls(seat, seat.replay(rows), load.sequences / rows) for lane in lanes for seat in lane)
+
+    @property
+    def _alone_s(self) -> float:
+        """Round the ring once, with nobody else on its nodes."""
+        hops_s = sum(call.seat.hop.total_s(self._rows * call.seat.row_bytes) for call in self._ring)
+        return sum(call.time.seconds for call in self._ring) + hops_s
+
+    def _around_s(self) -> float:
+        """The solution of round = alone + waiting(round): what is waited shrinks as the round grows."""
+        low = self._alone_s
+        high = low + sum(call.per_round * call.time.seconds for call in self.beside)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if self._alone_s + self._waited_s(middle) > middle:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _waited_s(self, round_s: float) -> float:
+        at = Counter(call.seat.node_id for call in self._ring)
+        return sum(
+            at[call.seat.node_id] * call.per_round * _wait_s(call.time.seconds, round_s) / self._batches
+            for call in self.beside
+        )
+
+    def _pace_s(self) -> float:
+        transfers = (call.seat.hop.transfer_s(self._rows * call.seat.row_bytes) for call in self._ring)
+        return self._batches * max(*(call.time.seconds for call in self._ring), *transfers)
+
+    def _node_s(self) -> Mapping[NodeId, float]:
+        busy_s: defaultdict[NodeId, float] = defaultdict(float)
+        for call in chain(self._ring, self.beside):
+            busy_s[call.seat.node_id] += call.per_round * call.time.seconds
+        return busy_s
+
+    def _busy(self) -> Mapping[str, float]:
+        """By host, seconds of all its cores. The software of a hop computes about as long as the hop takes."""
+        busy_s: defaultdict[str, float] = defaultdict(float)
+        for call in chain(self._ring, self.beside):
+            busy_s[call.seat.machine] += call.core_s / call.seat.room.node.cores
+        for call in self._ring:
+            busy_s[call.seat.machine] += self._batches * call.seat.hop.latency_s / call.seat.room.node.cores
+        return busy_s
+
+
+def _wait_s(call_s: float, round_s: float) -> float:
+    """What a call of `call_s` at a node costs a batch that comes by once in `round_s`.
+
+    The call begins when the batch has left, at any time of the round alike. A call as long as a round or longer holds
+    the batch up from when it comes back, half a round later on average; a shorter one does so with the chance that the
+    batch comes back meanwhile, for half of its time on average.
+    """
+    return call_s - round_s / 2 if call_s >= round_s else call_s * call_s / (2 * round_s)
+
+
+class _Start:
+    """From the moment when all sequences are asked for until each has its first token, committed where it is audited.
+
+    Prompts go in tiles, sequences in turn. Auditors run a prompt once lane 0 has signed for it.
+    """
+
+    def __init__(self, lanes: Sequence[_Lane], load: Load) -> None:
+        self._lanes = lanes
+        self._tile = min(load.prompt_tokens, TILE_ROWS)
+        tiles = load.prompt_tokens / self._tile
+        n = load.sequences
+        # The last tile of the first prompt goes once all prompts are through but for their last tiles.
+        first_s, last_s = (self._through_s(lanes[:1], count) for count in (n * (tiles - 1) + 1, n * tiles))
+        if len(lanes) > 1:
+            audit_s = self._through_s(lanes[1:], tiles)
+            first_s += audit_s
+            last_s = max(last_s + audit_s, self._through_s(lanes, n * tiles))
+        self.first_token_s = (first_s + last_s) / 2
+        """Median of the sequences."""
+        self.last_token_s = last_s
+        """Of the sequence that gets its first token last."""
+
+    def _through_s(self, lanes: Sequence[_Lane], tiles: float) -> float:
+        """So many tiles through each of some lanes at once: the first takes its time at every stage, the others follow
+        as fast as the slowest stage, the busiest node and the cores of every host let them."""
+        path_s = max(sum(self._stage_s(seat) for seat in lane) + self._hops_s(lane) for lane in lanes)
+        per_node: defaultdict[NodeId, float] = defaultdict(float)
+        per_machine: defaultdict[str, float] = defaultdict(float)
+        for seat in chain(*lanes):
+            call = seat.prompt(self._tile)
+            per_node[seat.node_id] += call.seconds
+            per_machine[seat.machine] += call.seconds * call.threads / seat.room.node.cores
+        follow_s = max(per_node.values())
+        return max(path_s + (tiles - 1) * follow_s, tiles * max(per_machine.values()))
+
+    def _stage_s(self, seat: _Seat) -> float:
+        return seat.prompt(self._tile).seconds
+
+    def _hops_s(self, lane: _Lane) -> float:
+        return sum(seat.hop.total_s(self._tile * seat.row_bytes) for seat in lane[:-1])
+
+
+def _last_audit_s(lanes: Sequence[_Lane], load: Load) -> float:
+    """An answer ends when its last window has been replayed."""
+    rows = min(load.answer_tokens, load.window_tokens, TILE_ROWS)
+    return max((sum(seat.replay(rows).seconds for seat in lane) for lane in lanes), default=0.0)
+
+
+def _told(seat: _Seat, lane: int, model: ModelInfo, load: Load) -> SeatPrediction:
+    start, end = seat.place.layers.start, seat.place.layers.end
+    tile = min(load.prompt_tokens, TILE_ROWS)
+    return SeatPrediction(
+        lane=lane,
+        stage=seat.place.stage,
+        node_id=seat.node_id,
+        layers=seat.place.layers,
+        decode_s=seat.decode(1).seconds,
+        prefill_s=seat.prompt(tile).seconds / tile,
+        hop_s=seat.hop.total_s(seat.row_bytes),
+        weight_bytes=stage_weight_bytes(model, start, end),
+        kv_bytes=kv_bytes_per_token(model, start, end) * load.sequences * load.context_tokens,
+        scratch_bytes=scratch_bytes(model, seat.place.layers),
+        reserved_bytes=seat.room.memory_bytes(start, end),
+        memory_bytes=seat.room.node.memory_bytes,
+        is_measured=seat.room.node.measured is not None,
+    )

@@ -15,7 +15,7 @@ PREVIEW, QUALITY = "/v1/plans/preview", "/v1/plans/quality"
 
 def large(node_id: str, state: NodeState = NodeState.READY) -> NodeView:
     view = node_view(node_id, state)
-    return view.model_copy(update={"capability": replace(view.capability, memory_bytes=1 << 30)})
+    return view.model_copy(update={"capability": replace(view.capability, memory_bytes=1 << 30, host=node_id)})
 
 
 def ready(gateway: Gateway, count: int) -> None:

@@ -20,7 +20,7 @@ NODE = {
     "node_id": "node-a",
     "state": "ready",
     "address": "http://127.0.0.1:8090",
-    "capability": {"memory_bytes": 1},
+    "capability": {"memory_bytes": 1, "speed": 1.25, "is_measured": True},
     "stages": [{"model": "m", "start": 10, "end": 20, "lane": 0}, {"model": "m", "start": 0, "end": 10, "lane": 0}],
     "a_later_version": "says more",
 }
@@ -60,15 +60,25 @@ def test_nodes_are_shown_with_their_layers(ask: Ask, gateway: FakeGateway) -> No
     gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [NODE]}
     code, out, _ = ask("nodes")
     assert code == 0
-    assert out.splitlines()[1].split() == ["node-a", "ready", "http://127.0.0.1:8090", "m", "0-10,", "m", "10-20"]
+    assert out.splitlines()[1].split() == [
+        "node-a",
+        "ready",
+        "http://127.0.0.1:8090",
+        "1.25",
+        "m",
+        "0-10,",
+        "m",
+        "10-20",
+    ]
 
 
 def test_a_node_that_is_kept_away_is_shown_with_the_reason(ask: Ask, gateway: FakeGateway) -> None:
     evicted = NODE | {"state": "evicted", "stages": [], "reason": "lied (evidence e1)"}
     gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [evicted]}
-    assert ask("nodes", "list")[1].splitlines()[1].split(maxsplit=4)[1:] == [
+    assert ask("nodes", "list")[1].splitlines()[1].split(maxsplit=5)[1:] == [
         "evicted",
         "http://127.0.0.1:8090",
+        "1.25",
         "-",
         "lied (evidence e1)",
     ]
@@ -98,6 +108,19 @@ def test_nodes_are_drained_and_resumed_at_the_coordinator(ask: Ask, gateway: Fak
     ]
 
 
+def test_a_node_is_measured_anew(ask: Ask, gateway: FakeGateway) -> None:
+    gateway.answers["POST /nodes/node-a/measure"] = 202, {}
+    code, out, _ = ask("nodes", "measure", "node-a", "--coordinator", gateway.url, api=False)
+    assert (code, out.split(":")[0]) == (0, "node-a will be measured while it has nothing else to do")
+    assert [asked for asked, _ in gateway.asked if asked.startswith("POST")] == ["POST /nodes/node-a/measure"]
+
+
+def test_a_node_that_was_not_measured_says_so(ask: Ask, gateway: FakeGateway) -> None:
+    node = NODE | {"capability": {"speed": 2.0, "is_measured": False}}
+    gateway.answers["GET /v1/nodes"] = 200, {"object": "list", "data": [node]}
+    assert "2.00 (not measured)" in ask("nodes")[1]
+
+
 PREVIEW = {
     "model": "m",
     "strategy": "load_balanced",
@@ -106,6 +129,7 @@ PREVIEW = {
         "tokens_per_s": 40.0,
         "verified_tokens_per_s": 25.25,
         "first_token_ms": 512.4,
+        "answers_ms": 4321.0,
         "is_measured": False,
     },
     "seats": [
@@ -134,12 +158,14 @@ def test_a_plan_is_previewed(ask: Ask, gateway: FakeGateway) -> None:
     assert ["node-a", "100", "MiB", "200", "MiB", "1024", "MiB"] in lines
     assert ["tokens/s", "25.2", "-"] in lines
     assert ["first", "token,", "ms", "512", "-"] in lines
+    assert ["all", "answers,", "ms", "4321", "-"] in lines
+    assert "Not every node has been measured" in out
     (asked,) = [body for what, body in gateway.asked if what == "POST /v1/plans/preview"]
     assert asked == {
         "model": "m",
         "sequences": 2,
         "prompt_tokens": 128,
-        "context_tokens": 192,
+        "context_tokens": 256,
         "stages": 3,
         "verification": "audit",
     }

@@ -1,0 +1,100 @@
+"""How long an engine call of a stage takes on a node.
+
+Best known is what the node timed itself, of that very stage. Else a stage of the same model that some node timed is
+scaled by the work of both stages and the pace of both nodes. Else the pace alone decides, by the arithmetic of
+`placement`. Equal nodes, those of one pace, are taken for one: the quickest of their times counts, since whatever else
+ran during a trial can only have made it slower.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
+from shared.domain.ids import NodeId
+from shared.domain.layers import ModelInfo
+from shared.domain.measured import CallTime, StageTimes, time_of
+from shared.domain.plan import LayerRange, NodeCapability
+
+_DECODE_ROWS = (1, 16)
+_CHUNK_ROWS = (1, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class StageCosts:
+    """Seconds of calls of one stage on one node."""
+
+    times: StageTimes
+    scale: float
+    """By which its times are multiplied."""
+    is_timed: bool
+    """Whether they come from a trial of a stage of this model."""
+
+    def decode(self, rows: int, most_threads: int) -> CallTime:
+        """A row of each of several sequences."""
+        return self._scaled(time_of(self.times.decode, rows, most_threads))
+
+    def prompt(self, rows: int, most_threads: int) -> CallTime:
+        """Rows of one sequence, of which the last alone may yield a token."""
+        return self._scaled(time_of(self.times.prompt, rows, most_threads))
+
+    def replay(self, rows: int, most_threads: int) -> CallTime:
+        """Rows of one sequence, of which each yields a token."""
+        return self._scaled(time_of(self.times.replay, rows, most_threads))
+
+    def _scaled(self, call: CallTime) -> CallTime:
+        return CallTime(call.rows, call.seconds * self.scale, call.cpu_s * self.scale, call.threads)
+
+
+class CallCosts:
+    """Of stages of one model on some nodes."""
+
+    def __init__(self, model: ModelInfo, nodes: Iterable[NodeCapability]) -> None:
+        rooms = rooms_of(sums_of(model), list(nodes))
+        self._rooms = {room.node.node_id: room for room in rooms}
+        self._timed = [
+            (room, stage)
+            for room in rooms
+            if room.node.measured is not None
+            for stage in room.node.measured.stages
+            if stage.model_root == model.root and stage.end <= model.num_layers
+        ]
+        self._num_layers = model.num_layers
+
+    def of(self, node_id: NodeId, layers: LayerRange) -> StageCosts:
+        room = self._rooms[node_id]
+        if not self._timed:
+            return StageCosts(_by_pace(room, layers), 1.0, is_timed=False)
+        timed_by, times = min(self._timed, key=lambda timed: self._distance(room, layers, *timed))
+        drift = room.node.measured.drift if room.node.measured is not None else 1.0
+        return StageCosts(times, drift * _step_s(room, layers) / _step_s(timed_by, _layers(times)), is_timed=True)
+
+    def _distance(
+        self, room: SeatRoom, layers: LayerRange, timed_by: SeatRoom, times: StageTimes
+    ) -> tuple[bool, bool, int, bool, float]:
+        """Less is better: ends of the model are unlike the rest of it, then the lengths count, then the node."""
+        is_other_end = (times.end == self._num_layers) is not (layers.end == self._num_layers)
+        is_other_start = (times.start == 0) is not (layers.start == 0)
+        off = abs(len(_layers(times)) - len(layers))
+        return is_other_end, is_other_start, off, timed_by.speed != room.speed, times.decode[0].seconds
+
+
+def _layers(times: StageTimes) -> LayerRange:
+    return LayerRange(times.start, times.end)
+
+
+def _step_s(room: SeatRoom, layers: LayerRange) -> float:
+    return room.step_s(layers.start, layers.end)
+
+
+def _by_pace(room: SeatRoom, layers: LayerRange) -> StageTimes:
+    """A first row and what each further one adds; the head counts for every row that yields a token."""
+    first_s, row_s = room.step_s(layers.start, layers.end), room.row_s(layers.start, layers.end)
+    prompt_s = room.prompt_s(layers.start, layers.end)
+    decode = [(rows, first_s + (rows - 1) * row_s) for rows in _DECODE_ROWS]
+    prompt = [(rows, rows * prompt_s) for rows in _CHUNK_ROWS]
+    replay = [(rows, rows * row_s) for rows in _CHUNK_ROWS]
+    return StageTimes("", layers.start, layers.end, *map(_calls, (decode, prompt, replay)))
+
+
+def _calls(times: Sequence[tuple[int, float]]) -> tuple[CallTime, ...]:
+    return tuple(CallTime(rows, seconds, seconds, threads=1) for rows, seconds in times)
