@@ -18,7 +18,7 @@ from bench.measure import Load, Memory, Rates, memory_of
 
 START_LIMIT_S = 180.0
 ENDPOINT = "/v1/completions"
-COORDINATOR_OFFSET = 3  # ports of `butterfly up`
+PARTITIONER_OFFSET, COORDINATOR_OFFSET = 2, 3  # ports of `butterfly up`
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,15 @@ class Cluster:
 
     @property
     def coordinator_url(self) -> str:
+        return self._url(COORDINATOR_OFFSET)
+
+    @property
+    def partitioner_url(self) -> str:
+        return self._url(PARTITIONER_OFFSET)
+
+    def _url(self, offset: int) -> str:
         host, _, port = self.api_url.rpartition(":")
-        return f"{host}:{int(port) + COORDINATOR_OFFSET}"
+        return f"{host}:{int(port) + offset}"
 
     def measure(self, sequences: int, load: Load) -> Rates:
         """Rates as clients see them, through the gateway.

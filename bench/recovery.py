@@ -8,15 +8,11 @@ are those of the whole model in one process. Prints a table and stores everythin
 
 import argparse
 import json
-import os
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,10 +20,9 @@ from typing import Any
 
 import httpx
 
-from bench.cluster import Cluster, running_cluster
+from bench.cluster import running_cluster
 from bench.measure import commit, machine
-from services.cli.domain.environment import join_environment
-from services.cli.stores.data_dir import DataDir
+from bench.workers import Workers, workers_of
 from shared.contracts.receipts import BundleBody
 from shared.domain.receipt import kept_receipt
 from shared.domain.task import SamplerParams
@@ -43,7 +38,6 @@ TOKENS_BEFORE = 24
 """Committed when the worker is lost; the prompt has the rest of the prefix."""
 TOKENS_AFTER = 40
 MEMORY_MB = 1_024
-WORKER_OFFSET = 10  # ports of `butterfly up`
 READY_LIMIT_S = 60.0
 PREPARED_LIMIT_S = 300.0
 
@@ -63,61 +57,6 @@ class Trial:
     epochs: int
     is_right: bool
     """All tokens came, and they are the whole model's."""
-
-
-class Workers:
-    """Worker processes of a cluster, started again at once: the pauses of `butterfly up` are not what is measured."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._base_port = int(cluster.api_url.rpartition(":")[2]) + WORKER_OFFSET
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-
-    def start(self, index: int) -> None:
-        port, data_dir = self._base_port + index, self._cluster.data_dir / f"worker-{index}"
-        data_dir.mkdir(exist_ok=True)
-        environment = join_environment(
-            coordinator_url=self._cluster.coordinator_url,
-            join_token=DataDir(self._cluster.data_dir).secrets().join_token,
-            listen=f"127.0.0.1:{port}",
-            advertise=None,
-            data_dir=str(data_dir),
-            memory_mb=MEMORY_MB,
-            inherited=os.environ,
-        )
-        with (data_dir / "worker.log").open("ab") as log:
-            self._processes[port] = subprocess.Popen(
-                [sys.executable, "-m", "services.worker"],
-                env={**os.environ, **environment, "BUTTERFLY_PARENT_PID": str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def signal(self, port: int, number: signal.Signals) -> None:
-        self._processes[port].send_signal(number)
-
-    def renew(self, port: int) -> None:
-        """End whatever is left of this worker, and start it again."""
-        self._processes[port].kill()
-        self._processes[port].wait()
-        self.start(port - self._base_port)
-
-    def end(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def workers_of(cluster: Cluster) -> Iterator[Workers]:
-    workers = Workers(cluster)
-    try:
-        for index in range(WORKERS):
-            workers.start(index)
-        yield workers
-    finally:
-        workers.end()
 
 
 def prompt_of(prefix: int) -> list[int]:
@@ -289,7 +228,7 @@ def main() -> None:
         )
         with (
             up as cluster,
-            workers_of(cluster) as workers,
+            workers_of(cluster, WORKERS, memory_mb=MEMORY_MB) as workers,
             httpx.Client(base_url=cluster.api_url, timeout=120, trust_env=False) as api,
         ):
             wait_ready(api, cluster.model)

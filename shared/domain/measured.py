@@ -112,20 +112,18 @@ def time_of(calls: Sequence[CallTime], rows: int, most_threads: int | None = Non
     """The call with so many rows, at the quickest of the numbers of threads allowed (None: any).
 
     Between the sizes that were timed, and beyond them, times lie on the straight line through the two nearest, since a
-    call reads its weights once and computes for every row; but no row costs less than half of what one does at the
-    nearest size. With one size known every row costs what it does there.
+    call reads its weights once and computes for every row; but beyond them no row costs less than half of what one does
+    at the nearest size. With one size known every row costs what it does there.
     """
     known = _quickest(calls, most_threads)
     place = next((index for index, call in enumerate(known) if call.rows >= rows), len(known) - 1)
     before, after = known[max(0, place - 1)], known[max(1, place) % len(known)]
     nearest = min(before, after, key=lambda call: abs(call.rows - rows))
-    by_share = rows / nearest.rows
-    if before is after or rows == nearest.rows:
-        factor = by_share
-    else:
+    factor = rows / nearest.rows
+    if before is not after:
         per_row_s = (after.seconds - before.seconds) / (after.rows - before.rows)
-        seconds = before.seconds + (rows - before.rows) * per_row_s
-        factor = max(seconds / nearest.seconds, by_share / 2)
+        on_line = (before.seconds + (rows - before.rows) * per_row_s) / nearest.seconds
+        factor = on_line if before.rows <= rows <= after.rows else max(on_line, factor / 2)
     return CallTime(rows, nearest.seconds * factor, nearest.cpu_s * factor, nearest.threads)
 
 

@@ -4,6 +4,7 @@ Four middle layers of the llama family with random weights, wide enough to be mo
 because most models that are served here have weights of four bits.
 """
 
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -37,11 +38,13 @@ _MATRICES = (
 
 
 def trial_stage_file(folder: Path) -> Path:
-    """The file in `folder`, written if it is not there yet."""
+    """The file in `folder`, written if it is not there yet, or not whole."""
     path = folder / f"trial-{TRIAL_VERSION}.gguf"
-    if not path.exists():
+    header = _header()
+    size_bytes = len(header) + sum(_padded_size(shape, kind) for _, shape, kind in _tensors())
+    if not path.exists() or path.stat().st_size != size_bytes:
         part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(b"".join(_content()))
+        part.write_bytes(b"".join((header, *_data())))
         part.replace(path)
     return path
 
@@ -62,15 +65,18 @@ def _tensors() -> Iterator[tuple[str, tuple[int, ...], TensorType]]:
             yield f"blk.{layer}.{name}.weight", shape, _Q4_0
 
 
-def _content() -> Iterator[bytes]:
+def _header() -> bytes:
     keys = list(_keys())
-    head = [preamble(VERSIONS[-1], num_tensors=len(list(_tensors())), num_keys=len(keys)), *keys]
+    parts = [preamble(VERSIONS[-1], num_tensors=len(list(_tensors())), num_keys=len(keys)), *keys]
     offset = 0
     for name, shape, kind in _tensors():
-        head.append(tensor_entry(name, shape, kind, offset))
-        offset += _size(shape, kind) + padding(_size(shape, kind), DEFAULT_ALIGNMENT)
-    header = b"".join(head)
-    yield header + bytes(padding(len(header), DEFAULT_ALIGNMENT))
+        parts.append(tensor_entry(name, shape, kind, offset))
+        offset += _padded_size(shape, kind)
+    header = b"".join(parts)
+    return header + bytes(padding(len(header), DEFAULT_ALIGNMENT))
+
+
+def _data() -> Iterator[bytes]:
     random = np.random.Generator(np.random.Philox(key=TRIAL_VERSION))
     for _, shape, kind in _tensors():
         values = _values(random, shape, kind)
@@ -106,7 +112,9 @@ def _values(random: np.random.Generator, shape: tuple[int, ...], kind: TensorTyp
 
 
 def _size(shape: tuple[int, ...], kind: TensorType) -> int:
-    elements = 1
-    for dimension in shape:
-        elements *= dimension
-    return elements // kind.block_elements * kind.block_bytes
+    return math.prod(shape) // kind.block_elements * kind.block_bytes
+
+
+def _padded_size(shape: tuple[int, ...], kind: TensorType) -> int:
+    size = _size(shape, kind)
+    return size + padding(size, DEFAULT_ALIGNMENT)
