@@ -33,6 +33,9 @@ MAX_TRIALS = 5
 """The latest so many are kept."""
 LEAST_DRIFT, MOST_DRIFT = 0.5, 4.0
 """Beyond this a node's word on its calls, beside its own trials, is not believed."""
+LENIENT = 4.0
+"""By how much slower than others a node may work than at its trial before that is held against what it told: some
+always have to wait for their turn."""
 LEAST_CHANGE = math.log(1.05)
 """Of a drift that is worth telling the other replicas."""
 
@@ -51,6 +54,8 @@ class NodeProfile:
     stages: tuple[StageTimes, ...] = ()
     """Those measured longest ago first."""
     drift: float = 1.0
+    slowness: float = 1.0
+    """By how much slower than its trials the coordinator sees it work, beside the others."""
 
     @property
     def measured(self) -> Measured | None:
@@ -85,6 +90,31 @@ def drifted(profile: NodeProfile, told: Drift, *, is_alone: bool) -> NodeProfile
     compute counts: that they wait for the others is no news about the node."""
     drift = min(MOST_DRIFT, max(LEAST_DRIFT, told.wall if is_alone else told.cpu))
     return profile if abs(math.log(drift / profile.drift)) < LEAST_CHANGE else replace(profile, drift=drift)
+
+
+def seen(profiles: Iterable[NodeProfile], seconds: Mapping[NodeId, float]) -> tuple[NodeProfile, ...]:
+    """With what the coordinator itself saw of their work. `seconds`: per layer-byte and row, the least of several
+    windows that a node replayed.
+
+    What was tried and what is replayed are different stages, so nodes are compared by how much longer than at their
+    trials they take: who is far beyond the median has told of more than it can do.
+    """
+    ordered = list(profiles)
+    longer = {
+        profile.node_id: seconds[profile.node_id] / min(map(_prefill, profile.trials))
+        for profile in ordered
+        if profile.trials and profile.node_id in seconds
+    }
+    usual = statistics.median(longer.values()) if longer else 1.0
+    return tuple(
+        _seen(profile, longer[profile.node_id] / usual) if profile.node_id in longer else profile for profile in ordered
+    )
+
+
+def _seen(profile: NodeProfile, slowness: float) -> NodeProfile:
+    slowness = slowness if slowness > LENIENT else 1.0
+    is_same = abs(math.log(slowness / profile.slowness)) <= NOISE
+    return profile if is_same else replace(profile, slowness=slowness)
 
 
 Figure = Callable[[Pace], float]
@@ -138,7 +168,7 @@ def _levels(
     hosts = Counter(host for host, _ in machines.values())
     tried = [profile for profile in profiles if len(profile.trials) >= MIN_TRIALS]
     found = {
-        node_id: seconds * (max(1.0, profile.drift) if hosts[machine[0]] == 1 else 1.0)
+        node_id: seconds * profile.slowness * (max(1.0, profile.drift) if hosts[machine[0]] == 1 else 1.0)
         for machine in {machines[profile.node_id] for profile in tried}
         for profile, node_id, seconds in _best(
             [profile for profile in tried if machines[profile.node_id] == machine], figure

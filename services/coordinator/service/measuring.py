@@ -5,7 +5,7 @@ and decide who gets how many layers, never whose results count.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +18,12 @@ from services.coordinator.domain.profile import (
     drifted,
     levelled,
     name_of,
+    seen,
     wants_trial,
 )
+from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
+from services.coordinator.domain.window_clock import WindowClock
 from services.coordinator.service.interfaces import MeasuringInterface
 from services.coordinator.service.member import Member, stage_key
 from services.coordinator.service.membership import Membership
@@ -29,6 +32,10 @@ from shared.contracts.messages import Heartbeat, LinkEnds, MeasureNode, MeetPeer
 from shared.domain.errors import ButterflyError, InvalidInput, NodeNotFound, ProtocolViolation
 from shared.domain.ids import NodeId
 from shared.domain.measured import MAX_LINKS, MAX_TIMED_STAGES, check_links, check_pace, check_stages
+from shared.domain.numerics import TILE_ROWS
+from shared.domain.receipt import kept_receipt
+from shared.domain.signing import Signed
+from shared.domain.task import Verification
 from shared.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -38,6 +45,7 @@ SETTLE_S = 3.0
 """After a node joined its host is left alone: processes that start, and stages that load, would be measured too."""
 PATIENCE_S = 120.0
 """For what a node was asked to measure."""
+WINDOWS_SEEN = 8
 NOT_AGAIN_S = 10.0
 LONGEST_WAIT_S = 3_600.0
 """After a measuring that brought nothing new: twice as long each time, up to this."""
@@ -80,6 +88,9 @@ class Measuring(MeasuringInterface):
         self._link_secret = link_secret
         self._is_on, self._is_first = is_on, is_first
         self._clock = clock
+        self._windows = WindowClock()
+        self._windows_seen: dict[NodeId, deque[float]] = {}
+        """Seconds per layer-byte and row, of the windows that a node replayed last."""
         self._joined_at_s: dict[NodeId, tuple[str, float]] = {}
         """By node: its run, and when that was seen first."""
         self._asked: dict[str, _Asked] = {}
@@ -106,7 +117,10 @@ class Measuring(MeasuringInterface):
         self._note_joined(here)
         if self._acts:
             machines = {member.node_id: _machine(member) for member in here}
-            self._book.put(levelled(map(self._book.of, machines), machines))
+            seconds = {
+                node_id: min(windows) for node_id, windows in self._windows_seen.items() if len(windows) == WINDOWS_SEEN
+            }
+            self._book.put(levelled(seen(map(self._book.of, machines), seconds), machines))
             await self._book.save()
             for host in {member.capability.machine for member in here}:
                 await self._look_at([member for member in here if member.capability.machine == host], here)
@@ -153,6 +167,21 @@ class Measuring(MeasuringInterface):
                 "links": len(links),
             },
         )
+
+    def signed(self, member: Member, signed: Signed, session: Session) -> None:
+        """For a window that this node has computed. Those of prompts are computed in several calls, which overlap."""
+        if not self._acts or session.task.verification is not Verification.AUDIT:
+            return
+        try:
+            receipt = kept_receipt(signed).receipt
+        except InvalidInput:
+            return  # whoever judges receipts says so
+        seconds = self._windows.signed(receipt.slot, num_stages=len(session.seats), now_s=self._clock.now_s())
+        rows = receipt.row_end - receipt.row_start
+        layers = session.subject.model.layers[receipt.layer_start : receipt.layer_end]
+        if seconds is not None and layers and 0 < rows <= TILE_ROWS:
+            windows = self._windows_seen.setdefault(member.node_id, deque(maxlen=WINDOWS_SEEN))
+            windows.append(seconds / (rows * sum(layer.weight_bytes for layer in layers)))
 
     def beat(self, member: Member, beat: Heartbeat) -> None:
         profile = self._book.of(member.node_id)

@@ -180,6 +180,7 @@ class Messages(MessagesInterface):
             self._rules_broken(run.session, sender, error)
             raise
         self._sessions.progressed(sender.node_id)
+        self._measuring.signed(sender, message.receipt.signed(), run.session)
         return ACK
 
     async def _session_fault(self, sender: Member, message: SessionFault) -> Ack:

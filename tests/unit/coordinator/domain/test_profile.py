@@ -19,6 +19,7 @@ from services.coordinator.domain.profile import (
     assumed_speed,
     drifted,
     levelled,
+    seen,
     wants_trial,
 )
 from shared.domain.ids import NodeId
@@ -129,15 +130,15 @@ def test_a_worker_with_a_smaller_share_of_its_host_is_slower_than_the_others() -
 
 @given(st.lists(st.lists(st.floats(1.0, 8.0), min_size=1, max_size=MAX_TRIALS), min_size=2, max_size=6))
 def test_levels_never_move_while_trials_of_nodes_stay_within_noise(noise: list[list[float]]) -> None:
-    seen = set()
+    levels_seen = set()
     profiles = {NodeId(f"n{index}"): NodeProfile(NodeId(f"n{index}")) for index in range(len(noise))}
     for trial in range(MAX_TRIALS):
         for node_id, slower in zip(profiles, noise, strict=True):
             within = WITHIN ** (slower[trial % len(slower)] / 4 - 1)
             profiles[node_id] = after(profiles[node_id], pace(within), (), ())
             profiles |= {profile.node_id: profile for profile in apart(*profiles.values())}
-            seen |= {level_of(profile) for profile in profiles.values()} - {None}
-    assert len(seen) == 1
+            levels_seen |= {level_of(profile) for profile in profiles.values()} - {None}
+    assert len(levels_seen) == 1
 
 
 def test_a_node_that_seems_slower_than_others_like_it_is_tried_again_and_not_for_ever() -> None:
@@ -230,3 +231,28 @@ def test_a_node_of_its_own_host_that_has_become_slow_loses_its_level() -> None:
 def test_a_worker_of_a_shared_host_keeps_its_level_whatever_its_calls_compute() -> None:
     a, b, c = together(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
     assert levels(together(a, b, drifted(c, Drift(3.0, 3.0), is_alone=False))) == [1.0, 1.0, 1.0]
+
+
+def test_a_node_that_works_far_more_slowly_than_it_was_tried_is_taken_for_as_slow_as_it_works() -> None:
+    nodes = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
+    worked = {NodeId("a"): 6 * BASE, NodeId("b"): 7 * BASE, NodeId("c"): 70 * BASE}  # of another stage than was tried
+    found = seen(nodes, worked)
+    assert [profile.slowness for profile in found] == [1.0, 1.0, pytest.approx(10.0)]
+    assert levels(apart(*found)) == [1.0, 1.0, 10.0]
+
+
+def test_who_claims_to_be_fast_is_found_out_by_its_work() -> None:
+    liar = noisy("c", *[0.01] * MIN_TRIALS)
+    found = apart(*seen(apart(tried("a", 1.0), tried("b", 1.0), liar), dict.fromkeys(map(NodeId, "abc"), 6 * BASE)))
+    assert levels(found) == [1.0, 1.0, 1.0]
+
+
+def test_who_has_to_wait_for_its_turn_now_and_then_is_not_slow_for_that() -> None:
+    nodes = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
+    assert seen(nodes, {NodeId("a"): BASE, NodeId("b"): BASE, NodeId("c"): 3 * BASE}) == nodes
+
+
+def test_a_node_that_works_well_again_is_forgiven() -> None:
+    nodes = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
+    slow = seen(nodes, {NodeId("a"): BASE, NodeId("b"): BASE, NodeId("c"): 9 * BASE})
+    assert seen(slow, {NodeId("a"): BASE, NodeId("b"): BASE, NodeId("c"): BASE}) == nodes

@@ -8,13 +8,23 @@ import pytest
 
 from services.coordinator.domain.profile import MAX_TRIALS, MIN_TRIALS
 from services.coordinator.service.measuring import LOOK_EVERY_S, NOT_AGAIN_S, PATIENCE_S, SETTLE_S
-from shared.contracts.messages import Heartbeat, MeasureNode, MeetPeers, NodeMeasured, StageRef
+from shared.contracts.messages import (
+    DraftTokens,
+    Heartbeat,
+    MeasureNode,
+    MeetPeers,
+    NodeMeasured,
+    ReceiptPosted,
+    StageRef,
+)
 from shared.domain.errors import NodeNotFound, ProtocolViolation
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.measured import CallTime, Drift, Measured, Pace, PeerLink, StageTimes
 from shared.domain.plan import LayerRange, NodeCapability
+from shared.domain.task import Verification
 from tests.fakes.identities import N1, N2, N3
 from tests.fakes.tasks import make_task
+from tests.unit.coordinator.cluster import Cluster
 from tests.unit.coordinator.harness import Coordinator
 
 STAGE = StageRef(model_id=ModelId("m"), model_root="root", layers=LayerRange(0, 3), num_layers=6)
@@ -267,3 +277,28 @@ async def test_drift_of_a_node_with_a_host_of_its_own_is_kept() -> None:
     found = capability_of(coordinator, N1).measured
     assert found is not None
     assert found.drift == 1.5
+
+
+class TimedCluster(Cluster):
+    """A receipt of an auditor takes its time."""
+
+    takes_s: dict[str, float]
+
+    async def _post(self, node_id: str, message: DraftTokens | ReceiptPosted) -> None:
+        if isinstance(message, ReceiptPosted) and message.lane > 0:
+            await self.coordinator.advance(self.takes_s[node_id])
+        await super()._post(node_id, message)
+
+
+async def test_a_node_that_claims_more_than_it_does_is_found_out_by_what_it_signs() -> None:
+    coordinator = await ready(N1, N2, N3)
+    boast = Pace(FAST.decode_s_per_byte / 20, FAST.prefill_s_per_byte / 20)
+    await measured(coordinator, **{N1: FAST, N2: FAST, N3: boast})
+    assert capability_of(coordinator, N3).speed > 10 * capability_of(coordinator, N1).speed
+    cluster = TimedCluster(coordinator)
+    cluster.takes_s = {N1: 0.1, N2: 0.1, N3: 0.1}
+    task = make_task(verification=Verification.AUDIT, max_byzantine=1, max_tokens=120)
+    await coordinator.open(task)
+    await cluster.run()
+    await coordinator.measuring.look()
+    assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
