@@ -1,7 +1,7 @@
 """`python -m bench.lone_worker`: a worker that says that its machine is its own.
 
 Stages of one machine take turns, those of several work at once: by this a machine stands for several, if its workers
-are limited to parts of it (`bench.cpu_shares`).
+are limited to parts of it (`tests.e2e.cpu_shares`).
 """
 
 from fastapi import FastAPI

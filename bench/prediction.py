@@ -3,7 +3,7 @@
 Real clusters of several shapes are asked what they would do (`POST /v1/plans/preview`), and then do it: so many answers
 at once, unverified and audited. Predicted and measured stand side by side; the error of a set-up is that of its median
 round, and the figure to keep low is the median error of the rate over all set-ups. On uneven clusters workers are
-limited to parts of a core (`bench.cpu_shares`; needs root and control groups).
+limited to parts of a core (`tests.e2e.cpu_shares`; needs root and control groups).
 
 The machine must have nothing else to do: what other processes take meanwhile is told with every round, and a round in
 which it was much is played again. Stores everything under bench/results/.
@@ -27,7 +27,6 @@ import httpx
 from pydantic import TypeAdapter
 
 from bench.cluster import Cluster, running_cluster
-from bench.cpu_shares import limited
 from bench.measure import commit, machine
 from bench.verification import cpu_s
 from bench.workers import workers_of
@@ -39,6 +38,7 @@ from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition
 from shared.resilience.context import SERVICE_TOKEN_HEADER
+from tests.e2e.cpu_shares import limited
 
 ROOT = Path(__file__).parent.parent
 STAGES = 3

@@ -55,9 +55,9 @@ LONGEST_WAIT_S = 3_600.0
 class _Needs:
     """What there is to measure of a node."""
 
-    has_pace: bool
-    stages: tuple[StageRef, ...]
-    peers: tuple[Member, ...]
+    has_pace: bool = False
+    stages: tuple[StageRef, ...] = ()
+    peers: tuple[Member, ...] = ()
 
     def __bool__(self) -> bool:
         return self.has_pace or bool(self.stages or self.peers)
@@ -217,28 +217,28 @@ class Measuring(MeasuringInterface):
         asked = self._asked.get(host)
         if (asked is not None and now_s < asked.until_s) or not all(map(self._is_idle, neighbours)):
             return
-        for member in sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials)):
-            needs = self._needs(member, here)
-            if needs and now_s >= self._not_before_s.get(member.node_id, 0.0):
-                self._asked[host] = _Asked(member.node_id, needs, now_s + PATIENCE_S)
-                await self._ask(member, needs)
-                return
+        for needs_of in (self._trials_of, self._details_of):  # what plans go by comes first
+            for member in sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials)):
+                needs = needs_of(member, here)
+                if needs and now_s >= self._not_before_s.get(member.node_id, 0.0):
+                    self._asked[host] = _Asked(member.node_id, needs, now_s + PATIENCE_S)
+                    await self._ask(member, needs)
+                    return
 
     def _is_idle(self, member: Member) -> bool:
         _, joined_at_s = self._joined_at_s[member.node_id]
         has_settled = self._clock.now_s() >= joined_at_s + SETTLE_S
         return has_settled and not member.loading and not self._slots.used(member.node_id)
 
-    def _needs(self, member: Member, here: Sequence[Member]) -> _Needs:
-        profile = self._book.of(member.node_id)
-        alike = [
-            self._book.of(other.node_id)
-            for other in here
-            if other is not member and _machine(other) == _machine(member)
-        ]
-        stages = [ref for key, ref in member.loaded.items() if key in member.asked and key not in profile.stage_names]
+    def _trials_of(self, member: Member, here: Sequence[Member]) -> _Needs:
+        alike = [other for other in here if other is not member and _machine(other) == _machine(member)]
+        others = (self._book.of(other.node_id) for other in alike)
+        return _Needs(has_pace=wants_trial(self._book.of(member.node_id), others))
+
+    def _details_of(self, member: Member, here: Sequence[Member]) -> _Needs:
+        timed = self._book.of(member.node_id).stage_names
+        stages = [ref for key, ref in member.loaded.items() if key in member.asked and key not in timed]
         return _Needs(
-            has_pace=wants_trial(profile, alike),
             stages=tuple(stages[:MAX_TIMED_STAGES]),
             peers=tuple(peer for peer in _peers(member, here) if not self._is_timed(member.node_id, peer.node_id)),
         )

@@ -19,7 +19,7 @@ class NoControlGroups(Exception):
 def limited(processes: Sequence[tuple[int, float]]) -> Iterator[None]:
     """Processes (pid, cores) with all their threads get so many cores each until the end. Raises `NoControlGroups`."""
     root, is_unified = _root()
-    groups = [root / f"butterfly-bench-{os.getpid()}-{pid}" for pid, _ in processes]
+    groups = [root / f"butterfly-{os.getpid()}-{pid}" for pid, _ in processes]
     try:
         for group, (pid, cores) in zip(groups, processes, strict=True):
             _make(group, cores, is_unified=is_unified)
