@@ -153,7 +153,8 @@ class _Calls:
 
     @property
     def core_s(self) -> float:
-        return self.per_round * self.time.seconds * self.time.threads
+        """What cores compute for it; a call that has to wait for its share of one takes longer."""
+        return self.per_round * self.time.cpu_s * self.time.threads
 
 
 class _Steady:
@@ -272,7 +273,7 @@ class _Start:
         for seat in chain(*lanes):
             call = seat.prompt(self._tile)
             per_node[seat.node_id] += call.seconds
-            per_machine[seat.machine] += call.seconds * call.threads / seat.room.node.cores
+            per_machine[seat.machine] += call.cpu_s * call.threads / seat.room.node.cores
         follow_s = max(per_node.values())
         return max(path_s + (tiles - 1) * follow_s, tiles * max(per_machine.values()))
 

@@ -60,7 +60,8 @@ BEAT_S = 0.5
 
 
 class Coordinator:
-    """One run of the coordinator. `registry`, `clock`, `workers` and `standings` may be those of an earlier run."""
+    """One run of the coordinator. `registry`, `clock`, `workers`, `standings` and `profiles` may be those of another.
+    `is_first`: of all replicas."""
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class Coordinator:
         registry: MemoryTaskRegistry | None = None,
         workers: FakeWorkers | None = None,
         standings: MemoryStandings | None = None,
+        profiles: MemoryProfiles | None = None,
+        is_first: bool = True,
         receipts: MemoryReceiptStore | None = None,
         tail_audit_fraction: float = 0.0,
         trusted: frozenset[NodeId] = frozenset(),
@@ -79,7 +82,7 @@ class Coordinator:
         self.workers = workers or FakeWorkers()
         self.standings = standings or MemoryStandings()
         self.receipts = receipts or MemoryReceiptStore(self.registry, now=self.clock.wall_s)
-        self.profiles = MemoryProfiles()
+        self.profiles = profiles or MemoryProfiles()
         self.evidence = MemoryEvidenceStore()
         self.events = RecordingPublisher()
         self.partitioner = FakePartitioner()
@@ -165,7 +168,7 @@ class Coordinator:
             slots=slots,
             link_secret=b"cluster",
             is_on=True,
-            is_first=lambda: True,
+            is_first=lambda: is_first,
             clock=self.clock,
         )
         self.messages = Messages(

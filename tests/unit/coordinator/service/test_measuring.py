@@ -17,7 +17,7 @@ from shared.contracts.messages import (
     ReceiptPosted,
     StageRef,
 )
-from shared.domain.errors import NodeNotFound, ProtocolViolation
+from shared.domain.errors import NodeNotFound, ProtocolViolation, RegistryUnavailable
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.measured import CallTime, Drift, Measured, Pace, PeerLink, StageTimes
 from shared.domain.plan import LayerRange, NodeCapability
@@ -304,3 +304,40 @@ async def test_a_node_that_claims_more_than_it_does_is_found_out_by_what_it_sign
     await cluster.run()
     await coordinator.measuring.look()
     assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
+
+
+async def test_other_replicas_ask_nobody_and_hear_what_was_found() -> None:
+    first = await ready(N1, N2)
+    other = Coordinator(profiles=first.profiles, is_first=False)
+    for node_id in (N1, N2):
+        await other.join(node_id)
+    await looked(other, 2 * SETTLE_S)
+    assert asked(other, N1) == []
+    await measured(first, **{N1: FAST, N2: SLOW})
+    await told(other, N1, pace=SLOW)  # workers tell all of them
+    await looked(other, LOOK_EVERY_S)
+    for node_id in (N1, N2):
+        assert capability_of(other, node_id).measured == capability_of(first, node_id).measured
+
+
+async def test_a_coordinator_that_is_started_again_knows_what_was_found() -> None:
+    before = await ready(N1)
+    await measured(before, **{N1: FAST})
+    again = Coordinator(profiles=before.profiles)
+    await again.join(N1)
+    await looked(again, LOOK_EVERY_S)
+    assert capability_of(again, N1).measured == capability_of(before, N1).measured
+    await looked(again, 2 * SETTLE_S)
+    assert asked(again, N1) == []
+
+
+async def test_while_the_registry_is_away_what_was_found_holds() -> None:
+    coordinator = await ready(N1)
+    coordinator.profiles.is_away = True
+    for _ in range(3):
+        with pytest.raises(RegistryUnavailable):
+            await coordinator.measuring.look()
+    assert asked(coordinator, N1) == []
+    coordinator.profiles.is_away = False
+    await measured(coordinator, **{N1: FAST})
+    assert capability_of(coordinator, N1).speed == pytest.approx(FAST.speed)
