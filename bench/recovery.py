@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from bench.cluster import running_cluster
+from bench.cluster import Cluster, running_cluster
 from bench.measure import commit, machine
 from bench.workers import Workers, workers_of
 from shared.contracts.receipts import BundleBody

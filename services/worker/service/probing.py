@@ -5,11 +5,9 @@ import itertools
 import logging
 from collections.abc import Callable
 
-import numpy as np
-
-from services.worker.ports import Rows
 from services.worker.service.ring import Send
 from shared.contracts.frame import Frame, FrameKind, encode_frame
+from shared.domain.hidden import FLOAT_BYTES, HiddenRows
 from shared.domain.ids import NodeId
 from shared.domain.measured import PeerLink
 
@@ -17,9 +15,8 @@ log = logging.getLogger(__name__)
 
 SMALL_PROBES = 20
 LARGE_PROBES = 4
-LARGE_ROWS = 64
-LARGE_WIDTH = 1_024
-PAYLOAD_BYTES = LARGE_ROWS * LARGE_WIDTH * 4
+PAYLOAD_WIDTH = 1_024
+PAYLOAD_BYTES = 64 * PAYLOAD_WIDTH * FLOAT_BYTES
 """Of a large probe, so of any: about one tile of a prompt."""
 PATIENCE_S = 5.0
 _NUMBERS = 1 << 12  # as the frame's field holds
@@ -44,7 +41,7 @@ class LinkProbes:
 
     async def time(self, peer: NodeId) -> PeerLink | None:
         """Of the links to `peer` and from it; None when it does not answer in time."""
-        payload = np.zeros((LARGE_ROWS, LARGE_WIDTH), np.float32)
+        payload = HiddenRows(bytes(PAYLOAD_BYTES), PAYLOAD_WIDTH)
         try:
             await self._there_and_back_s(peer, None)  # opens the links
             small_s = min([await self._there_and_back_s(peer, None) for _ in range(SMALL_PROBES)])
@@ -54,7 +51,7 @@ class LinkProbes:
             return None
         return PeerLink(peer, rtt_s=small_s, bytes_per_s=PAYLOAD_BYTES / max(_LEAST_S, large_s - small_s))
 
-    async def _there_and_back_s(self, peer: NodeId, payload: Rows | None) -> float:
+    async def _there_and_back_s(self, peer: NodeId, payload: HiddenRows | None) -> float:
         number = next(self._numbers) % _NUMBERS
         waiting = self._waiting[peer, number] = asyncio.get_running_loop().create_future()
         frame = encode_frame(Frame(FrameKind.PROBE, stage=number, hidden=payload))

@@ -13,13 +13,13 @@ from enum import Enum, auto
 
 import numpy as np
 
+from services.worker.domain.token_rule import choose_token
 from services.worker.ports import EngineLoader, Mask, Rows, StageEngine
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.runner import StageRunner
 from shared.domain.errors import Unavailable
 from shared.domain.measured import CallTime, Pace, StageTimes
 from shared.domain.task import SamplerParams
-from shared.domain.token_rule import choose_token
 from shared.runtime.clock import Clock
 
 ROUND_S = 0.1

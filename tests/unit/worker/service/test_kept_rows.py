@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
 from services.worker.service.runner import KEPT_S
 from shared.contracts.frame import Frame, FrameKind, Row
 from shared.domain.chain import chain_start, class_hash, record_chain, sampler_hash
 from shared.domain.errors import InvalidInput, NoCapacity, ProtocolViolation, RowsNotKept
+from shared.domain.hidden import HiddenRows
 from shared.domain.ids import Epoch, NodeId
 from shared.domain.task import SamplerParams
 from shared.runtime.clock import SystemClock
@@ -250,7 +250,7 @@ def recall(order: Order, position: int, rows: int = 1) -> Frame:
         ((2,), lambda order: [recall(order, 5)]),
         ((2,), lambda order: [recall(order, 0), recall(order, FIRST_ROW)]),
         ((2,), lambda order: [recall(order, 0, rows=2)]),
-        ((2,), lambda order: [replace(recall(order, 0), hidden=np.zeros((1, 8), np.float32))]),
+        ((2,), lambda order: [replace(recall(order, 0), hidden=HiddenRows(bytes(32), 8))]),
         ((0,), lambda order: [recall(order, 0)]),
         ((1, 2), lambda order: [recall(order, 0)]),
     ],
