@@ -179,7 +179,6 @@ def create_app(
     members.watch(sessions)
     telemetry.registry.register(CoordinatorMetrics(members.counts))
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
-    preparing = Preparing(members=members, slots=slots, clock=clock)
     measuring = Measuring(
         members=members,
         book=ProfileBook(stores.profiles),
@@ -189,6 +188,7 @@ def create_app(
         is_first=lambda: replicas.is_first,
         clock=clock,
     )
+    preparing = Preparing(members=members, slots=slots, is_measuring=measuring.is_measuring, clock=clock)
     messages = Messages(
         members=members,
         sessions=sessions,

@@ -73,7 +73,7 @@ from shared.runtime.giving_up import GivingUp
 from shared.runtime.tasks import BackgroundTasks
 
 MEBIBYTE = 1024 * 1024
-ROW_LOG_SHARE = 16  # of the memory for stages, and beside it: half of what the KV cache of a small model takes
+ROW_LOG_SHARE = 16  # of the memory: half of what the KV cache of a small model takes
 STOP_GRACE_S = 2.0
 COORDINATOR_BREAKER = BreakerPolicy(open_s=1.0)  # a lease is short: a coordinator that is back must hear of it
 PUBLIC_PATHS = ("/messages", "/links", "/state")
@@ -231,7 +231,9 @@ def assemble(
         events=events,
         now=clock.now_s,
     )
-    memory_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
+    usable_bytes = settings.memory_mb * MEBIBYTE if settings.memory_mb else available_memory_bytes()
+    row_log_bytes = usable_bytes // ROW_LOG_SHARE
+    memory_bytes = usable_bytes - row_log_bytes
     stages = StagePool(
         node_id=node_id,
         files=CachedStageFiles(settings.data_dir / "stages", source),
@@ -261,7 +263,7 @@ def assemble(
         receipts=receipts,
         report=uplinks.report,
         tasks=tasks,
-        row_logs=RowLogs(memory_bytes // ROW_LOG_SHARE),
+        row_logs=RowLogs(row_log_bytes),
         context_tokens=settings.context_tokens,
     )
     cores = settings.threads or usable_cores()
@@ -322,6 +324,7 @@ def assemble(
         tasks.loop("coordinators", uplinks.watch)
         tasks.loop("links", outgoing.keep_alive)
         tasks.loop("silence", incoming.watch)
+        tasks.loop("forget-rows", stages.forget_once)
         _ = tasks.start(stop_when_told(), name="stop when told")
         try:
             yield

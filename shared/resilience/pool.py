@@ -35,16 +35,28 @@ Connect = Callable[[str], Connections]
 
 
 class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's own, without one fault of a library below it."""
+    """httpx's own, without two faults of libraries below it."""
+
+    _is_closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
-            return await super().handle_async_request(request)
+            response = await super().handle_async_request(request)
         except AttributeError as error:
             # Over uvloop, anyio 4 asks a connection for its socket that was reset at once after it was made: None.
             if error.obj is not None:
                 raise
             raise httpx.ConnectError("the connection was reset while it was made", request=request) from error
+        if self._is_closed:
+            # httpcore closes the connections that there are; those that were being made stay open for good.
+            await response.aclose()
+            await response.extensions["network_stream"].aclose()
+            raise httpx.ReadError("the connections were closed before the answer came", request=request)
+        return response
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await super().aclose()
 
 
 class ConnectionPool:

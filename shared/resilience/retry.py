@@ -121,7 +121,7 @@ class Retrier:
 
         async for tried in self._retrying(again, tell):
             with tried:
-                if tried.retry_state.attempt_number == 1:
+                if tried.retry_state.attempt_number == 1:  # its first try was ours
                     raise failed
                 return await attempt()
         raise AssertionError("tenacity ends by a result or by raising")

@@ -9,7 +9,6 @@ from shared.domain.errors import (
     EngineError,
     EngineFault,
     InvalidCredentials,
-    RowsNotKept,
     StaleEpoch,
     TaskNotFound,
     Unavailable,
@@ -37,6 +36,9 @@ class FaultKind(StrEnum):
     """What passes by itself kept a node from its seat: an open circuit, or another service that it missed. This says
     nothing of the task, so it does not count; that the node is not asked again for a while bounds how often it happens.
     """
+    ROWS = "rows"
+    """The node has not kept the rows from which it was to go on. It does not count as one that has them any more, so
+    this happens at most as often as there are nodes that had."""
     STALL = "stall"
     RULES = "rules"
     """The worker broke the protocol."""
@@ -50,7 +52,7 @@ class FaultKind(StrEnum):
 
 
 AWAY = frozenset({FaultKind.GONE, FaultKind.LINK})
-UNCOUNTED = frozenset({FaultKind.LACK, FaultKind.NUMERICS, FaultKind.CONVICTED})
+UNCOUNTED = frozenset({FaultKind.LACK, FaultKind.ROWS, FaultKind.NUMERICS, FaultKind.CONVICTED})
 PASSING = (Unavailable, InvalidCredentials, StaleEpoch, TaskNotFound)
 """Refusals of a seat that say nothing of the next one: something was away, the answer to the node's registration was on
 its way, or the node had lost its seat by itself."""
@@ -87,10 +89,8 @@ def kind_of_refusal(code: str) -> FaultKind:
 
 
 def not_asked_for_s(code: str) -> float:
-    """How long a node is not asked again for a seat that it could not take for this reason: not at all if it may have
-    the seat in another way, a while if the reason may pass, else for ever."""
-    if code == RowsNotKept.code:
-        return 0.0
+    """How long a node is not asked again for a seat that it could not take for this reason: a while if the reason may
+    pass, else for ever."""
     return AWAY_S if _may_pass(code) else math.inf
 
 

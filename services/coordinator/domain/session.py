@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.drafts import new_records
-from services.coordinator.domain.faults import Fault, FaultKind, suspect_of
+from services.coordinator.domain.faults import Fault, FaultKind, kind_of_refusal, not_asked_for_s, suspect_of
 from services.coordinator.domain.session_machine import ENDED, RUNNING, SessionEvent, next_phase
 from services.coordinator.domain.stopping import AnswerEnd, Ending
 from services.coordinator.domain.token_table import TokenTable
-from shared.domain.errors import ContextLengthExceeded, Forbidden, ProtocolViolation, StaleEpoch
+from shared.domain.errors import ContextLengthExceeded, Forbidden, ProtocolViolation, RowsNotKept, StaleEpoch
 from shared.domain.ids import Attempt, Epoch, NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.numerics import StageFacts
@@ -338,6 +338,16 @@ class Session:
     def exclude(self, node_id: NodeId, boot_id: str, *, until_s: float = math.inf) -> None:
         """This run of a node could not take a seat, or broke the rules: it is not asked again, for a while or ever."""
         self._excluded_until_s[node_id, boot_id] = until_s
+
+    def refused(self, node_id: NodeId, boot_id: str, code: str, *, now_s: float) -> FaultKind:
+        """This run of a node could not take a seat: it is taken to have no rows, and unless it was for those it is not
+        asked again, for a while or ever. Returns what this counts as."""
+        had_rows = any(seat[0] == node_id for seat in self.kept.seats)
+        self.forget_rows(node_id)
+        if code == RowsNotKept.code and had_rows:
+            return FaultKind.ROWS
+        self.exclude(node_id, boot_id, until_s=now_s + not_asked_for_s(code))
+        return kind_of_refusal(code)
 
     def cancel(self) -> None:
         """The task is not this session's any more: cancelled, or taken over."""

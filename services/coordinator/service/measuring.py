@@ -126,6 +126,11 @@ class Measuring(MeasuringInterface):
                 await self._look_at([member for member in here if member.capability.machine == host], here)
         self._publish(here)
 
+    def is_measuring(self, host: str) -> bool:
+        """Whether a node of this host measures something now, so that its neighbours had better rest."""
+        asked = self._asked.get(host)
+        return asked is not None and self._clock.now_s() < asked.until_s
+
     async def demand(self, node_id: NodeId) -> None:
         if not self._is_on:
             raise InvalidInput("this cluster goes by what nodes declare: set coordination.speeds to 'measured'")
@@ -214,8 +219,7 @@ class Measuring(MeasuringInterface):
     async def _look_at(self, neighbours: Sequence[Member], here: Sequence[Member]) -> None:
         """Of the nodes of one host, have the next one measured."""
         now_s, host = self._clock.now_s(), neighbours[0].capability.machine
-        asked = self._asked.get(host)
-        if (asked is not None and now_s < asked.until_s) or not all(map(self._is_idle, neighbours)):
+        if self.is_measuring(host) or not all(map(self._is_idle, neighbours)):
             return
         for needs_of in (self._trials_of, self._details_of):  # what plans go by comes first
             for member in sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials)):
@@ -228,7 +232,8 @@ class Measuring(MeasuringInterface):
     def _is_idle(self, member: Member) -> bool:
         _, joined_at_s = self._joined_at_s[member.node_id]
         has_settled = self._clock.now_s() >= joined_at_s + SETTLE_S
-        return has_settled and not member.loading and not self._slots.used(member.node_id)
+        is_busy = member.loading or member.preparing or self._slots.used(member.node_id)
+        return has_settled and not is_busy
 
     def _trials_of(self, member: Member, here: Sequence[Member]) -> _Needs:
         alike = [other for other in here if other is not member and _machine(other) == _machine(member)]

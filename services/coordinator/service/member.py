@@ -43,6 +43,8 @@ class Member:
     """As it said with its last heartbeat."""
     loaded: Mapping[StageKey, StageRef] = field(default_factory=dict)
     loading: dict[StageKey, StageRef] = field(default_factory=dict)
+    preparing: set[StageKey] = field(default_factory=set)
+    """Stages that it fetches and tests, and holds no longer than that takes."""
     asked: set[StageKey] = field(default_factory=set)
     """Stages that it was asked to hold, in this run: what it says of others is not heard. Its word may come when it has
     dropped the stage again, or after another call about it has failed, so `loading` does not tell."""

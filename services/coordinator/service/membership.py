@@ -13,7 +13,7 @@ from typing import Protocol
 
 from services.coordinator.domain.admission import check_address, check_capability
 from services.coordinator.domain.faults import FaultKind
-from services.coordinator.domain.kinship import kin_of
+from services.coordinator.domain.kinship import StageKey, kin_of
 from services.coordinator.domain.liveness import node_state
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.suspicion import Rhythm
@@ -156,7 +156,7 @@ class Membership(MembershipInterface):
                 _ = self._tasks.start(self._workers.forget(node_id), name=f"forget-{node_id}")
             if before.boot_id == node.boot_id:
                 member.loaded, member.loading = before.loaded, before.loading
-                member.asked, member.facts = before.asked, before.facts
+                member.asked, member.preparing, member.facts = before.asked, before.preparing, before.facts
         self._members[node_id] = member
         self._sort_kin(member.capability.numerics_class)
         self._by_token[member.token_hash] = member
@@ -258,8 +258,11 @@ class Membership(MembershipInterface):
 
     def stage_ready(self, member: Member, message: StageReady) -> None:
         key = stage_key(message.stage_ref)
+        if not message.holds:
+            member.preparing.discard(key)
         if message.error_code is not None:
-            member.loading.pop(key, None)
+            if message.holds:
+                member.loading.pop(key, None)
             log.warning(
                 "stage_not_loaded",
                 extra={"node_id": member.node_id, "code": message.error_code[:64], "error": message.error[:500]},
@@ -354,8 +357,7 @@ class Membership(MembershipInterface):
         member, key = self._members.get(node_id), stage_key(ref)
         if member is None:
             return
-        if len(member.asked) < MAX_FACTS:
-            member.asked.add(key)
+        self._asked_for(member, key)
         if key not in member.loaded and len(member.loading) < MAX_STAGES_PER_NODE:
             member.loading[key] = ref
 
@@ -364,6 +366,16 @@ class Membership(MembershipInterface):
         member = self._members.get(node_id)
         if member is not None:
             member.loading.pop(stage_key(ref), None)
+
+    def preparing(self, member: Member, ref: StageRef) -> None:
+        """A node was asked to fetch and test a stage."""
+        key = stage_key(ref)
+        self._asked_for(member, key)
+        member.preparing.add(key)
+
+    def not_preparing(self, member: Member, ref: StageRef) -> None:
+        """It has, or cannot."""
+        member.preparing.discard(stage_key(ref))
 
     def found(self, node_id: NodeId, *, speed: float, measured: Measured | None) -> None:
         """How fast the node is from now on, whatever it declared."""
@@ -448,6 +460,10 @@ class Membership(MembershipInterface):
         self._tell_state(member, before)
         self._tell_gone(member.node_id, FaultKind.GONE, reason)
         _ = self._tasks.start(self._forget(member.node_id), name=f"forget-{member.node_id}")
+
+    def _asked_for(self, member: Member, key: StageKey) -> None:
+        if len(member.asked) < MAX_FACTS:
+            member.asked.add(key)
 
     def _sort_kin(self, numerics_class: str) -> None:
         """Nodes of this class came, went or told of a stage."""

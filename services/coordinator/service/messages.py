@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from services.coordinator.domain.blame import SEVERAL_PARTNERS, PairMarks
-from services.coordinator.domain.faults import FaultKind, kind_of_fault, kind_of_refusal, not_asked_for_s
+from services.coordinator.domain.faults import FaultKind, kind_of_fault
 from services.coordinator.domain.refusals import REFUSALS_TO_QUARANTINE, WITHIN_S, Refusals
 from services.coordinator.domain.session import Session
 from services.coordinator.service.assigning import stage_ref
@@ -107,7 +107,7 @@ class Messages(MessagesInterface):
         self._members.stage_ready(sender, message)
         if message.error_code is None:
             self._sessions.stage_ready(sender, message.stage_ref)
-        else:
+        elif message.holds:  # else no session waits for it
             reason = f"{message.error_code}: {message.error}"[:MAX_REASON]
             self._sessions.stage_failed(sender, message.stage_ref, message.error_code, reason)
         return ACK
@@ -121,9 +121,8 @@ class Messages(MessagesInterface):
         session.check_sender(sender.node_id, message.epoch, message.stage, lane=lane)
         if session.plan is not None:
             self._members.not_loading(sender.node_id, stage_ref(session.plan, session.lanes[lane][message.stage]))
-        until_s = self._clock.now_s() + not_asked_for_s(message.error_code)
-        session.exclude(sender.node_id, sender.boot_id, until_s=until_s)
-        self._lose(session, sender, kind_of_refusal(message.error_code), f"{message.error_code}: {message.error}")
+        kind = session.refused(sender.node_id, sender.boot_id, message.error_code, now_s=self._clock.now_s())
+        self._lose(session, sender, kind, f"{message.error_code}: {message.error}")
         return ACK
 
     async def _draft_tokens(self, sender: Member, message: DraftTokens) -> Ack:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from services.coordinator.domain.blame import same_window_again
-from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_asked_for_s
+from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
@@ -332,11 +332,10 @@ class Seats:
 
     def _refused(self, member: Member, error: ButterflyError) -> None:
         now_s = self._parts.clock.now_s()
-        self._session.exclude(member.node_id, member.boot_id, until_s=now_s + not_asked_for_s(error.code))
-        self._session.forget_rows(member.node_id)
+        refused = self._session.refused(member.node_id, member.boot_id, error.code, now_s=now_s)
         if isinstance(error, PeerUnavailable):
             self._parts.members.unreachable(member.node_id)
-        kind = FaultKind.GONE if error.code == PeerUnavailable.code else kind_of_refusal(error.code)
+        kind = FaultKind.GONE if error.code == PeerUnavailable.code else refused
         self.lose(kind, f"{error.code}: {error.message}", suspect=member.node_id)
 
     def lose(self, kind: FaultKind, reason: str, *, suspect: NodeId | None = None) -> None:

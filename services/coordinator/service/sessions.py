@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from services.coordinator.domain.faults import FaultKind, kind_of_refusal, not_asked_for_s
+from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.liveness import is_stalled
 from services.coordinator.domain.replica import LEASE_S, RENEW_EVERY_S, look_in_s
 from services.coordinator.domain.session import NO_EPOCH, SeatKey, Session, Subject
@@ -167,8 +167,8 @@ class Sessions(SessionsInterface):
         a while."""
         now_s = self._parts.clock.now_s()
         for run, _ in self._awaiting(member, ref):
-            run.session.exclude(member.node_id, member.boot_id, until_s=now_s + not_asked_for_s(code))
-            run.session.lose(kind_of_refusal(code), reason, suspect=member.node_id, now_s=now_s)
+            kind = run.session.refused(member.node_id, member.boot_id, code, now_s=now_s)
+            run.session.lose(kind, reason, suspect=member.node_id, now_s=now_s)
 
     def link_broken(self, sender: NodeId, peer: NodeId, *, outgoing: bool, reason: str) -> bool:
         """A link between two nodes broke: every session whose ring uses it is lost there. Nobody is accused. Whether

@@ -54,5 +54,8 @@ class Telling:
                 self._parts.members.unreachable(member.node_id)
             if session.epoch == message.epoch:
                 reason = f"{error.code}: {error.message}"[:MAX_REASON]
-                kind = FaultKind.LACK if isinstance(error, CircuitOpen) else FaultKind.GONE
-                session.lose(kind, reason, suspect=member.node_id, now_s=self._parts.clock.now_s())
+                now_s = self._parts.clock.now_s()
+                kind = FaultKind.GONE
+                if isinstance(error, CircuitOpen):
+                    kind = session.refused(member.node_id, member.boot_id, error.code, now_s=now_s)
+                session.lose(kind, reason, suspect=member.node_id, now_s=now_s)

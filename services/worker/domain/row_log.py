@@ -1,17 +1,20 @@
 """The hidden states that seats have passed on: where the next stage has lost them, they are sent there again."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.domain.errors import RowsNotKept
+from shared.domain.hidden import FLOAT_BYTES
 
-GROWTH_ROWS = 256  # so many more at a time: what has to be copied then is small beside what was computed
+BLOCK_ROWS = 256
 
 Hidden = NDArray[np.float32]
 
 
 class RowLogs:
-    """All logs of a worker, within one bound: a session that comes when it is reached goes without."""
+    """All logs of a worker, within one bound: a log that finds no more room gives up its own."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -31,15 +34,21 @@ class RowLog:
     def __init__(self, logs: RowLogs, *, max_rows: int) -> None:
         self._logs = logs
         self._max_rows = max_rows
-        self._rows: Hidden | None = None
+        self._blocks: list[Hidden] = []
+        """BLOCK_ROWS each: what is here need not be copied for more."""
         self.num_rows = 0
 
     def extend(self, first: int, rows: Hidden) -> None:
-        """Take over rows from position `first` on. A log that had no room for those before takes no more."""
+        """Take over rows from position `first` on. A log with a gap, or without room, would be of no use: it closes."""
         end = first + len(rows)
-        if first == self.num_rows and self._has_room(end, rows.shape[1]) and self._rows is not None:
-            self._rows[first:end] = rows
-            self.num_rows = end
+        if first != self.num_rows or not self._has_room(end, rows.shape[1]):
+            self.close()
+            return
+        taken = 0
+        for piece in self._pieces(first, end):
+            piece[:] = rows[taken : taken + len(piece)]
+            taken += len(piece)
+        self.num_rows = end
 
     def cut(self, num_rows: int) -> None:
         """Rows from `num_rows` on are not true any more."""
@@ -47,25 +56,27 @@ class RowLog:
 
     def rows(self, first: int, num_rows: int) -> Hidden:
         """Raises `RowsNotKept`."""
-        if self._rows is None or first + num_rows > self.num_rows:
-            raise RowsNotKept(f"rows {first} to {first + num_rows} were not kept, but {self.num_rows}")
-        return self._rows[first : first + num_rows]
+        end = first + num_rows
+        if end > self.num_rows:
+            raise RowsNotKept(f"rows {first} to {end} were not kept, but {self.num_rows}")
+        return np.concatenate(list(self._pieces(first, end)))
 
     def close(self) -> None:
         """Idempotent."""
-        if self._rows is not None:
-            self._logs.reserve(-self._rows.nbytes)
-        self._rows, self.num_rows, self._max_rows = None, 0, 0
+        self._logs.reserve(-sum(block.nbytes for block in self._blocks))
+        self._blocks, self.num_rows, self._max_rows = [], 0, 0
 
     def _has_room(self, end: int, width: int) -> bool:
-        held = 0 if self._rows is None else len(self._rows)
-        if end <= held:
-            return True
-        wanted = min(self._max_rows, -(-end // GROWTH_ROWS) * GROWTH_ROWS)
-        if end > wanted or not self._logs.reserve((wanted - held) * width * 4):
-            return False
-        grown = np.empty((wanted, width), np.float32)
-        if self._rows is not None:
-            grown[: self.num_rows] = self._rows[: self.num_rows]
-        self._rows = grown
+        while len(self._blocks) * BLOCK_ROWS < end:
+            if end > self._max_rows or not self._logs.reserve(BLOCK_ROWS * width * FLOAT_BYTES):
+                return False
+            self._blocks.append(np.empty((BLOCK_ROWS, width), np.float32))
         return True
+
+    def _pieces(self, first: int, end: int) -> Iterator[Hidden]:
+        """Rows [first, end), block by block."""
+        while first < end:
+            block, start = divmod(first, BLOCK_ROWS)
+            piece = self._blocks[block][start : start + end - first]
+            yield piece
+            first += len(piece)

@@ -220,6 +220,16 @@ class Seat:
         """No stage after it needs the rows before this epoch."""
         return self.key.stage + 1 >= self.replay_stages
 
+    @property
+    def reached(self) -> int:
+        """Rows that are here and, if a stage after it needs them, have gone on: where it is below others it is this
+        seat that waits."""
+        return self.recalled if self._owes_rows else self.computed
+
+    @property
+    def _owes_rows(self) -> bool:
+        return self.recalled < self.start_row and not self.ends_replay
+
     def recall(self, first: int) -> int:
         """Rows of an earlier epoch go by, from `first` on; how many.
 
@@ -246,11 +256,15 @@ class Seat:
             return False
         if first != self.accepted:
             raise ProtocolViolation(f"row {first} does not continue a sequence of {self.accepted} rows")
+        if self._owes_rows:  # a stage after it would refuse the row, and its sender with it
+            raise ProtocolViolation(f"row {first}, and those from {self.recalled} on have not gone by")
         if first + num_rows > self.max_rows:
             raise ProtocolViolation(f"rows up to {first + num_rows} in a session of {self.max_rows}")
         if not self._is_call(first, num_rows):
             raise ProtocolViolation(f"rows {first} to {first + num_rows} are not to be run in one call")
-        if self.waiting >= self.max_waiting:
+        # Rows before this epoch may come as fast as the sender is told to send them again, so those are bounded by the
+        # prefix alone: whoever asks for them too fast must not bring the sender into disrepute.
+        if self.waiting >= self.max_waiting and first >= self.windows.schedule.first_row:
             raise ProtocolViolation(f"more than {self.max_waiting} chunks under way")
         self.accepted += num_rows
         self.waiting += 1

@@ -155,7 +155,7 @@ class Membership:
                 epoch=one.seat.epoch,
                 lane=one.seat.key.lane,
                 stage=one.seat.key.stage,
-                rows=one.seat.computed,
+                rows=one.seat.reached,
             )
             for one in here
         ]

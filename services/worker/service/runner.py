@@ -161,8 +161,7 @@ class StageRunner:
 
     def free_slot(self) -> int | None:
         """The lowest slot that nobody sits at, None when there is none. Rows kept for later give way."""
-        now_s = self._clock.now_s()
-        self._forget([slot for slot, kept in self._kept.items() if kept.until_s <= now_s])
+        self.forget_expired()
         if len(self._seats) + len(self._kept) == self.n_slots:
             self._forget(list(self._kept)[:1])
         return lowest_free_slot(self._used(), self.n_slots)
@@ -184,6 +183,11 @@ class StageRunner:
     def forget(self, task_id: TaskId, *, up_to: Epoch) -> None:
         """Rows kept for the task, by seats of epochs up to this one, are not wanted any more."""
         self._forget([slot for slot, kept in self._kept.items() if kept.task_id == task_id and kept.epoch <= up_to])
+
+    def forget_expired(self) -> None:
+        """Let go of rows that no epoch has asked for in time."""
+        now_s = self._clock.now_s()
+        self._forget([slot for slot, kept in self._kept.items() if kept.until_s <= now_s])
 
     def seat(self, seat: Seat) -> None:
         """Give `seat` its slot, which must be free."""

@@ -19,6 +19,8 @@ from shared.runtime.tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
+FORGET_EVERY_S = 5.0
+
 
 class StageKey(NamedTuple):
     model_root: str
@@ -103,6 +105,12 @@ class StagePool:
             loaded = await asyncio.to_thread(self._loader.load, ref, file, n_slots=1, ctx_per_slot=TILE_ROWS)
             loaded.engine.close()
         return loaded.facts
+
+    async def forget_once(self) -> None:
+        """Let go of rows that nobody has asked for in time. To be called in a loop."""
+        await self._clock.sleep(FORGET_EVERY_S)
+        for runner in self.runners:
+            runner.forget_expired()
 
     def close(self) -> None:
         for runner in self._loaded.values():

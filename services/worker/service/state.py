@@ -97,7 +97,7 @@ class StateReader:
                     lane=one.seat.key.lane,
                     stage=one.seat.key.stage,
                     slot=one.seat.slot,
-                    rows=one.seat.computed,
+                    rows=one.seat.reached,
                 )
                 for one in self._seating
             ),

@@ -180,7 +180,9 @@ class Coordinator:
             clock=self.clock,
             events=self.events,
         )
-        self.preparing = Preparing(members=self.members, slots=slots, clock=self.clock)
+        self.preparing = Preparing(
+            members=self.members, slots=slots, is_measuring=self.measuring.is_measuring, clock=self.clock
+        )
         self.placements = Placements(self.members, self.preparing)
 
     def _secret(self) -> str:

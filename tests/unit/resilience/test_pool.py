@@ -58,3 +58,37 @@ def test_a_connection_that_is_reset_while_it_is_made_is_a_transport_error(resett
         found = runner.run(connect_often())
     assert len(found) == 500
     assert {type(error) for error in found if not isinstance(error, httpx.TransportError)} == set()
+
+
+async def test_what_waited_for_a_connection_when_the_pool_was_closed_leaves_none_open() -> None:
+    ends: list[asyncio.Event] = []
+    has_begun = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(ended := asyncio.Event())
+        await reader.readuntil(b"\r\n\r\n")
+        if len(ends) > 1:  # the first is not answered
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        has_begun.set()
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        pool = ConnectionPool(f"http://127.0.0.1:{port}", max_connections=1)
+
+        async def call() -> int | None:
+            async with pool.lease() as client:
+                try:
+                    async with client.stream("GET", "/", content=None, params=None, headers={}, timeout=LIMIT) as got:
+                        return got.status_code
+                except httpx.TransportError:
+                    return None
+
+        calls = [asyncio.ensure_future(call()) for _ in range(2)]
+        await has_begun.wait()
+        await pool.aclose()
+        assert await asyncio.gather(*calls) == [None, None]
+        async with asyncio.timeout(5.0):
+            await asyncio.gather(*(ended.wait() for ended in ends))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from services.coordinator.domain.faults import FaultKind
 from services.coordinator.domain.session import Session
 from shared.contracts.messages import WorkAssignment
 from shared.domain.errors import RowsNotKept
@@ -138,7 +139,18 @@ async def test_a_node_that_lost_the_rows_computes_them_again(coordinator: Coordi
     cluster.halted.clear()
     await cluster.run()
     assert await completed(coordinator, task)
-    assert [event.reason for event in coordinator.events.of(SessionReassigned)] == ["load"]
+    assert [event.reason for event in coordinator.events.of(SessionReassigned)] == ["rows"]
+
+
+async def test_a_node_that_never_has_rows_is_done_without(coordinator: Coordinator) -> None:
+    """Once it may say so for each session that counted on it, and not to be asked over and over again."""
+    await coordinator.join(N4)
+    coordinator.workers[N3].refusals += [RowsNotKept("they are not here")] * 50
+    task = audited()
+    session = await coordinator.open(task, [N1, N2, N3, N4])
+    await coordinator.settle()
+    assert [fault.kind for fault in session.faults] == [FaultKind.LOAD]
+    assert N3 not in {seat.node_id for lane in session.lanes for seat in lane}
 
 
 async def test_a_node_that_started_anew_has_nothing_to_go_on_from(coordinator: Coordinator) -> None:

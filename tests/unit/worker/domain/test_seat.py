@@ -3,7 +3,7 @@ import pytest
 from services.worker.domain.seat import ReplayFeed
 from shared.domain.errors import InvalidInput, ProtocolViolation
 from shared.domain.task import TokenRecord
-from tests.fakes.seats import feed_of, seat_of, tail_of
+from tests.fakes.seats import feed_of, keeper_of, seat_of, tail_of
 
 
 def record(token_id: int) -> TokenRecord:
@@ -46,6 +46,30 @@ def test_more_chunks_than_the_credit_break_the_protocol() -> None:
     seat.accept(1, 1)
     with pytest.raises(ProtocolViolation, match="under way"):
         seat.accept(2, 1)
+
+
+def test_rows_of_earlier_epochs_may_come_as_fast_as_they_are_called_for() -> None:
+    """Their sender is told to send them by the stage before it: it must not be blamed for how fast."""
+    seat = seat_of(stage=1, max_waiting=2)
+    seat.windows = keeper_of(stage=1, generated_ids=tuple(range(20)), first_window=2)
+    first_row = seat.windows.schedule.first_row
+    assert seat.accept(0, 3)
+    for row in range(3, first_row):
+        assert seat.accept(row, 1)
+    with pytest.raises(ProtocolViolation, match="under way"):
+        seat.accept(first_row, 1)
+
+
+def test_a_row_that_comes_before_those_that_are_to_go_by_is_refused_at_once() -> None:
+    """The next stage would refuse it, and with it this seat's node, which has done nothing."""
+    seat = seat_of(stage=1)
+    seat.start_row = seat.accepted = seat.computed = 80
+    seat.replay_stages = 3
+    assert seat.reached == 0
+    with pytest.raises(ProtocolViolation, match="those from 0 on have not gone by"):
+        seat.accept(80, 1)
+    seat.recalled = 80
+    assert (seat.accept(80, 1), seat.reached) == (True, 80)
 
 
 def test_a_token_continues_the_sequence() -> None:

@@ -152,6 +152,17 @@ async def test_a_stage_whose_rows_found_no_room_does_not_promise_to_send_them_ag
         await after.cluster.assign(replace(moved(after.again, (0,)), epoch=Epoch(3)))
 
 
+async def test_rows_that_wait_for_no_epoch_are_let_go_of_in_time() -> None:
+    clock = Ahead()
+    async with lost(clock=clock) as after:
+        first = after.cluster["a"]
+        for ahead_s, is_held in ((KEPT_S / 2, True), (KEPT_S, False)):
+            clock.ahead_s = ahead_s
+            for runner in first.stages.runners:
+                runner.forget_expired()
+            assert (first.row_logs.held_bytes > 0) is is_held
+
+
 async def test_no_log_outlives_its_session() -> None:
     async with lost() as after:
         logs = [after.cluster[node].row_logs for node in NODES]
