@@ -20,7 +20,8 @@ class WindowClock:
         """When each (lane, stage) signed."""
 
     def signed(self, slot: Slot, *, num_stages: int, now_s: float) -> float | None:
-        """Seconds that an auditor had at most for this window; None of lane 0, and where it is not known.
+        """Seconds that an auditor had at most for this window; None of lane 0, where it is not known, and for what was
+        signed before: receipts may come twice.
 
         The first stage of an audit lane begins when the last one of lane 0 has signed.
         """
@@ -29,6 +30,8 @@ class WindowClock:
         self._signed.move_to_end(window)
         if len(self._signed) > MAX_WINDOWS:
             self._signed.popitem(last=False)
+        if (slot.lane, slot.stage) in times:
+            return None
         times[slot.lane, slot.stage] = now_s
         if slot.lane == 0:
             return None

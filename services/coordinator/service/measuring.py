@@ -5,7 +5,7 @@ and decide who gets how many layers, never whose results count.
 """
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from services.coordinator.domain.profile import (
     seen,
     wants_trial,
 )
+from services.coordinator.domain.retries import Retries
 from services.coordinator.domain.session import Session
 from services.coordinator.domain.slots import SlotLedger
 from services.coordinator.domain.window_clock import WindowClock
@@ -46,9 +47,6 @@ SETTLE_S = 3.0
 PATIENCE_S = 120.0
 """For what a node was asked to measure."""
 WINDOWS_SEEN = 8
-NOT_AGAIN_S = 10.0
-LONGEST_WAIT_S = 3_600.0
-"""After a measuring that brought nothing new: twice as long each time, up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +93,10 @@ class Measuring(MeasuringInterface):
         """By node: its run, and when that was seen first."""
         self._asked: dict[str, _Asked] = {}
         """By host: whose answer is awaited."""
-        self._not_before_s: dict[NodeId, float] = {}
-        self._misses: Counter[NodeId] = Counter()
-        """Measurings in a row that brought nothing new."""
+        self._retries: Retries[NodeId] = Retries()
+        """Of measurings that brought nothing new, such as those that sessions cut short."""
+        self._link_retries: Retries[tuple[NodeId, NodeId]] = Retries()
+        """Of (node, peer): a peer that cannot be reached from there keeps nobody from measuring the rest."""
 
     @property
     def _acts(self) -> bool:
@@ -111,8 +110,7 @@ class Measuring(MeasuringInterface):
     async def look(self) -> None:
         """Raises `RegistryUnavailable`."""
         for node_id in await self._book.refresh():
-            self._not_before_s.pop(node_id, None)
-            self._misses.pop(node_id, None)
+            self._retries.succeeded(node_id)
         here = self._members.ready()
         self._note_joined(here)
         if self._acts:
@@ -143,26 +141,29 @@ class Measuring(MeasuringInterface):
 
     def told(self, member: Member, message: NodeMeasured) -> None:
         """Raises `ProtocolViolation` for figures that no node has."""
+        needs = self._answered(member)
         try:
             if message.pace is not None:
                 check_pace(message.pace)
             check_stages(message.stages)
             check_links(member.node_id, message.links)
         except InvalidInput as error:
+            if needs is not None:
+                self._missed(member.node_id)
             raise ProtocolViolation(error.message) from None
-        asked = self._asked.get(member.capability.machine)
-        if asked is None or asked.node_id != member.node_id or not self._acts:
+        if needs is None:
             return  # it answers another replica
-        needs = self._asked.pop(member.capability.machine).needs
         names, peers = set(map(stage_key, needs.stages)), {peer.node_id for peer in needs.peers}
         stages = [stage for stage in message.stages if name_of(stage) in names]
         links = [link for link in message.links if link.peer in peers]
         pace = message.pace if needs.has_pace else None
         self._book.put([after(self._book.of(member.node_id), pace, stages, links)])
-        if (pace is None) is needs.has_pace or len(stages) < len(names) or len(links) < len(peers):
-            self._missed(member)
+        if (pace is None) is needs.has_pace or len(stages) < len(names):
+            self._missed(member.node_id)
         else:
-            self._misses.pop(member.node_id, None)
+            self._retries.succeeded(member.node_id)
+        for peer in peers - {link.peer for link in links}:
+            self._link_retries.failed((member.node_id, peer), now_s=self._clock.now_s())
         log.info(
             "node_measured",
             extra={
@@ -172,6 +173,13 @@ class Measuring(MeasuringInterface):
                 "links": len(links),
             },
         )
+
+    def _answered(self, member: Member) -> _Needs | None:
+        """What this node was asked for, which nobody waits for any more; None when it was not asked here."""
+        asked = self._asked.get(member.capability.machine)
+        if asked is None or asked.node_id != member.node_id or not self._acts:
+            return None
+        return self._asked.pop(member.capability.machine).needs
 
     def signed(self, member: Member, signed: Signed, session: Session) -> None:
         """For a window that this node has computed. Those of prompts are computed in several calls, which overlap."""
@@ -219,12 +227,16 @@ class Measuring(MeasuringInterface):
     async def _look_at(self, neighbours: Sequence[Member], here: Sequence[Member]) -> None:
         """Of the nodes of one host, have the next one measured."""
         now_s, host = self._clock.now_s(), neighbours[0].capability.machine
-        if self.is_measuring(host) or not all(map(self._is_idle, neighbours)):
+        asked = self._asked.get(host)
+        if asked is not None and now_s >= asked.until_s:
+            del self._asked[host]
+            self._missed(asked.node_id)
+        if host in self._asked or not all(map(self._is_idle, neighbours)):
             return
         for needs_of in (self._trials_of, self._details_of):  # what plans go by comes first
             for member in sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials)):
                 needs = needs_of(member, here)
-                if needs and now_s >= self._not_before_s.get(member.node_id, 0.0):
+                if needs and self._retries.may_try(member.node_id, now_s=now_s):
                     self._asked[host] = _Asked(member.node_id, needs, now_s + PATIENCE_S)
                     await self._ask(member, needs)
                     return
@@ -245,8 +257,11 @@ class Measuring(MeasuringInterface):
         stages = [ref for key, ref in member.loaded.items() if key in member.asked and key not in timed]
         return _Needs(
             stages=tuple(stages[:MAX_TIMED_STAGES]),
-            peers=tuple(peer for peer in _peers(member, here) if not self._is_timed(member.node_id, peer.node_id)),
+            peers=tuple(peer for peer in _peers(member, here) if self._may_time(member.node_id, peer.node_id)),
         )
+
+    def _may_time(self, one: NodeId, other: NodeId) -> bool:
+        return not self._is_timed(one, other) and self._link_retries.may_try((one, other), now_s=self._clock.now_s())
 
     def _is_timed(self, one: NodeId, other: NodeId) -> bool:
         """Whether either of them has timed the way."""
@@ -266,13 +281,10 @@ class Measuring(MeasuringInterface):
         except ButterflyError as error:
             log.info("node_not_measured", extra={"node_id": member.node_id, "code": error.code})
             self._asked.pop(member.capability.machine, None)
-            self._missed(member)
+            self._missed(member.node_id)
 
-    def _missed(self, member: Member) -> None:
-        """Such as one that sessions cut short, or a peer that cannot be reached from there."""
-        wait_s = min(NOT_AGAIN_S * 2 ** self._misses[member.node_id], LONGEST_WAIT_S)
-        self._not_before_s[member.node_id] = self._clock.now_s() + wait_s
-        self._misses[member.node_id] += 1
+    def _missed(self, node_id: NodeId) -> None:
+        self._retries.failed(node_id, now_s=self._clock.now_s())
 
     async def _have_met(self, peer: Member, member: Member) -> bool:
         try:

@@ -52,14 +52,18 @@ class Measuring:
         return Ack(ready=False)
 
     async def _measure(self, message: MeasureNode) -> None:
+        found = NodeMeasured()
         try:
-            self._open(message.peers)
-            pace = await self._pace() if message.has_pace else None
-            stages = await self._stage_times(message.stages)
-            links = await self._links(message.peers)
-        finally:
+            found = await self._found(message)
+        finally:  # whatever went wrong here, a coordinator waits for the answer
             self._is_measuring = False
-        self._report(NodeMeasured(pace=pace, stages=stages, links=links), None)
+            self._report(found, None)
+
+    async def _found(self, message: MeasureNode) -> NodeMeasured:
+        self._open(message.peers)
+        pace = await self._pace() if message.has_pace else None
+        stages = await self._stage_times(message.stages)
+        return NodeMeasured(pace=pace, stages=stages, links=await self._links(message.peers))
 
     def _open(self, peers: Sequence[LinkEnds]) -> None:
         """Links that carry rows stay as they are: they may go another way, before a witness."""

@@ -23,6 +23,14 @@ def test_the_first_stage_of_an_audit_begins_when_lane_0_has_signed() -> None:
     assert clock.signed(slot(2, 0), num_stages=3, now_s=4.0) == 2.0
 
 
+def test_a_receipt_that_comes_twice_makes_the_next_stage_no_faster() -> None:
+    clock = WindowClock()
+    clock.signed(slot(1, 0), num_stages=3, now_s=1.0)
+    assert clock.signed(slot(1, 1), num_stages=3, now_s=2.0) == 1.0
+    assert clock.signed(slot(1, 1), num_stages=3, now_s=2.9) is None
+    assert clock.signed(slot(1, 2), num_stages=3, now_s=3.0) == 1.0
+
+
 def test_windows_and_epochs_are_told_apart() -> None:
     clock = WindowClock()
     clock.signed(slot(1, 0), num_stages=3, now_s=1.0)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from services.coordinator.domain.profile import MAX_TRIALS, MIN_TRIALS
-from services.coordinator.service.measuring import LOOK_EVERY_S, NOT_AGAIN_S, PATIENCE_S, SETTLE_S
+from services.coordinator.domain.retries import FIRST_WAIT_S
+from services.coordinator.service.measuring import LOOK_EVERY_S, PATIENCE_S, SETTLE_S
 from shared.contracts.messages import (
     DraftTokens,
     Heartbeat,
@@ -178,7 +179,7 @@ async def test_a_node_that_cannot_be_asked_is_asked_again_later() -> None:
     coordinator.workers[N1].is_away = True
     await looked(coordinator, LOOK_EVERY_S)
     coordinator.workers[N1].is_away = False
-    await looked(coordinator, NOT_AGAIN_S - LOOK_EVERY_S)
+    await looked(coordinator, FIRST_WAIT_S - LOOK_EVERY_S)
     assert asked(coordinator, N1) == []
     await looked(coordinator, 2 * LOOK_EVERY_S)
     assert len(asked(coordinator, N1)) == 1
@@ -188,7 +189,7 @@ async def test_a_measuring_that_brings_nothing_is_tried_less_and_less_often() ->
     coordinator = await ready(N1)
     answered = 0
     for _ in range(40):
-        await looked(coordinator, NOT_AGAIN_S)
+        await looked(coordinator, FIRST_WAIT_S)
         if len(asked(coordinator, N1)) > answered:
             answered += 1
             await told(coordinator, N1)
@@ -198,9 +199,36 @@ async def test_a_measuring_that_brings_nothing_is_tried_less_and_less_often() ->
 async def test_a_node_that_never_answers_holds_up_the_others_of_its_host_for_a_while_only() -> None:
     coordinator = await ready(N1, N2, **ONE_HOST)
     await looked(coordinator, LOOK_EVERY_S)
-    coordinator.silent.add(N1)
-    await looked(coordinator, PATIENCE_S + 2 * LOOK_EVERY_S)
-    assert len(asked(coordinator, N2)) == 1
+    assert [len(asked(coordinator, node)) for node in (N1, N2)] == [1, 0]
+    await looked(coordinator, PATIENCE_S + 2 * LOOK_EVERY_S)  # meanwhile both send heartbeats
+    assert [len(asked(coordinator, node)) for node in (N1, N2)] == [1, 1]
+
+
+async def test_a_node_that_answers_with_nonsense_does_not_hold_up_the_others_of_its_host() -> None:
+    coordinator = await ready(N1, N2, **ONE_HOST)
+    await looked(coordinator, LOOK_EVERY_S)
+    with pytest.raises(ProtocolViolation):
+        await told(coordinator, N1, pace=Pace(math.nan, 1e-10))
+    await looked(coordinator, LOOK_EVERY_S)
+    assert [len(asked(coordinator, node)) for node in (N1, N2)] == [1, 1]
+
+
+async def test_a_peer_that_cannot_be_reached_keeps_no_node_from_timing_its_stages() -> None:
+    coordinator = await ready(N1, N2)
+    for _ in range(MIN_TRIALS):
+        await looked(coordinator, LOOK_EVERY_S)
+        await told(coordinator, N1, pace=FAST)
+    await looked(coordinator, LOOK_EVERY_S)
+    assert [ends.next.node_id for ends in asked(coordinator, N1)[-1].peers] == [N2]
+    await told(coordinator, N1)
+    coordinator.members.loading(N1, STAGE)
+    coordinator.loaded[N1] = (STAGE,)
+    await looked(coordinator, 2 * LOOK_EVERY_S)
+    question = asked(coordinator, N1)[-1]
+    assert (question.stages, question.peers) == ((STAGE,), ())
+    await told(coordinator, N1, stages=(TIMES,))
+    await looked(coordinator, FIRST_WAIT_S)
+    assert [ends.next.node_id for ends in asked(coordinator, N1)[-1].peers] == [N2]
 
 
 async def test_what_nobody_asked_for_changes_nothing() -> None:
@@ -254,6 +282,7 @@ async def test_an_operator_has_a_node_measured_anew() -> None:
         {"pace": Pace(math.inf, 1e-10)},
         {"pace": Pace(1e-10, -1.0)},
         {"stages": (TIMES, TIMES)},
+        {"stages": (replace(TIMES, decode=(CallTime(10**400, 0.01, 0.01, 1),)),)},
         {"links": (PeerLink(N1, 0.1, 1e6),)},
     ],
 )
@@ -263,7 +292,8 @@ async def test_figures_that_no_node_has_are_refused(found: dict[str, object]) ->
     with pytest.raises(ProtocolViolation):
         await told(coordinator, N1, **found)
     await looked(coordinator, LOOK_EVERY_S)
-    assert capability_of(coordinator, N1).measured is None
+    _, kept = await coordinator.profiles.changes(0)
+    assert not any(profile.trials or profile.stages or profile.links for profile in kept)
 
 
 async def test_a_worker_does_not_say_by_itself_how_fast_it_is() -> None:

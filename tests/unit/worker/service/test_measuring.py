@@ -167,6 +167,19 @@ async def test_answers_that_nobody_waits_for_change_nothing() -> None:
         assert cluster["a"].ring.dropped == {}
 
 
+async def test_a_measuring_that_fails_as_nobody_foresaw_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MemoryCluster("a").running() as cluster:
+        worker = cluster["a"]
+
+        def full_disk() -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(worker.loader, "load_trial", full_disk)
+        assert await found_by(worker, MeasureNode(has_pace=True)) == NodeMeasured()
+        monkeypatch.undo()
+        assert (await found_by(worker, MeasureNode(has_pace=True))).pace is not None
+
+
 async def test_a_second_question_begins_nothing_while_the_first_is_open() -> None:
     async with MemoryCluster("a").running() as cluster:
         measuring = cluster["a"].measuring
