@@ -114,6 +114,8 @@ def create_app(
     partitioner = HttpPartitioner(partitioner_client)
     slots = SlotLedger()
 
+    book, is_measured = ProfileBook(stores.profiles), coordination.speeds == "measured"
+
     def new_token() -> str:
         return secret.randbytes(TOKEN_BYTES).hex()
 
@@ -127,6 +129,7 @@ def create_app(
         tasks=tasks,
         new_token=new_token,
         coordinators=lambda: replicas.addresses if coordination.advertise_url else (),
+        figures_of=book.figures_of if is_measured else lambda declared: declared,
     )
     relays = Relays(
         links=HttpLinks(telemetry.peers),
@@ -181,10 +184,10 @@ def create_app(
     tail_audits = TailAudits(parts, sessions, spread_by=coordination.spread_by)
     measuring = Measuring(
         members=members,
-        book=ProfileBook(stores.profiles),
+        book=book,
         slots=slots,
         link_secret=parts.link_secret,
-        is_on=coordination.speeds == "measured",
+        is_on=is_measured,
         is_first=lambda: replicas.is_first,
         clock=clock,
     )
@@ -216,7 +219,7 @@ def create_app(
             tasks.loop("hold", sessions.hold_once)
             tasks.loop("announce", replicas.announce_once)
             tasks.loop("standings", hear_of_others)
-            if coordination.speeds == "measured":
+            if is_measured:
                 tasks.loop("measuring", measuring.run_once)
             _ = tasks.start(close_links_when_told(), name="close links when told")
             tasks.loop("prepare", preparing.run_once)

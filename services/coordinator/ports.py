@@ -125,12 +125,17 @@ class Profiles(ABC):
     not answer."""
 
     @abstractmethod
-    async def changes(self, since: int) -> tuple[int, tuple[NodeProfile, ...]]:
-        """Those that were put after `since`, in no order, and what to ask by next time. 0: all."""
+    async def changes(self, since: int) -> tuple[tuple[int, NodeProfile], ...]:
+        """Those that were put after `since`, and the number of that change, ascending. 0: all."""
 
     @abstractmethod
-    async def put(self, profile: NodeProfile) -> None:
-        """Keep this in place of the node's earlier one."""
+    async def put(self, profile: NodeProfile, *, after: int) -> int | None:
+        """Keep this in place of the node's earlier one; returns the number of the change. None: it is not kept, for
+        that one was put after the change `after`, the last that the caller knows of."""
+
+    @abstractmethod
+    async def remove(self, node_id: NodeId) -> None:
+        """Keep nothing of this node. Idempotent; `changes` does not tell."""
 
 
 class EvidenceStore(ABC):

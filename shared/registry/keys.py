@@ -34,6 +34,7 @@ SINGLES = MappingProxyType(
         "drained": f"{ROOT}:drained",  # set: nodes that an operator gives no new work
         "profiles": f"{ROOT}:profiles",  # hash: node id -> what was measured of it (JSON)
         "profiles_changed": f"{ROOT}:profiles_changed",  # zset: node id -> number of its last change, counted over all
+        "profile_changes": f"{ROOT}:profile_changes",  # counter: changes of profiles
         "deadlines": f"{ROOT}:deadlines",  # zset: every unfinished task -> deadline, ms
         "attached": f"{ROOT}:attached",  # zset: tasks whose client waits -> end of the attachment, ms
         "index": f"{ROOT}:tasks",  # zset, all scores 0: all task ids in order

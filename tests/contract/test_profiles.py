@@ -30,22 +30,34 @@ def profiles(clients: RedisClients | None) -> Profiles:
 
 
 async def test_what_is_kept_comes_back_as_it_was(profiles: Profiles) -> None:
-    assert await profiles.changes(0) == (0, ())
-    await profiles.put(FIRST)
-    await profiles.put(SECOND)
-    _, found = await profiles.changes(0)
-    assert set(found) == {FIRST, SECOND}
+    assert await profiles.changes(0) == ()
+    first, second = await profiles.put(FIRST, after=0), await profiles.put(SECOND, after=0)
+    assert await profiles.changes(0) == ((first, FIRST), (second, SECOND))
 
 
 async def test_who_asks_again_hears_of_what_changed_since(profiles: Profiles) -> None:
-    await profiles.put(FIRST)
-    await profiles.put(SECOND)
-    seen, _ = await profiles.changes(0)
-    assert await profiles.changes(seen) == (seen, ())
+    first, second = await profiles.put(FIRST, after=0), await profiles.put(SECOND, after=0)
+    assert first is not None
+    assert second is not None
+    assert await profiles.changes(second) == ()
     changed = replace(FIRST, drift=2.0)
-    await profiles.put(changed)
-    later, found = await profiles.changes(seen)
-    assert found == (changed,)
-    assert await profiles.changes(later) == (later, ())
-    _, everything = await profiles.changes(0)
-    assert set(everything) == {changed, SECOND}
+    third = await profiles.put(changed, after=first)
+    assert await profiles.changes(second) == ((third, changed),)
+    assert await profiles.changes(0) == ((second, SECOND), (third, changed))
+
+
+async def test_who_does_not_know_of_the_last_change_changes_nothing(profiles: Profiles) -> None:
+    first = await profiles.put(FIRST, after=0)
+    assert await profiles.put(replace(FIRST, drift=2.0), after=0) is None
+    assert await profiles.changes(0) == ((first, FIRST),)
+
+
+async def test_what_is_removed_is_kept_no_more_and_numbers_never_come_twice(profiles: Profiles) -> None:
+    first = await profiles.put(FIRST, after=0)
+    assert first is not None
+    await profiles.remove(N1)
+    await profiles.remove(N1)
+    assert await profiles.changes(0) == ()
+    again = await profiles.put(FIRST, after=0)
+    assert again is not None
+    assert again > first

@@ -12,14 +12,23 @@ class MemoryProfiles(Profiles):
         self._changes = 0
         self.is_away = False
 
-    async def changes(self, since: int) -> tuple[int, tuple[NodeProfile, ...]]:
+    async def changes(self, since: int) -> tuple[tuple[int, NodeProfile], ...]:
         self._check()
-        return self._changes, tuple(profile for number, profile in self._kept.values() if number > since)
+        changed = sorted(self._kept.values(), key=lambda kept: kept[0])
+        return tuple((number, profile) for number, profile in changed if number > since)
 
-    async def put(self, profile: NodeProfile) -> None:
+    async def put(self, profile: NodeProfile, *, after: int) -> int | None:
         self._check()
+        last, _ = self._kept.get(profile.node_id, (0, None))
+        if last > after:
+            return None
         self._changes += 1
         self._kept[profile.node_id] = self._changes, profile
+        return self._changes
+
+    async def remove(self, node_id: NodeId) -> None:
+        self._check()
+        self._kept.pop(node_id, None)
 
     def _check(self) -> None:
         if self.is_away:

@@ -7,7 +7,7 @@ What all nodes have in common is no difference between them, and changes no leve
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +37,9 @@ LENIENT = 4.0
 """By how much slower than others a node may work than at its trial before that is held against what it told: some
 always have to wait for their turn."""
 LEAST_CHANGE = math.log(1.05)
-"""Of a drift that is worth telling the other replicas."""
+"""Of a drift that is worth noting."""
+KEPT_DAYS = 30
+"""That a profile outlives its node's last day here."""
 
 StageName = tuple[str, int, int]
 """Root of the model, and the layers."""
@@ -50,12 +52,24 @@ class NodeProfile:
     """The latest last."""
     level: Pace | None = None
     """What plans go by. None: it was not tried often enough yet."""
+    is_anew: bool = False
+    """Whether none of the trials that its level comes from counts any more."""
     links: tuple[PeerLink, ...] = ()
     stages: tuple[StageTimes, ...] = ()
     """Those measured longest ago first."""
     drift: float = 1.0
     slowness: float = 1.0
     """By how much slower than its trials the coordinator sees it work, beside the others."""
+    boot_id: str = ""
+    """The run that was tried."""
+    cores: int = 0
+    """That it had."""
+    last_day: int = 0
+    """That the node was here, in days since 1970."""
+
+    @property
+    def is_empty(self) -> bool:
+        return self == NodeProfile(self.node_id)
 
     @property
     def measured(self) -> Measured | None:
@@ -65,6 +79,28 @@ class NodeProfile:
     @property
     def stage_names(self) -> frozenset[StageName]:
         return frozenset(map(name_of, self.stages))
+
+
+def of_run(profile: NodeProfile, boot_id: str, cores: int, *, today: int) -> NodeProfile:
+    """As far as it holds for this run of the node, which is here today."""
+    if (profile.boot_id, profile.cores) != (boot_id, cores):
+        profile = replace(forgotten(profile), links=profile.links, boot_id=boot_id, cores=cores)
+    return profile if profile.last_day == today else replace(profile, last_day=today)
+
+
+def forgotten(profile: NodeProfile) -> NodeProfile:
+    """To be measured anew. Until that is done plans go by what they went by before."""
+    return NodeProfile(profile.node_id, level=profile.level, is_anew=profile.level is not None)
+
+
+def without_link(profile: NodeProfile, peer: NodeId) -> NodeProfile:
+    return replace(profile, links=tuple(link for link in profile.links if link.peer != peer))
+
+
+def is_news(before: NodeProfile, profile: NodeProfile) -> bool:
+    """Whether the other replicas have to hear of it. Drift moves all the time, so only if it would change a level."""
+    has_drifted = abs(math.log(profile.drift / before.drift)) > NOISE
+    return has_drifted or replace(profile, drift=before.drift) != before
 
 
 def name_of(stage: StageTimes) -> StageName:
@@ -85,9 +121,14 @@ def after(
     )
 
 
-def drifted(profile: NodeProfile, told: Drift, *, is_alone: bool) -> NodeProfile:
+def drifted(profile: NodeProfile, told: Drift | None, *, is_alone: bool) -> NodeProfile:
     """With how long calls take by now, as the node says. Where it shares its host (not `is_alone`) only what they
-    compute counts: that they wait for the others is no news about the node."""
+    compute counts: that they wait for the others is no news about the node.
+
+    None, no calls for long: what was slow may be over. A node that lost its layers for that shall not be slow for ever.
+    """
+    if told is None:
+        return profile if profile.drift == 1.0 else replace(profile, drift=1.0)
     drift = min(MOST_DRIFT, max(LEAST_DRIFT, told.wall if is_alone else told.cpu))
     return profile if abs(math.log(drift / profile.drift)) < LEAST_CHANGE else replace(profile, drift=drift)
 
@@ -127,30 +168,40 @@ def levelled(profiles: Iterable[NodeProfile], machines: Mapping[NodeId, Machine]
     ordered = sorted(profiles, key=lambda profile: profile.node_id)
     decode, prefill = (_levels(ordered, machines, figure) for figure in (_decode, _prefill))
     return tuple(
-        replace(profile, level=Pace(decode[profile.node_id], prefill[profile.node_id]))
+        replace(profile, level=Pace(decode[profile.node_id], prefill[profile.node_id]), is_anew=False)
         if profile.node_id in decode
         else profile
         for profile in ordered
     )
 
 
-def wants_trial(profile: NodeProfile, alike: Iterable[NodeProfile]) -> bool:
-    """Whether one more trial is worth its time. `alike`: the other nodes with as many cores on the same host. Where a
-    node seems slower than one of them, it is tried more often before that is believed for long."""
+def quickest(alike: Iterable[NodeProfile]) -> NodeProfile | None:
+    """Of nodes that were tried, the one that all others seem slower than if they seem slower than any."""
+    return min(
+        (profile for profile in alike if profile.trials),
+        key=lambda profile: max(map(_decode, profile.trials)),
+        default=None,
+    )
+
+
+def wants_trial(profile: NodeProfile, than: NodeProfile | None) -> bool:
+    """Whether one more trial is worth its time. `than`: the quickest of the nodes with as many cores on the same host.
+    A node that seems slower than that is tried more often before it is believed for long."""
     if len(profile.trials) >= MAX_TRIALS:
         return False
     if len(profile.trials) < MIN_TRIALS:
         return True
-    return any(other.trials and _is_slower(profile, other, _decode) for other in alike)
+    return than is not None and _is_slower(profile, than, _decode)
 
 
-def assumed_speed(cores: int, measured: Sequence[tuple[int, Pace]]) -> float:
-    """Of a node that was not tried yet, as `NodeCapability.speed`: so many cores like those of the others, and no more
-    than the fastest of them. `measured`: cores and levels of these. Alone it is taken for its cores."""
+def assumed_speeds(measured: Sequence[tuple[int, Pace]]) -> Callable[[int], float]:
+    """By cores, of a node that was not tried yet, as `NodeCapability.speed`: so many cores like those of the others,
+    and no more than the fastest of them. `measured`: cores and levels of these. Alone it is taken for its cores."""
     if not measured:
-        return float(cores)
-    per_core = statistics.median(pace.speed / their_cores for their_cores, pace in measured)
-    return min(cores * per_core, max(pace.speed for _, pace in measured))
+        return float
+    per_core = statistics.median(pace.speed / cores for cores, pace in measured)
+    fastest = max(pace.speed for _, pace in measured)
+    return lambda cores: min(cores * per_core, fastest)
 
 
 def _decode(pace: Pace) -> float:
@@ -164,37 +215,45 @@ def _prefill(pace: Pace) -> float:
 def _levels(
     profiles: Sequence[NodeProfile], machines: Mapping[NodeId, Machine], figure: Figure
 ) -> Mapping[NodeId, float]:
-    """Of the nodes that were tried often enough. On a host of its own a node that has become slower is a slower one."""
+    """Of the nodes that were tried often enough. On a host of its own a node that has become slower is a slower one.
+    What those tried anew have in common is news of them, and not of what all have in common."""
     hosts = Counter(host for host, _ in machines.values())
     tried = [profile for profile in profiles if len(profile.trials) >= MIN_TRIALS]
+    alike: defaultdict[Machine, list[NodeProfile]] = defaultdict(list)
+    for profile in tried:
+        alike[machines[profile.node_id]].append(profile)
     found = {
-        node_id: seconds * profile.slowness * (max(1.0, profile.drift) if hosts[machine[0]] == 1 else 1.0)
-        for machine in {machines[profile.node_id] for profile in tried}
-        for profile, node_id, seconds in _best(
-            [profile for profile in tried if machines[profile.node_id] == machine], figure
-        )
+        profile.node_id: seconds * profile.slowness * (max(1.0, profile.drift) if hosts[host] == 1 else 1.0)
+        for (host, _), profiles_alike in alike.items()
+        for profile, seconds in _best(profiles_alike, figure)
     }
     before = {profile.node_id: figure(profile.level) for profile in tried if profile.level is not None}
     off = {node_id: math.log(found[node_id] / level) for node_id, level in before.items()}
-    common = statistics.median(off.values()) if off else 0.0
+    is_anew = {profile.node_id: profile.is_anew for profile in tried}
+    common = statistics.median([off[node_id] for node_id in off if not is_anew[node_id]] or [0.0])
     levels = {node_id: before[node_id] for node_id in before if abs(off[node_id] - common) <= NOISE}
+    known = set(levels.values())
     for node_id in sorted(found.keys() - levels.keys()):
         level = found[node_id] / math.exp(common)
-        nearest = min(levels.values(), key=lambda other: abs(math.log(other / level)), default=level)
+        nearest = min(known, key=lambda other: (abs(math.log(other / level)), other), default=level)
         levels[node_id] = nearest if abs(math.log(nearest / level)) <= NOISE else level
+        known.add(levels[node_id])
     return levels
 
 
-def _best(alike: Sequence[NodeProfile], figure: Figure) -> Iterator[tuple[NodeProfile, NodeId, float]]:
+def _best(alike: Sequence[NodeProfile], figure: Figure) -> Iterator[tuple[NodeProfile, float]]:
     """The figure of each of the nodes of one machine: the best that any of those that are equal was found to reach,
     for whatever else ran meanwhile can only have made a trial slower."""
     left = sorted(alike, key=lambda profile: (min(map(figure, profile.trials)), profile.node_id))
     while left:
-        fastest = left[0]
-        equal = [profile for profile in left if not _is_slower(profile, fastest, figure)]
+        fastest, slower = left[0], list[NodeProfile]()
         seconds = min(map(figure, fastest.trials))
-        yield from ((profile, profile.node_id, seconds) for profile in equal)
-        left = [profile for profile in left if profile not in equal]
+        for profile in left:
+            if _is_slower(profile, fastest, figure):
+                slower.append(profile)
+            else:
+                yield profile, seconds
+        left = slower
 
 
 def _is_slower(profile: NodeProfile, than: NodeProfile, figure: Figure) -> bool:

@@ -4,22 +4,26 @@ Of several replicas the first one does this; what it finds all read. A node's fi
 and decide who gets how many layers, never whose results count.
 """
 
+import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from services.coordinator.domain.link_token import link_token
 from services.coordinator.domain.profile import (
     Machine,
     NodeProfile,
     after,
-    assumed_speed,
     drifted,
+    forgotten,
     levelled,
     name_of,
+    of_run,
+    quickest,
     seen,
     wants_trial,
+    without_link,
 )
 from services.coordinator.domain.retries import Retries
 from services.coordinator.domain.session import Session
@@ -47,6 +51,8 @@ SETTLE_S = 3.0
 PATIENCE_S = 120.0
 """For what a node was asked to measure."""
 WINDOWS_SEEN = 8
+ASKED_AT_ONCE = 64
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,34 @@ class _Asked:
     until_s: float
 
 
+class _Here:
+    """The nodes that may take seats, as one look finds them."""
+
+    def __init__(self, members: Sequence[Member] = ()) -> None:
+        """`members`: by id."""
+        self.members = members
+        self.hosts: defaultdict[str, list[Member]] = defaultdict(list)
+        for member in members:
+            self.hosts[member.capability.machine].append(member)
+        self._places = {member.node_id: place for place, member in enumerate(members)}
+
+    @property
+    def machines(self) -> Mapping[NodeId, Machine]:
+        return {member.node_id: _machine(member) for member in self.members}
+
+    def is_alone(self, member: Member) -> bool:
+        """Whether it has its host for itself."""
+        return len(self.hosts.get(member.capability.machine, ())) == 1
+
+    def peers_of(self, member: Member) -> Sequence[Member]:
+        """Those whom a node times the way to: of many the nearest by id, on both sides, so that each is timed by
+        some."""
+        count, place = len(self.members), self._places[member.node_id]
+        steps = range(1, min(count, MAX_LINKS // 2 + 1))
+        around = [self.members[(place + off) % count] for step in steps for off in (step, -step)]
+        return list(dict.fromkeys(peer for peer in around if peer is not member))
+
+
 class Measuring(MeasuringInterface):
     def __init__(
         self,
@@ -86,6 +120,8 @@ class Measuring(MeasuringInterface):
         self._link_secret = link_secret
         self._is_on, self._is_first = is_on, is_first
         self._clock = clock
+        self._here = _Here()
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._windows = WindowClock()
         self._windows_seen: dict[NodeId, deque[float]] = {}
         """Seconds per layer-byte and row, of the windows that a node replayed last."""
@@ -104,25 +140,25 @@ class Measuring(MeasuringInterface):
 
     async def run_once(self) -> None:
         """To be called in a loop. Raises `RegistryUnavailable`."""
+        await self.look()  # what is known of nodes is wanted as soon as they register
         await self._clock.sleep(LOOK_EVERY_S)
-        await self.look()
 
     async def look(self) -> None:
         """Raises `RegistryUnavailable`."""
-        for node_id in await self._book.refresh():
-            self._retries.succeeded(node_id)
-        here = self._members.ready()
-        self._note_joined(here)
+        await self._refresh()
+        self._here = here = _Here(self._members.ready())
+        self._note_joined(here.members)
+        self._forget_gone()
+        await self._book.forget_before(self._today(), self._is_here)
         if self._acts:
-            machines = {member.node_id: _machine(member) for member in here}
-            seconds = {
-                node_id: min(windows) for node_id, windows in self._windows_seen.items() if len(windows) == WINDOWS_SEEN
-            }
-            self._book.put(levelled(seen(map(self._book.of, machines), seconds), machines))
+            self._level(here)
             await self._book.save()
-            for host in {member.capability.machine for member in here}:
-                await self._look_at([member for member in here if member.capability.machine == host], here)
-        self._publish(here)
+        self._publish(here.members)
+        if self._acts:
+            turns = [turn for host in here.hosts if (turn := self._turn_on(host, here)) is not None]
+            async with asyncio.TaskGroup() as group:
+                for member, needs in turns:
+                    group.create_task(self._ask(member, needs))
 
     def is_measuring(self, host: str) -> bool:
         """Whether a node of this host measures something now, so that its neighbours had better rest."""
@@ -134,8 +170,18 @@ class Measuring(MeasuringInterface):
             raise InvalidInput("this cluster goes by what nodes declare: set coordination.speeds to 'measured'")
         if self._members.find(node_id) is None:
             raise NodeNotFound(f"no node {node_id} is registered")
-        self._book.put([replace(NodeProfile(node_id), level=self._book.of(node_id).level)])
-        await self._book.save()
+        is_saved = False
+        while not is_saved:
+            await self._refresh()
+            self._book.put([forgotten(self._book.of(node_id))])
+            self._book.put([without_link(profile, node_id) for profile in self._book.all()])
+            is_saved = await self._book.save()
+        self._retries.succeeded(node_id)
+        self._link_retries.forget(lambda link: node_id in link)
+
+    async def _refresh(self) -> None:
+        for node_id in await self._book.refresh():
+            self._retries.succeeded(node_id)
 
     # --- what nodes say
 
@@ -157,7 +203,7 @@ class Measuring(MeasuringInterface):
         stages = [stage for stage in message.stages if name_of(stage) in names]
         links = [link for link in message.links if link.peer in peers]
         pace = message.pace if needs.has_pace else None
-        self._book.put([after(self._book.of(member.node_id), pace, stages, links)])
+        self._book.put([after(self._of_run(member), pace, stages, links)])
         if (pace is None) is needs.has_pace or len(stages) < len(names):
             self._missed(member.node_id)
         else:
@@ -198,19 +244,31 @@ class Measuring(MeasuringInterface):
 
     def beat(self, member: Member, beat: Heartbeat) -> None:
         profile = self._book.of(member.node_id)
-        if not self._acts or profile.level is None or beat.drift is None:
-            return
-        host = member.capability.machine
-        is_alone = sum(other.capability.machine == host for other in self._members.ready()) == 1
-        self._book.put([drifted(profile, beat.drift, is_alone=is_alone)])
+        if self._acts and profile.level is not None:
+            self._book.put([drifted(profile, beat.drift, is_alone=self._here.is_alone(member))])
 
-    def _publish(self, here: Sequence[Member]) -> None:
-        """What plans go by."""
-        profiles = [(member, self._book.of(member.node_id)) for member in here]
-        levels = [(member.capability.cores, profile.level) for member, profile in profiles if profile.level is not None]
-        for member, profile in profiles:
-            speed = assumed_speed(member.capability.cores, levels) if profile.level is None else profile.level.speed
-            self._members.found(member.node_id, speed=speed, measured=profile.measured)
+    # --- what plans go by
+
+    def _level(self, here: _Here) -> None:
+        seconds = {
+            node_id: min(windows) for node_id, windows in self._windows_seen.items() if len(windows) == WINDOWS_SEEN
+        }
+        known = (member for member in here.members if not self._book.of(member.node_id).is_empty)
+        self._book.put(levelled(seen(map(self._of_run, known), seconds), here.machines))
+
+    def _of_run(self, member: Member) -> NodeProfile:
+        profile = self._book.of(member.node_id)
+        return of_run(profile, member.boot_id, member.capability.cores, today=self._today())
+
+    def _publish(self, members: Sequence[Member]) -> None:
+        profiles = ((member, self._book.of(member.node_id)) for member in members)
+        self._book.assume(
+            [(member.capability.cores, profile.level) for member, profile in profiles if profile.level is not None]
+        )
+        self._members.refresh_figures()
+
+    def _today(self) -> int:
+        return int(self._clock.wall_s() / _DAY_S)
 
     # --- whose turn it is
 
@@ -224,22 +282,47 @@ class Measuring(MeasuringInterface):
             for member in here
         }
 
-    async def _look_at(self, neighbours: Sequence[Member], here: Sequence[Member]) -> None:
-        """Of the nodes of one host, have the next one measured."""
-        now_s, host = self._clock.now_s(), neighbours[0].capability.machine
+    def _is_here(self, node_id: NodeId) -> bool:
+        return self._members.find(node_id) is not None
+
+    def _forget_gone(self) -> None:
+        """What concerns nodes that are not here any more."""
+        self._windows_seen = {
+            node_id: windows for node_id, windows in self._windows_seen.items() if self._is_here(node_id)
+        }
+        self._asked = {host: asked for host, asked in self._asked.items() if self._is_here(asked.node_id)}
+        self._retries.forget(lambda node_id: not self._is_here(node_id))
+        self._link_retries.forget(lambda link: not all(map(self._is_here, link)))
+
+    def _turn_on(self, host: str, here: _Here) -> tuple[Member, _Needs] | None:
+        """Of the nodes of one host the one that is to be measured now, and what of it."""
+        now_s = self._clock.now_s()
         asked = self._asked.get(host)
         if asked is not None and now_s >= asked.until_s:
             del self._asked[host]
             self._missed(asked.node_id)
-        if host in self._asked or not all(map(self._is_idle, neighbours)):
-            return
-        for needs_of in (self._trials_of, self._details_of):  # what plans go by comes first
-            for member in sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials)):
-                needs = needs_of(member, here)
-                if needs and self._retries.may_try(member.node_id, now_s=now_s):
-                    self._asked[host] = _Asked(member.node_id, needs, now_s + PATIENCE_S)
-                    await self._ask(member, needs)
-                    return
+        if host in self._asked or not all(map(self._is_idle, here.hosts[host])):
+            return None
+        turn = self._next_of(here.hosts[host], here)
+        if turn is not None:
+            self._asked[host] = _Asked(turn[0].node_id, turn[1], now_s + PATIENCE_S)
+        return turn
+
+    def _next_of(self, neighbours: Sequence[Member], here: _Here) -> tuple[Member, _Needs] | None:
+        now_s = self._clock.now_s()
+        in_turns = sorted(neighbours, key=lambda member: len(self._book.of(member.node_id).trials))
+        ready = [member for member in in_turns if self._retries.may_try(member.node_id, now_s=now_s)]
+        alike: defaultdict[Machine, list[NodeProfile]] = defaultdict(list)
+        for member in neighbours:
+            alike[_machine(member)].append(self._book.of(member.node_id))
+        than = {machine: quickest(profiles) for machine, profiles in alike.items()}
+        for member in ready:  # what plans go by comes first
+            if wants_trial(self._book.of(member.node_id), than[_machine(member)]):
+                return member, _Needs(has_pace=True)
+        for member in ready:
+            if needs := self._details_of(member, here):
+                return member, needs
+        return None
 
     def _is_idle(self, member: Member) -> bool:
         _, joined_at_s = self._joined_at_s[member.node_id]
@@ -247,17 +330,12 @@ class Measuring(MeasuringInterface):
         is_busy = member.loading or member.preparing or self._slots.used(member.node_id)
         return has_settled and not is_busy
 
-    def _trials_of(self, member: Member, here: Sequence[Member]) -> _Needs:
-        alike = [other for other in here if other is not member and _machine(other) == _machine(member)]
-        others = (self._book.of(other.node_id) for other in alike)
-        return _Needs(has_pace=wants_trial(self._book.of(member.node_id), others))
-
-    def _details_of(self, member: Member, here: Sequence[Member]) -> _Needs:
+    def _details_of(self, member: Member, here: _Here) -> _Needs:
         timed = self._book.of(member.node_id).stage_names
         stages = [ref for key, ref in member.loaded.items() if key in member.asked and key not in timed]
         return _Needs(
             stages=tuple(stages[:MAX_TIMED_STAGES]),
-            peers=tuple(peer for peer in _peers(member, here) if self._may_time(member.node_id, peer.node_id)),
+            peers=tuple(peer for peer in here.peers_of(member) if self._may_time(member.node_id, peer.node_id)),
         )
 
     def _may_time(self, one: NodeId, other: NodeId) -> bool:
@@ -270,14 +348,16 @@ class Measuring(MeasuringInterface):
 
     async def _ask(self, member: Member, needs: _Needs) -> None:
         try:
-            met = [peer for peer in needs.peers if await self._have_met(peer, member)]
-            await member.worker.measure(
-                MeasureNode(
-                    has_pace=needs.has_pace,
-                    stages=needs.stages,
-                    peers=tuple(self._ends(member, peer) for peer in met),
+            async with self._asking:
+                have_met = await asyncio.gather(*(self._have_met(peer, member) for peer in needs.peers))
+                met = [peer for peer, has_met in zip(needs.peers, have_met, strict=True) if has_met]
+                await member.worker.measure(
+                    MeasureNode(
+                        has_pace=needs.has_pace,
+                        stages=needs.stages,
+                        peers=tuple(self._ends(member, peer) for peer in met),
+                    )
                 )
-            )
         except ButterflyError as error:
             log.info("node_not_measured", extra={"node_id": member.node_id, "code": error.code})
             self._asked.pop(member.capability.machine, None)
@@ -304,10 +384,3 @@ class Measuring(MeasuringInterface):
 
 def _machine(member: Member) -> Machine:
     return member.capability.machine, member.capability.cores
-
-
-def _peers(member: Member, here: Sequence[Member]) -> Iterable[Member]:
-    """Those whom a node times the way to: of many the nearest by id, on both sides, so that each is timed by some."""
-    place = here.index(member)
-    around = [here[(place + off) % len(here)] for step in range(1, len(here)) for off in (step, -step)]
-    return list(dict.fromkeys(peer for peer in around if peer is not member))[:MAX_LINKS]

@@ -39,9 +39,9 @@ from shared.domain.errors import (
     RegistryUnavailable,
 )
 from shared.domain.ids import NodeId
-from shared.domain.measured import Measured
 from shared.domain.node_proof import check_proof
 from shared.domain.numerics import StageFacts
+from shared.domain.plan import NodeCapability
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
 from shared.events.publisher import Publisher
@@ -96,8 +96,10 @@ class Membership(MembershipInterface):
         tasks: BackgroundTasks,
         new_token: Callable[[], str],
         coordinators: Callable[[], tuple[str, ...]],
+        figures_of: Callable[[NodeCapability], NodeCapability],
     ) -> None:
-        """`new_token`: a fresh secret at each call. `coordinators`: URLs of all replicas that are here."""
+        """`new_token`: a fresh secret at each call. `coordinators`: URLs of all replicas that are here. `figures_of`:
+        what plans go by of a node that declares this."""
         self._terms = terms
         self._workers = workers
         self._standings = standings
@@ -107,6 +109,7 @@ class Membership(MembershipInterface):
         self._tasks = tasks
         self._new_token = new_token
         self.coordinators = coordinators
+        self._figures_of = figures_of
         self._members: dict[NodeId, Member] = {}
         self._by_token: dict[bytes, Member] = {}
         self._mixed_classes: set[str] = set()
@@ -140,7 +143,7 @@ class Membership(MembershipInterface):
             raise NoCapacity(f"there are {MAX_NODES} nodes already")
         node_token, coordinator_token = self._new_token(), self._new_token()
         member = Member(
-            capability=replace(node.capability, kin="", measured=None),  # that is not for the node to say
+            capability=self._figures_of(replace(node.capability, kin="", measured=None)),  # not for the node to say
             public_key=public_key,
             address=node.address,
             joined_at=joined_at,
@@ -377,11 +380,10 @@ class Membership(MembershipInterface):
         """It has, or cannot."""
         member.preparing.discard(stage_key(ref))
 
-    def found(self, node_id: NodeId, *, speed: float, measured: Measured | None) -> None:
-        """How fast the node is from now on, whatever it declared."""
-        member = self._members.get(node_id)
-        if member is not None:
-            member.capability = replace(member.capability, speed=speed, measured=measured)
+    def refresh_figures(self) -> None:
+        """More is known of how fast nodes are."""
+        for member in self._members.values():
+            member.capability = self._figures_of(member.capability)
 
     def unreachable(self, node_id: NodeId) -> None:
         """A call to this node got no answer: no new seats until it is heard of again."""

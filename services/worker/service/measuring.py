@@ -89,11 +89,12 @@ class Measuring:
             if runner is None:
                 continue
             try:
-                runner.times = await self._trials.stage(runner)
+                times = await self._trials.stage(runner)
             except ButterflyError as error:
                 log.info("stage_not_measured", extra={"layers": str(ref.layers), "reason": error.message[:200]})
             else:
-                found.append(runner.times)
+                self._stages.note_times(runner, times)
+                found.append(times)
         return tuple(found)
 
     async def _links(self, peers: Sequence[LinkEnds]) -> tuple[PeerLink, ...]:

@@ -169,5 +169,5 @@ class Membership:
             sessions=tuple(positions[:MAX_POSITIONS]),
             timer_lag_ms=self._timer_lag_ms,
             draining=self._sessions.is_draining,
-            drift=DriftMeter.of_all(runner.drift for runner in runners),
+            drift=DriftMeter.of_all((runner.drift for runner in runners), now_s=self._clock.now_s()),
         )

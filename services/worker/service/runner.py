@@ -303,7 +303,8 @@ class StageRunner:
             result = future.result()
             self._choice.note(*_size_of(call), threads, result.compute_s)
             if self.times is not None:
-                self.drift.note(result.compute_s, result.cpu_s, _expected(self.times, call, result, threads))
+                expected = _expected(self.times, call, result, threads)
+                self.drift.note(result.compute_s, result.cpu_s, expected, now_s=self._clock.now_s())
             rows = call.num_rows if isinstance(call, PrefillCall) else 1
             for seat in call.seats:
                 seat.computed += rows

@@ -11,6 +11,7 @@ from services.worker.service.runner import Deliver, StageRunner
 from shared.contracts.messages import StageRef
 from shared.domain.errors import OutOfMemory
 from shared.domain.ids import NodeId
+from shared.domain.measured import MAX_TIMED_STAGES, StageTimes
 from shared.domain.numerics import TILE_ROWS, StageFacts
 from shared.events.catalogue import StageLoaded
 from shared.events.publisher import Publisher
@@ -58,6 +59,8 @@ class StagePool:
         self._events = events
         self._loaded: dict[StageKey, StageRunner] = {}
         self._loading: dict[StageKey, asyncio.Task[StageRunner]] = {}
+        self._times: dict[StageKey, StageTimes] = {}
+        """Of trials, also of stages that were dropped. Those measured longest ago first."""
         self._load_lock = asyncio.Lock()
         self._widest_row = 0
         """Values in a row of the widest stage so far: rows for one that was dropped may still be under way."""
@@ -112,6 +115,15 @@ class StagePool:
         for runner in self.runners:
             runner.forget_expired()
 
+    def note_times(self, runner: StageRunner, times: StageTimes) -> None:
+        """What calls of a stage took at its trial. Coordinators do not ask again when it is dropped and loaded anew."""
+        runner.times = times
+        key = _key(runner.ref)
+        self._times.pop(key, None)
+        self._times[key] = times
+        if len(self._times) > MAX_TIMED_STAGES:
+            del self._times[next(iter(self._times))]
+
     def close(self) -> None:
         for runner in self._loaded.values():
             runner.close()
@@ -144,6 +156,7 @@ class StagePool:
                 on_outlived=self._drop,
                 clock=self._clock,
             )
+            runner.times = self._times.get(_key(ref))
         layers = ref.layers
         self._events.publish(
             StageLoaded(self._node_id, ref.model_id, layers.start, layers.end, file.size_bytes, took_ms)

@@ -96,7 +96,7 @@ class Coordinator:
         self.random = Random(1)
         self._secrets = iter(range(1_000_000))
         self.links = FakeLinks()
-        slots = SlotLedger()
+        slots, book = SlotLedger(), ProfileBook(self.profiles)
         self.members = Membership(
             terms=Terms(
                 join_token="join",
@@ -117,6 +117,7 @@ class Coordinator:
             tasks=self.tasks,
             new_token=self._secret,
             coordinators=lambda: (),
+            figures_of=book.figures_of,
         )
         self.committer = Committer(registry=self.registry, events=self.events, now=self.clock.now_s)
         pair_marks = PairMarks()
@@ -164,7 +165,7 @@ class Coordinator:
         self.tail_audits = TailAudits(parts, self.sessions, spread_by="operator")
         self.measuring = Measuring(
             members=self.members,
-            book=ProfileBook(self.profiles),
+            book=book,
             slots=slots,
             link_secret=b"cluster",
             is_on=True,

@@ -16,9 +16,13 @@ from services.coordinator.domain.profile import (
     NOISE,
     NodeProfile,
     after,
-    assumed_speed,
+    assumed_speeds,
     drifted,
+    forgotten,
+    is_news,
     levelled,
+    of_run,
+    quickest,
     seen,
     wants_trial,
 )
@@ -142,8 +146,9 @@ def test_levels_never_move_while_trials_of_nodes_stay_within_noise(noise: list[l
 
 
 def test_a_node_that_seems_slower_than_others_like_it_is_tried_again_and_not_for_ever() -> None:
-    others = [tried("b", 1.0), noisy("c")]
+    others = quickest([tried("b", 1.0), noisy("c"), tried("d", 4.0)])
     assert wants_trial(noisy("a", 1.0), others)
+    assert not wants_trial(tried("a", 9.0), quickest([noisy("c")]))
     assert not wants_trial(tried("a", 1.2), others)
     assert not wants_trial(tried("a", 0.3), others)
     assert wants_trial(tried("a", 2.0), others)
@@ -159,9 +164,50 @@ def test_the_latest_trials_count() -> None:
 
 def test_a_node_that_was_not_tried_is_taken_for_one_like_the_others() -> None:
     nominal = 1 / NOMINAL_DECODE_BYTES_PER_S
-    assert assumed_speed(4, []) == 4.0
-    assert assumed_speed(2, [(4, Pace(nominal / 2, nominal))]) == pytest.approx(1.0)
-    assert assumed_speed(4_096, [(4, Pace(nominal / 2, nominal))]) == pytest.approx(2.0)  # whatever it says it has
+    assert assumed_speeds([])(4) == 4.0
+    like_others = assumed_speeds([(4, Pace(nominal / 2, nominal))])
+    assert like_others(2) == pytest.approx(1.0)
+    assert like_others(4_096) == pytest.approx(2.0)  # whatever it says it has
+
+
+def test_of_another_run_only_the_level_and_the_ways_hold() -> None:
+    (profile,) = apart(tried("a", 1.0))
+    profile = after(of_run(profile, "boot", 2, today=7), pace(), STAGES[:1], [link(0.01)])
+    profile = replace(profile, drift=2.0, slowness=5.0)
+    assert of_run(profile, "boot", 2, today=7) is profile
+    for boot_id, cores in (("another", 2), ("boot", 8)):
+        found = of_run(profile, boot_id, cores, today=8)
+        kept = replace(forgotten(profile), links=profile.links, boot_id=boot_id, cores=cores, last_day=8)
+        assert found == kept
+        assert apart(found) == (found,)  # plans go on by its level
+
+
+def test_what_is_to_be_measured_anew_has_its_level_until_then() -> None:
+    a, b = apart(tried("a", 1.0), tried("b", 1.0))
+    anew = forgotten(a)
+    assert levels(apart(anew, b)) == [1.0, 1.0]
+    found = apart(replace(anew, trials=tried("a", 3.0).trials), b)
+    assert levels(found) == [3.0, 1.0]
+    assert not any(profile.is_anew for profile in found)
+
+
+def test_a_lone_node_that_is_measured_anew_has_what_was_found_now() -> None:
+    """It was tried under load before. What all nodes have in common would hide it."""
+    (slow,) = apart(tried("a", 5.0))
+    assert levels(apart(replace(slow, trials=tried("a", 1.0).trials))) == [5.0]
+    assert levels(apart(replace(forgotten(slow), trials=tried("a", 1.0).trials))) == [1.0]
+
+
+def test_a_node_that_is_measured_anew_keeps_its_level_within_noise() -> None:
+    (profile,) = apart(tried("a", 1.0))
+    assert levels(apart(replace(forgotten(profile), trials=tried("a", 1.2).trials))) == [1.0]
+
+
+def test_small_drift_is_no_news_to_other_replicas() -> None:
+    profile = replace(tried("a", 1.0), drift=1.5)
+    assert not is_news(profile, replace(profile, drift=1.8))
+    assert is_news(profile, replace(profile, drift=2.0))
+    assert is_news(profile, after(profile, pace(), (), ()))
 
 
 STAGES = [
@@ -216,6 +262,12 @@ def test_drift_is_bounded_and_of_a_shared_host_only_what_is_computed_counts() ->
     assert drifted(profile, Drift(1e9, 1e9), is_alone=True).drift == MOST_DRIFT
     assert drifted(profile, Drift(1e-9, 1e-9), is_alone=False).drift == LEAST_DRIFT
     assert drifted(profile, Drift(1.03, 1.03), is_alone=True) is profile
+
+
+def test_of_a_node_without_calls_for_long_no_drift_is_known() -> None:
+    profile = apart(tried("a", 1.0))[0]
+    assert drifted(profile, None, is_alone=True) is profile
+    assert drifted(replace(profile, drift=3.0), None, is_alone=True) == profile
 
 
 def test_a_node_of_its_own_host_that_has_become_slow_loses_its_level() -> None:

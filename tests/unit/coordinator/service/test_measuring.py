@@ -1,12 +1,13 @@
 """The coordinator has nodes measured, one at a time on each host, and only while nobody needs them."""
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from services.coordinator.domain.profile import MAX_TRIALS, MIN_TRIALS
+from services.coordinator.domain.profile import KEPT_DAYS, MAX_TRIALS, MIN_TRIALS
 from services.coordinator.domain.retries import FIRST_WAIT_S
 from services.coordinator.service.measuring import LOOK_EVERY_S, PATIENCE_S, SETTLE_S
 from shared.contracts.messages import (
@@ -292,8 +293,7 @@ async def test_figures_that_no_node_has_are_refused(found: dict[str, object]) ->
     with pytest.raises(ProtocolViolation):
         await told(coordinator, N1, **found)
     await looked(coordinator, LOOK_EVERY_S)
-    _, kept = await coordinator.profiles.changes(0)
-    assert not any(profile.trials or profile.stages or profile.links for profile in kept)
+    assert await coordinator.profiles.changes(0) == ()
 
 
 async def test_a_worker_does_not_say_by_itself_how_fast_it_is() -> None:
@@ -309,6 +309,9 @@ async def test_drift_of_a_node_with_a_host_of_its_own_is_kept() -> None:
     found = capability_of(coordinator, N1).measured
     assert found is not None
     assert found.drift == 1.5
+    await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-1"))  # it had no calls for long
+    await coordinator.measuring.look()
+    assert capability_of(coordinator, N1).measured == replace(found, drift=1.0)
 
 
 class TimedCluster(Cluster):
@@ -334,6 +337,106 @@ async def test_a_node_that_claims_more_than_it_does_is_found_out_by_what_it_sign
     await cluster.run()
     await coordinator.measuring.look()
     assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
+
+
+async def test_an_operator_need_not_wait_for_the_next_try_of_a_node_that_failed() -> None:
+    coordinator = await ready(N1, N2)
+    await measured(coordinator, **{N1: FAST, N2: FAST})
+    await coordinator.measuring.demand(N1)
+    await looked(coordinator, LOOK_EVERY_S)
+    before = len(asked(coordinator, N1))
+    await told(coordinator, N1)  # it could not
+    await looked(coordinator, LOOK_EVERY_S)
+    assert len(asked(coordinator, N1)) == before
+    await coordinator.measuring.demand(N1)
+    await looked(coordinator, LOOK_EVERY_S)
+    assert len(asked(coordinator, N1)) == before + 1
+
+
+async def test_ways_that_the_others_timed_to_a_node_are_timed_anew_as_well() -> None:
+    coordinator = await ready(N1, N2)
+    await measured(coordinator, **{N1: FAST, N2: FAST})
+    before = [sum(bool(question.peers) for question in asked(coordinator, node)) for node in (N1, N2)]
+    assert sum(before) >= 1
+    for node in (N1, N2):
+        await coordinator.measuring.demand(NodeId(node))
+        assert all(capability_of(coordinator, each).measured for each in (N1, N2))
+        await measured(coordinator, **{N1: FAST, N2: FAST})
+        now = [sum(bool(question.peers) for question in asked(coordinator, each)) for each in (N1, N2)]
+        assert sum(now) > sum(before)
+        before = now
+
+
+async def test_a_node_that_was_started_anew_is_tried_anew_and_keeps_its_level_until_then() -> None:
+    coordinator = await ready(N1)
+    await measured(coordinator, **{N1: FAST})
+    coordinator.loaded[N1] = (STAGE,)
+    coordinator.members.loading(N1, STAGE)
+    await measured(coordinator, **{N1: FAST})
+    assert capability_of(coordinator, N1).measured == Measured(FAST, stages=(TIMES,))
+    await coordinator.join(N1, boot_id="boot-2", cores=8)
+    assert capability_of(coordinator, N1).speed == FAST.speed  # at once: plans go on by it
+    await looked(coordinator, SETTLE_S)
+    assert capability_of(coordinator, N1).measured == Measured(FAST)
+    quick = Pace(FAST.decode_s_per_byte / 4, FAST.prefill_s_per_byte / 4)
+    coordinator.members.loading(N1, STAGE)
+    await measured(coordinator, **{N1: quick})
+    assert capability_of(coordinator, N1).measured == Measured(quick, stages=(TIMES,))
+
+
+async def test_figures_hold_before_anybody_is_asked_and_nobody_waits_for_another_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = await ready(N1, N2)
+    await measured(first, **{N1: FAST, N2: FAST})
+    coordinator = Coordinator(profiles=first.profiles)
+    for node_id in (N1, N2):
+        await coordinator.join(node_id, boot_id="boot-2")
+    await looked(coordinator, SETTLE_S)
+    assert capability_of(coordinator, N1).measured is not None
+    hung = asyncio.Event()
+    monkeypatch.setattr(coordinator.workers[N1], "measure", lambda _: hung.wait())
+    await coordinator.advance(LOOK_EVERY_S)
+    look = asyncio.create_task(coordinator.measuring.look())
+    await coordinator.settle()
+    assert len(asked(coordinator, N2)) == 1
+    hung.set()
+    await look
+
+
+async def test_nothing_is_kept_of_nodes_of_which_nothing_is_known_or_that_left_long_ago() -> None:
+    coordinator = await ready(N1, N2)
+    await measured(coordinator, **{N1: FAST})
+    assert [profile.node_id for _, profile in await coordinator.profiles.changes(0)] == [N1]
+    await coordinator.lose(N1)
+    for days, is_kept in ((KEPT_DAYS, True), (2, False)):
+        coordinator.clock._wall_offset_s += days * 86_400
+        await looked(coordinator, 2 * LOOK_EVERY_S)
+        assert bool(await coordinator.profiles.changes(0)) is is_kept
+
+
+async def test_a_demand_at_another_replica_ends_what_the_first_has_not_saved() -> None:
+    first = await ready(N1)
+    other = Coordinator(profiles=first.profiles, is_first=False)
+    await other.join(N1)
+    await measured(first, **{N1: FAST})
+    await looked(other, LOOK_EVERY_S)
+    await first.messages.handle(first.tokens[N1], Heartbeat(boot_id="boot-1", drift=Drift(3.0, 3.0)))
+    await other.measuring.demand(N1)
+    before = len(asked(first, N1))
+    await looked(first, LOOK_EVERY_S)
+    assert len(asked(first, N1)) == before + 1
+
+
+async def test_a_demand_that_another_replica_crosses_is_not_lost() -> None:
+    first = await ready(N1)
+    other = Coordinator(profiles=first.profiles, is_first=False)
+    await other.join(N1)
+    await measured(first, **{N1: FAST})  # the other one has not heard of it
+    await other.measuring.demand(N1)
+    before = len(asked(first, N1))
+    await looked(first, LOOK_EVERY_S)
+    assert len(asked(first, N1)) == before + 1
 
 
 async def test_other_replicas_ask_nobody_and_hear_what_was_found() -> None:

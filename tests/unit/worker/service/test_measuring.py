@@ -125,6 +125,16 @@ async def test_the_stages_that_a_worker_holds_are_timed_and_left_empty() -> None
         assert await cluster.run(order) == SyntheticModel(6).generate(order.prompt_ids, 8)
 
 
+async def test_a_stage_that_is_loaded_again_has_its_times() -> None:
+    async with MemoryCluster("a").running() as cluster:
+        worker = cluster["a"]
+        await worker.stages.load(STAGE)
+        told = await found_by(worker, MeasureNode(has_pace=False, stages=(STAGE,)))
+        await worker.stages.load(STAGE.model_copy(update={"layers": LayerRange(0, 4)}))  # the model is cut otherwise
+        assert worker.stages.get(STAGE) is None
+        assert (await worker.stages.load(STAGE)).times == told.stages[0]
+
+
 async def test_who_holds_rows_of_sessions_is_not_tried() -> None:
     async with MemoryCluster("a", "b").running() as cluster:
         order = Order("task", tuple(range(10)), 8, ["a", "b"])
@@ -200,9 +210,9 @@ async def test_calls_that_have_become_slower_are_told_as_drift() -> None:
         (runner,) = worker.stages.runners
         await found_by(worker, MeasureNode(has_pace=False, stages=(runner.ref,)))
         assert runner.times is not None
-        assert DriftMeter.of_all([runner.drift]) is None
+        assert DriftMeter.of_all([runner.drift], now_s=cluster.clock.now_s()) is None
         runner.times = _quicker(runner.times, 1_000)
         await cluster.run(second)
-        drift = DriftMeter.of_all([runner.drift])
+        drift = DriftMeter.of_all([runner.drift], now_s=cluster.clock.now_s())
         assert drift is not None
         assert min(drift.wall, drift.cpu) > 10
