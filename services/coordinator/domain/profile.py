@@ -31,6 +31,9 @@ MIN_TRIALS = 3
 """Before a node has a level."""
 MAX_TRIALS = 5
 """The latest so many are kept."""
+MOST_LIFT = 3.0
+"""By how much better than its own best trial a node is taken for since another of its machine reached that: host and
+cores are what nodes say, and none shall make another look faster than it is by more."""
 LEAST_DRIFT, MOST_DRIFT = 0.5, 4.0
 """Beyond this a node's word on its calls, beside its own trials, is not believed."""
 LENIENT = 4.0
@@ -146,7 +149,7 @@ def seen(profiles: Iterable[NodeProfile], seconds: Mapping[NodeId, float]) -> tu
         for profile in ordered
         if profile.trials and profile.node_id in seconds
     }
-    usual = statistics.median(longer.values()) if longer else 1.0
+    usual = statistics.median_low(longer.values()) if longer else 1.0  # of two the mean would be half of the slower one
     return tuple(
         _seen(profile, longer[profile.node_id] / usual) if profile.node_id in longer else profile for profile in ordered
     )
@@ -205,7 +208,9 @@ def assumed_speeds(measured: Sequence[tuple[int, Pace]]) -> Callable[[int], floa
 
 
 def _decode(pace: Pace) -> float:
-    return pace.decode_s_per_byte
+    """A call for one row takes no less than a row among others in a prompt does: what `seen` says of prompts bounds
+    what a node can claim of decoding."""
+    return max(pace.decode_s_per_byte, pace.prefill_s_per_byte)
 
 
 def _prefill(pace: Pace) -> float:
@@ -230,7 +235,8 @@ def _levels(
     before = {profile.node_id: figure(profile.level) for profile in tried if profile.level is not None}
     off = {node_id: math.log(found[node_id] / level) for node_id, level in before.items()}
     is_anew = {profile.node_id: profile.is_anew for profile in tried}
-    common = statistics.median([off[node_id] for node_id in off if not is_anew[node_id]] or [0.0])
+    offs = [off[node_id] for node_id in off if not is_anew[node_id]] or [0.0]
+    common = min(statistics.median_low(offs), statistics.median_high(offs), key=abs)  # of two, that one has not changed
     levels = {node_id: before[node_id] for node_id in before if abs(off[node_id] - common) <= NOISE}
     known = set(levels.values())
     for node_id in sorted(found.keys() - levels.keys()):
@@ -243,7 +249,7 @@ def _levels(
 
 def _best(alike: Sequence[NodeProfile], figure: Figure) -> Iterator[tuple[NodeProfile, float]]:
     """The figure of each of the nodes of one machine: the best that any of those that are equal was found to reach,
-    for whatever else ran meanwhile can only have made a trial slower."""
+    for whatever else ran meanwhile can only have made a trial slower; within `MOST_LIFT`."""
     left = sorted(alike, key=lambda profile: (min(map(figure, profile.trials)), profile.node_id))
     while left:
         fastest, slower = left[0], list[NodeProfile]()
@@ -252,7 +258,7 @@ def _best(alike: Sequence[NodeProfile], figure: Figure) -> Iterator[tuple[NodePr
             if _is_slower(profile, fastest, figure):
                 slower.append(profile)
             else:
-                yield profile, seconds
+                yield profile, max(seconds, min(map(figure, profile.trials)) / MOST_LIFT)
         left = slower
 
 

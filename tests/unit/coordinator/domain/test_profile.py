@@ -13,6 +13,7 @@ from services.coordinator.domain.profile import (
     MAX_TRIALS,
     MIN_TRIALS,
     MOST_DRIFT,
+    MOST_LIFT,
     NOISE,
     NodeProfile,
     after,
@@ -297,6 +298,25 @@ def test_who_claims_to_be_fast_is_found_out_by_its_work() -> None:
     liar = noisy("c", *[0.01] * MIN_TRIALS)
     found = apart(*seen(apart(tried("a", 1.0), tried("b", 1.0), liar), dict.fromkeys(map(NodeId, "abc"), 6 * BASE)))
     assert levels(found) == [1.0, 1.0, 1.0]
+
+
+def test_of_two_nodes_the_one_that_claims_too_much_is_found_out_as_well() -> None:
+    liar = noisy("b", *[0.01] * MIN_TRIALS)
+    found = apart(*seen(apart(tried("a", 1.0), liar), {NodeId("a"): 6 * BASE, NodeId("b"): 6 * BASE}))
+    assert levels(found) == [1.0, 1.0]
+
+
+def test_who_claims_too_much_of_decoding_alone_gains_no_more_than_prompts_show() -> None:
+    honest = pace()
+    liar = NodeProfile(NodeId("c"), (Pace(1e-16, honest.prefill_s_per_byte),) * MIN_TRIALS)
+    found = apart(*seen(apart(tried("a", 1.0), tried("b", 1.0), liar), dict.fromkeys(map(NodeId, "abc"), 6 * BASE)))
+    assert levels(found) == [1.0, 1.0, honest.prefill_s_per_byte / BASE]
+
+
+def test_who_says_that_it_shares_a_machine_makes_no_other_look_much_faster() -> None:
+    liar = NodeProfile(NodeId("b"), (Pace(1e-16, 1e-16), Pace(1e-3, 1e-3), Pace(1e-3, 1e-3)))
+    a, _ = together(tried("a", 1.0), liar)
+    assert levels([a]) == [1 / MOST_LIFT]
 
 
 def test_who_has_to_wait_for_its_turn_now_and_then_is_not_slow_for_that() -> None:
