@@ -41,6 +41,7 @@ from services.worker.stores.machine import available_memory_bytes, host_fingerpr
 from services.worker.stores.node_identity import load_identity
 from services.worker.stores.stage_files import CachedStageFiles
 from shared.contracts.coordinator import Registered
+from shared.contracts.frame import PROBE_NUMBERS
 from shared.contracts.messages import (
     Ack,
     Drain,
@@ -219,7 +220,7 @@ def assemble(
         events=events,
     )
     receipts = ReceiptDesk(signer=make_signer(identity), report=uplinks.report, send_drafts=uplinks.hurry)
-    probes = LinkProbes(send=outgoing.send, now=clock.now_s)
+    probes = LinkProbes(send=outgoing.send, now=clock.now_s, new_number=lambda: secrets.randbelow(PROBE_NUMBERS))
     ring = Ring(
         node_id=node_id,
         seating=seating,

@@ -23,6 +23,9 @@ _PREFIX: Final = struct.Struct("<4sII")
 MAX_HEADER_BYTES: Final = 256 * 1024
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 MAX_ROWS: Final = 512
+MAX_STAGES: Final = 1 << 12
+PROBE_NUMBERS: Final = 1 << 48
+"""Too many to guess, few enough for every JSON reader."""
 _HAS_UPPER_SEVEN: Final = bytes(byte & 0x7F == 0x7F for byte in range(256))
 """By the top byte of a float32: whether the upper seven of its eight exponent bits are set."""
 _HAS_LAST: Final = bytes(byte >= 0x80 for byte in range(256))
@@ -42,7 +45,8 @@ class FrameKind(StrEnum):
     """Last stage to stage 0: the sampled tokens of a batch, or the acknowledgement of a non-final chunk. That may come
     from an earlier stage, where those after it have its rows already: they hand it on."""
     PROBE = "probe"
-    """Asks for an answer, `final` is one: times the way there and back. `stage` tells them apart. No session's."""
+    """Asks for an answer, `final` is one: times the way there and back. `stage` tells them apart, below
+    `PROBE_NUMBERS`. No session's."""
     KEEP_ALIVE = "keep_alive"
     END = "end"
     """The sender closes this link on purpose."""
@@ -132,7 +136,7 @@ def decode_frame(head: bytes, payload: bytes) -> Frame:
     return Frame(
         kind=kind,
         lane=_int_field(header, "l", 1 << 10),
-        stage=_int_field(header, "s", 1 << 12),
+        stage=_int_field(header, "s", PROBE_NUMBERS if kind is FrameKind.PROBE else MAX_STAGES),
         rows=tuple(_decode_row(raw) for raw in raw_rows),
         final=header["f"],
         hidden=_decode_hidden(payload, width),

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from services.worker.service.sessions import SessionService
 from services.worker.service.stages import StagePool
 from services.worker.service.trials import Trials
 from shared.contracts.coordinator import Registered, RegisterNode
+from shared.contracts.frame import PROBE_NUMBERS
 from shared.contracts.messages import (
     Ack,
     DraftTokens,
@@ -213,7 +215,9 @@ class MemoryWorker:
         self.receipts = ReceiptDesk(
             signer=KeySigner(Identity(node_id, self.key)), report=self.report, send_drafts=self.drafts.hurry
         )
-        self.probes = LinkProbes(send=self.outgoing.send, now=clock.now_s)
+        self.probes = LinkProbes(
+            send=self.outgoing.send, now=clock.now_s, new_number=lambda: secrets.randbelow(PROBE_NUMBERS)
+        )
         self.ring = Ring(
             node_id=node_id,
             seating=self.seating,

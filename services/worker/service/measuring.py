@@ -40,6 +40,8 @@ class Measuring:
         self._is_measuring = False
 
     async def meet(self, message: MeetPeers) -> Ack:
+        for ends in message.peers:
+            self._probes.expect(ends.previous.node_id)
         self._open(message.peers)
         return Ack()
 

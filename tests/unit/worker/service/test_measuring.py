@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from services.worker.domain.drift import DriftMeter
 from services.worker.service.engine_thread import EngineThread
+from services.worker.service.probing import LARGE_PROBES, PAYLOAD_BYTES, PAYLOAD_WIDTH, SMALL_PROBES, LinkProbes
 from services.worker.service.trials import Trials
-from shared.contracts.frame import Frame, FrameKind
+from shared.contracts.frame import PROBE_NUMBERS, Frame, FrameKind, FrameReader, Row
 from shared.contracts.messages import LinkEnds, MeasureNode, MeetPeers, NodeMeasured, Peer, StageRef
-from shared.domain.errors import Unavailable
-from shared.domain.ids import ModelId, NodeId
+from shared.domain.errors import ProtocolViolation, Unavailable
+from shared.domain.hidden import HiddenRows
+from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.measured import CallTime, StageTimes, check_stages
 from shared.domain.plan import LayerRange
 from shared.runtime.clock import Clock
@@ -168,6 +171,33 @@ async def test_links_that_carry_rows_stay_as_they_are() -> None:
         await cluster["a"].measuring.meet(MeetPeers(peers=(other,)))
         await cluster.start(order)
         assert await cluster.tokens(order) == SyntheticModel(6).generate(order.prompt_ids, 8)
+
+
+async def test_only_probes_that_a_coordinator_has_announced_are_answered() -> None:
+    sent: list[bytes] = []
+    probes = LinkProbes(send=lambda _, data: sent.append(data), now=lambda: 0.0, new_number=lambda: 0)
+    peer, probe = NodeId("b"), Frame(FrameKind.PROBE, stage=PROBE_NUMBERS - 1)
+    probes.take(peer, probe)
+    assert sent == []
+    probes.expect(peer)
+    for _ in range(100):
+        probes.take(peer, probe)
+        probes.take(NodeId("c"), probe)
+    assert len(sent) == 1 + SMALL_PROBES + LARGE_PROBES
+    assert FrameReader().feed(sent[0]) == [replace(probe, final=True)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": (Row(TaskId("t"), Epoch(1), 0),)},
+        {"hidden": HiddenRows(bytes(PAYLOAD_BYTES + 4 * PAYLOAD_WIDTH), PAYLOAD_WIDTH)},
+    ],
+)
+async def test_what_no_probe_carries_is_refused(changes: dict[str, Any]) -> None:
+    probes = LinkProbes(send=lambda _, __: None, now=lambda: 0.0, new_number=lambda: 0)
+    with pytest.raises(ProtocolViolation):
+        probes.take(NodeId("b"), replace(Frame(FrameKind.PROBE), **changes))
 
 
 async def test_answers_that_nobody_waits_for_change_nothing() -> None:
