@@ -1,9 +1,8 @@
 """How long an engine call of a stage takes on a node.
 
 Best known is what the node timed itself, of that very stage. Else a stage of the same model that some node timed is
-scaled by the work of both stages and the pace of both nodes. Else the pace alone decides, by the arithmetic of
-`placement`. Equal nodes, those of one pace, are taken for one: the quickest of their times counts, since whatever else
-ran during a trial can only have made it slower.
+scaled by the work of both stages and the pace of both nodes; the median of them where several are as near to the
+question, so that none becomes the measure of all. Else the pace alone decides, by the arithmetic of `placement`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,18 +63,27 @@ class CallCosts:
         room = self._rooms[node_id]
         if not self._timed:
             return StageCosts(_by_pace(room, layers), 1.0, is_timed=False)
-        timed_by, times = min(self._timed, key=lambda timed: self._distance(room, layers, *timed))
+        timed_by, times = self._nearest(room, layers)
         drift = room.node.measured.drift if room.node.measured is not None else 1.0
         return StageCosts(times, drift * _step_s(room, layers) / _step_s(timed_by, _layers(times)), is_timed=True)
 
+    def _nearest(self, room: SeatRoom, layers: LayerRange) -> tuple[SeatRoom, StageTimes]:
+        distances = [self._distance(room, layers, *timed) for timed in self._timed]
+        nearest = min(distances)
+        found = [timed for timed, distance in zip(self._timed, distances, strict=True) if distance == nearest]
+        found.sort(key=lambda timed: timed[1].decode[0].seconds / _step_s(timed[0], _layers(timed[1])))
+        return found[(len(found) - 1) // 2]
+
     def _distance(
         self, room: SeatRoom, layers: LayerRange, timed_by: SeatRoom, times: StageTimes
-    ) -> tuple[bool, bool, int, bool, float]:
-        """Less is better: ends of the model are unlike the rest of it, then the lengths count, then the node."""
+    ) -> tuple[bool, bool, bool, int, bool]:
+        """Less is better: the very question, else ends of the model are unlike the rest of it, then the lengths count,
+        then the node."""
+        is_own = timed_by is room and _layers(times) == layers
         is_other_end = (times.end == self._num_layers) is not (layers.end == self._num_layers)
         is_other_start = (times.start == 0) is not (layers.start == 0)
         off = abs(len(_layers(times)) - len(layers))
-        return is_other_end, is_other_start, off, timed_by.speed != room.speed, times.decode[0].seconds
+        return not is_own, is_other_end, is_other_start, off, timed_by.speed != room.speed
 
 
 def _layers(times: StageTimes) -> LayerRange:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from services.partitioner.domain.call_costs import CallCosts, StageCosts
-from services.partitioner.domain.hops import TOKEN_ID_BYTES, Hop, Hops
+from services.partitioner.domain.hops import ON_ONE_HOST, TOKEN_ID_BYTES, Hop, Hops
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
@@ -223,12 +223,14 @@ class _Steady:
         return busy_s
 
     def _busy(self) -> Mapping[str, float]:
-        """By host, seconds of all its cores. The software of a hop computes about as long as the hop takes."""
+        """By host, seconds of all its cores. The software of a hop computes about as long as a hop within a host takes;
+        the rest of a longer one is the wire's."""
         busy_s: defaultdict[str, float] = defaultdict(float)
         for call in chain(self._ring, self.beside):
             busy_s[call.seat.machine] += call.core_s / call.seat.room.node.cores
         for call in self._ring:
-            busy_s[call.seat.machine] += self._batches * call.seat.hop.latency_s / call.seat.room.node.cores
+            software_s = min(call.seat.hop.latency_s, ON_ONE_HOST.latency_s)
+            busy_s[call.seat.machine] += self._batches * software_s / call.seat.room.node.cores
         return busy_s
 
 

@@ -43,9 +43,15 @@ def test_calls_that_have_become_slower_since_take_longer() -> None:
     assert decode_s([tried("a", timed(FIRST, 0.01), drift=1.5)], "a", FIRST) == pytest.approx(0.015)
 
 
-def test_of_equal_nodes_the_quickest_time_counts() -> None:
+def test_what_a_node_timed_itself_goes_before_what_equal_ones_did() -> None:
     nodes = [tried("a", timed(FIRST, 0.03)), tried("b", timed(FIRST, 0.01)), tried("c")]
-    assert [decode_s(nodes, name, FIRST) for name in "abc"] == pytest.approx([0.01] * 3)
+    assert [decode_s(nodes, name, FIRST) for name in "abc"] == pytest.approx([0.03, 0.01, 0.01])
+
+
+def test_of_equal_nodes_none_alone_says_what_a_stage_takes_on_another() -> None:
+    honest = [tried(name, timed(FIRST, seconds)) for name, seconds in (("a", 0.011), ("b", 0.010), ("c", 0.012))]
+    liar = tried("d", timed(FIRST, 1e-7))
+    assert decode_s([*honest, liar, tried("e")], "e", FIRST) == pytest.approx(0.010)
 
 
 def test_what_another_node_timed_is_scaled_by_the_pace_of_both() -> None:

@@ -136,6 +136,17 @@ def test_a_host_computes_on_as_many_cores_as_it_has() -> None:
     assert many.verified_tokens_per_s == pytest.approx(many.tokens_per_s)
 
 
+def test_time_on_the_wire_is_no_work_of_the_hosts() -> None:
+    """Two rings on the same hosts of one core: both wait for the wire most of the time."""
+
+    def far(name: str) -> NodeCapability:
+        links = tuple(PeerLink(NodeId(peer), 0.2, FREE) for peer in "abcdef" if peer != name)
+        return replace(node(name), host="xyz"["abcdef".index(name) % 3], measured=Measured(Pace(1e-5, 4e-6), links))
+
+    plans, nodes = (plan_of("abc"), plan_of("def")), {name: far(name) for name in map(NodeId, "abcdef")}
+    assert rates_together(plans, MODEL, nodes) == rates_together(plans[:1], MODEL, nodes) * 2
+
+
 def test_a_node_runs_one_call_at_a_time() -> None:
     nodes = machines("abc")
     told = predicted(plan_of("abc", "bca"), nodes, sequences=48)
