@@ -123,7 +123,7 @@ class Control:
         self._cluster = cluster
 
     def nodes(self) -> tuple[NodeCapability, ...]:
-        told = self._get(f"{self._cluster.coordinator_url}/nodes")
+        told = self._get(f"{self._cluster.coordinator_url}/nodes?with_stage_times=true")
         return tuple(node.capability for node in NodeList.model_validate_json(told).nodes)
 
     def model(self) -> ModelInfo:

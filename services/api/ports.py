@@ -54,8 +54,9 @@ class Catalogue(ABC):
 
 class Nodes(ABC):
     @abstractmethod
-    async def nodes(self) -> tuple[NodeView, ...]:
-        """Every node the coordinator knows, by id. Raises `PeerUnavailable`."""
+    async def nodes(self, *, with_stage_times: bool = False) -> tuple[NodeView, ...]:
+        """Every node the coordinator knows, by id. Raises `PeerUnavailable`. `with_stage_times`: with what predictions
+        go by, and plans do not."""
 
     @abstractmethod
     async def keys(self) -> PublicKeys:

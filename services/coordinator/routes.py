@@ -59,9 +59,9 @@ def build_nodes_router(members: MembershipInterface, measuring: MeasuringInterfa
         return await members.register(bearer_of(request), body)
 
     @router.get("/nodes")
-    async def list_nodes(request: Request) -> NodeList:
+    async def list_nodes(request: Request, *, with_stage_times: bool = False) -> NodeList:
         require_trust(request)
-        return members.nodes()
+        return members.nodes(with_stage_times=with_stage_times)
 
     @router.get("/keys")
     async def keys() -> PublicKeys:

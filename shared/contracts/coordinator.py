@@ -78,6 +78,8 @@ class NodeView(Contract):
 
 
 class NodeList(Contract):
+    """`GET /nodes`; with `?with_stage_times=true` also what predictions go by, and plans do not."""
+
     nodes: tuple[NodeView, ...]
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shared.domain.errors import InvalidPlanInput, VerificationUnavailable
@@ -68,6 +68,12 @@ class NodeCapability:
     def kind(self) -> tuple[str, str]:
         """Nodes of one kind compute the same bits."""
         return self.numerics_class, self.kin
+
+
+def for_plans(node: NodeCapability) -> NodeCapability:
+    """Without the times of single stages: they are most of what is told of a node, and only predictions go by them."""
+    measured = node.measured
+    return node if measured is None else replace(node, measured=replace(measured, stages=()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ With several this is the layer that retries: their clients try each call once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -24,8 +24,13 @@ class PeerGroup:
         self._clients = tuple(clients)
         self._place = first % len(self._clients)
 
-    async def get(self, path: str, reply: type[T], *, timeout_s: float = 2.0) -> T:
-        return await self._ask(lambda client: client.get(path, reply, timeout_s=timeout_s), idempotent=True)
+    async def get(
+        self, path: str, reply: type[T], *, params: Mapping[str, str] | None = None, timeout_s: float = 2.0
+    ) -> T:
+        def ask(client: PeerClient) -> Awaitable[T]:
+            return client.get(path, reply, params=params, timeout_s=timeout_s)
+
+        return await self._ask(ask, idempotent=True)
 
     async def post(
         self, path: str, body: BaseModel | None, reply: type[T], *, timeout_s: float = 2.0, idempotent: bool = False

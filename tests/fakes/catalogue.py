@@ -10,7 +10,7 @@ from shared.domain.errors import ButterflyError, ModelNotFound, NoChatTemplate
 from shared.domain.ids import ModelId, NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.numerics import Profile
-from shared.domain.plan import NodeCapability
+from shared.domain.plan import NodeCapability, for_plans
 from shared.domain.session import NodeState
 from shared.domain.task import TokenRecord
 from tests.fakes.identities import COORDINATOR_KEY, KEYS
@@ -87,10 +87,12 @@ class FakeNodes(Nodes):
     def replace(self, *nodes: NodeView) -> None:
         self._nodes = nodes
 
-    async def nodes(self) -> tuple[NodeView, ...]:
+    async def nodes(self, *, with_stage_times: bool = False) -> tuple[NodeView, ...]:
         if self.refuses_with is not None:
             raise self.refuses_with
-        return self._nodes
+        if with_stage_times:
+            return self._nodes
+        return tuple(node.model_copy(update={"capability": for_plans(node.capability)}) for node in self._nodes)
 
     async def keys(self) -> PublicKeys:
         if self.refuses_with is not None:

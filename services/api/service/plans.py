@@ -43,7 +43,7 @@ class PlansService(PlansInterface):
             PreviewRequest(
                 wanted=PlanRequest(
                     model_id=model.model_id,
-                    nodes=await self._ready(),
+                    nodes=await self._ready(with_stage_times=True),
                     strategy=wanted.strategy,
                     objective=wanted.objective,
                     num_stages=wanted.num_stages,
@@ -69,5 +69,6 @@ class PlansService(PlansInterface):
             error.param = "verification"  # where it stands in this body
             raise
 
-    async def _ready(self) -> tuple[NodeCapability, ...]:
-        return tuple(node.capability for node in await self._nodes.nodes() if node.state is NodeState.READY)
+    async def _ready(self, *, with_stage_times: bool = False) -> tuple[NodeCapability, ...]:
+        nodes = await self._nodes.nodes(with_stage_times=with_stage_times)
+        return tuple(node.capability for node in nodes if node.state is NodeState.READY)

@@ -10,7 +10,7 @@ from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.errors import ModelNotFound, ProtocolViolation
 from shared.domain.ids import ModelId
 from shared.domain.layers import ModelInfo
-from shared.domain.plan import NodeCapability, PartitionPlan, Seating
+from shared.domain.plan import NodeCapability, PartitionPlan, Seating, for_plans
 from shared.resilience.peer_group import PeerGroup
 
 PLAN_TIMEOUT_S = 5.0
@@ -29,7 +29,8 @@ class HttpPartitioner(Partitioner):
         num_stages: int | None,
         seating: Seating,
     ) -> PartitionPlan:
-        wanted = PlanRequest(model_id=model_id, nodes=tuple(nodes), num_stages=num_stages, seating=seating)
+        told = tuple(map(for_plans, nodes))
+        wanted = PlanRequest(model_id=model_id, nodes=told, num_stages=num_stages, seating=seating)
         answer = await self._client.post("/plans", wanted, PlanResponse, timeout_s=PLAN_TIMEOUT_S, idempotent=True)
         return answer.plan
 

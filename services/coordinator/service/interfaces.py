@@ -43,8 +43,9 @@ class MembershipInterface(ABC):
         """
 
     @abstractmethod
-    def nodes(self) -> NodeList:
-        """The registered nodes, and the evicted ones; one whose lease is over is not among them."""
+    def nodes(self, *, with_stage_times: bool = False) -> NodeList:
+        """The registered nodes, and the evicted ones; one whose lease is over is not among them. `with_stage_times`:
+        with all that predictions go by, and not only what plans do."""
 
     @abstractmethod
     def keys(self) -> PublicKeys:

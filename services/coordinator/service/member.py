@@ -59,15 +59,17 @@ def reason_of(standing: Standing) -> str:
     return f"{standing.reason} (evidence {standing.evidence_id})" if standing.evidence_id else standing.reason
 
 
-def view_of(member: Member, standing: Standing | None, *, slots_used: int, now_s: float) -> NodeView:
-    """`standing`: what keeps the node away now."""
+def view_of(
+    member: Member, capability: NodeCapability, standing: Standing | None, *, slots_used: int, now_s: float
+) -> NodeView:
+    """`capability`: as much of it as is wanted. `standing`: what keeps the node away now."""
     refs = sorted({**member.loaded, **member.loading}.items())
     return NodeView(
         node_id=member.node_id,
         state=member.state,
         address=member.address,
         boot_id=member.boot_id,
-        capability=member.capability,
+        capability=capability,
         stages=tuple(
             SeatView(
                 model=ref.model_id,

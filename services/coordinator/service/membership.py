@@ -41,7 +41,7 @@ from shared.domain.errors import (
 from shared.domain.ids import NodeId
 from shared.domain.node_proof import check_proof
 from shared.domain.numerics import StageFacts
-from shared.domain.plan import NodeCapability
+from shared.domain.plan import NodeCapability, for_plans
 from shared.domain.session import NodeState
 from shared.events.catalogue import NodeFailure, NodeJoined, NodeStateChanged
 from shared.events.publisher import Publisher
@@ -182,11 +182,12 @@ class Membership(MembershipInterface):
             coordinators=self.coordinators(),
         )
 
-    def nodes(self) -> NodeList:
+    def nodes(self, *, with_stage_times: bool = False) -> NodeList:
         now_s = self._clock.now_s()
         views = [
             view_of(
                 member,
+                member.capability if with_stage_times else for_plans(member.capability),
                 self._standings.of(node_id),
                 slots_used=self._slots.used(node_id),
                 now_s=now_s,

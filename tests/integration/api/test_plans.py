@@ -6,8 +6,9 @@ import pytest
 
 from shared.contracts.coordinator import NodeView
 from shared.domain.errors import PeerUnavailable
+from shared.domain.measured import CallTime, Measured, Pace, StageTimes
 from shared.domain.session import NodeState
-from tests.fakes.catalogue import node_view
+from tests.fakes.catalogue import BYTE_MODEL, node_view
 from tests.integration.api.conftest import Gateway, running_gateway
 
 PREVIEW, QUALITY = "/v1/plans/preview", "/v1/plans/quality"
@@ -41,6 +42,17 @@ async def test_a_preview_tells_who_would_hold_what_and_what_to_expect(gateway: G
     for node in told["nodes"]:
         assert 0 < node["used_bytes"] < node["memory_bytes"]
     assert 0 < told["quality"]["balance"] <= 1
+
+
+async def test_a_preview_goes_by_what_stages_were_found_to_take(gateway: Gateway) -> None:
+    calls = (CallTime(1, 0.01, 0.01, 1),)
+    measured = Measured(Pace(1e-10, 3e-11), stages=(StageTimes(BYTE_MODEL.root, 0, 3, calls, calls, calls),))
+    view = large("node-a")
+    gateway.nodes.replace(
+        view.model_copy(update={"capability": replace(view.capability, measured=measured)}), large("node-b")
+    )
+    told = (await gateway.client.post(PREVIEW, json={"model": "bytes", "stages": 2})).json()
+    assert told["predicted"]["is_timed"] is True
 
 
 async def test_a_preview_of_verified_sessions_has_the_lanes_of_their_mode() -> None:

@@ -87,7 +87,7 @@ async def ready(*nodes: str, **changes: Any) -> Coordinator:
 
 
 def capability_of(coordinator: Coordinator, node_id: str) -> NodeCapability:
-    (view,) = [view for view in coordinator.members.nodes().nodes if view.node_id == node_id]
+    (view,) = [view for view in coordinator.members.nodes(with_stage_times=True).nodes if view.node_id == node_id]
     return view.capability
 
 
@@ -154,6 +154,19 @@ async def test_a_stage_that_a_node_was_asked_to_hold_is_timed_when_it_is_there()
     assert found is not None
     assert found.stages == (TIMES,)  # about the other one nobody asked
     assert found.pace == FAST
+
+
+async def test_plans_are_told_nothing_of_single_stages() -> None:
+    """With them a few thousand nodes fill the largest body."""
+    coordinator = await ready(N1)
+    coordinator.members.loading(N1, STAGE)
+    coordinator.loaded[N1] = (STAGE,)
+    await measured(coordinator, **{N1: FAST})
+    known = capability_of(coordinator, N1).measured
+    assert known is not None
+    assert known.stages == (TIMES,)
+    (view,) = coordinator.members.nodes().nodes
+    assert view.capability.measured == replace(known, stages=())
 
 
 async def test_a_node_times_the_way_to_the_others_and_they_are_told_before() -> None:
