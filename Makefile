@@ -12,7 +12,7 @@ WORKERS ?= 4
 STAGES ?= 3
 BASE_PORT ?= 8080
 
-.PHONY: setup model run test lint types bench bench-verification bench-recovery e2e byzantine byzantine-long demo-byzantine power-cut \
+.PHONY: setup model run test lint types bench bench-verification bench-recovery bench-prediction e2e byzantine byzantine-long demo-byzantine power-cut \
         simulation chaos image bench-placement compose-test k8s-check locks clean
 
 setup: $(VENV)/.installed
@@ -82,6 +82,10 @@ bench-verification: setup model
 
 bench-recovery: setup model
 	$(BIN)/python -m bench.recovery
+
+# As root, with control groups, on a machine that has nothing else to do.
+bench-prediction: setup model
+	$(BIN)/python -m bench.prediction
 
 # The images of deploy/docker, with the engine that `docker` reaches.
 image: setup

@@ -97,10 +97,17 @@ class Cluster:
 
 @contextmanager
 def running_cluster(
-    *, workers: int, stages: int, base_port: int, data_dir: Path, model: Path, speeds: str = "declared"
+    *,
+    workers: int,
+    stages: int,
+    base_port: int,
+    data_dir: Path,
+    model: Path,
+    speeds: str = "declared",
+    strategy: str = "load_balanced",
 ) -> Iterator[Cluster]:
     """`butterfly up` on a data folder that holds `model` already. `speeds`: as `coordination.speeds`; with `measured`
-    the cluster tries its workers whenever they are idle."""
+    the cluster tries its workers whenever they are idle. `strategy`: as `partition.default_strategy`."""
     models = data_dir / "models"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / model.name).exists():
@@ -110,9 +117,9 @@ def running_cluster(
     started = time.perf_counter()
     log = data_dir / "up.log"
     with log.open("wb") as output:
-        environ = {**os.environ, "BUTTERFLY_COORDINATION__SPEEDS": speeds}
+        chosen = {"BUTTERFLY_COORDINATION__SPEEDS": speeds, "BUTTERFLY_PARTITION__DEFAULT_STRATEGY": strategy}
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **chosen}
         )
     try:
         _wait_until_printed(process, log, "curl")

@@ -2,7 +2,7 @@
 
 Against brute force on small instances, against the optimum where the search could have done without it, against what
 others do on larger clusters, and against the clock. One seed: the same instances every time. Fails when a plan is more
-than 1 % off the optimum, or worse than another's.
+than 1 % off the optimum, or worse than another's. Stores the figures under bench/results/.
 """
 
 import argparse
@@ -12,7 +12,13 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from bench.measure import commit, machine
 from bench.placement_baselines import BASELINES
 from bench.placement_instances import ROOMY, best_of_all, random_cluster, random_model
 from services.partitioner.domain.hops import Hops, NoHops
@@ -26,10 +32,64 @@ from shared.domain.plan import Objective, PlanInput
 
 CLOSE = 0.01
 SIZES = (8, 16, 32, 64)
+RESULTS = Path(__file__).parent / "results"
 
 
-def against_brute_force(count: int) -> int:
-    """Plans more than `CLOSE` off the optimum."""
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Beside the best of all plans."""
+
+    instances: int
+    plans: int
+    off: int
+    """More than `CLOSE`."""
+    worst_excess: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Of the search beside the optimum that an exact plan finds, as a share of it."""
+
+    objective: Objective
+    plans: int
+    close: int
+    most_of_95_percent: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """By how much slower their plans are than ours: geometric mean of those that fit, and how many that are."""
+
+    nodes: int
+    objective: Objective
+    slower: Mapping[str, tuple[float, int]]
+    worse: int
+    """Of our plans."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    nodes: int
+    strategy: str
+    objective: Objective
+    seconds: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of a run, as it is stored."""
+
+    commit: str
+    machine: Mapping[str, object]
+    exact: Exact
+    gaps: tuple[Gap, ...]
+    others: tuple[Others, ...]
+    spent: tuple[Spent, ...]
+
+
+def against_brute_force(count: int) -> Exact:
     rng, worst, bad, fit = random.Random(1), 0.0, 0, 0
     for _ in range(count):
         model = random_model(rng, rng.randint(1, 12))
@@ -52,11 +112,11 @@ def against_brute_force(count: int) -> int:
                 excess = cut.value(objective)[0] / best - 1
                 worst, bad = max(worst, excess), bad + (excess > CLOSE)
     print(f"brute force: {count:,} instances, {fit:,} plans, {bad} more than {CLOSE:.0%} off, worst {worst:.2%}")
-    return bad
+    return Exact(count, fit, bad, worst)
 
 
-def gap_of_search(count: int) -> None:
-    rng = random.Random(2)
+def gaps_of_search(count: int) -> tuple[Gap, ...]:
+    rng, found_gaps = random.Random(2), list[Gap]()
     for objective in Objective:
         gaps = []
         for _ in range(count):
@@ -69,19 +129,21 @@ def gap_of_search(count: int) -> None:
                 gaps.append(gap)
         gaps.sort()
         close = sum(gap < CLOSE for gap in gaps)
+        told = Gap(objective, len(gaps), close, gaps[int(len(gaps) * 0.95)], gaps[-1])
+        found_gaps.append(told)
         print(
-            f"search, {objective}: {close} of {len(gaps)} within {CLOSE:.0%} of the optimum,"
-            f" 95 % within {gaps[int(len(gaps) * 0.95)]:.2%}, worst {gaps[-1]:.2%}"
+            f"search, {objective}: {close} of {told.plans} within {CLOSE:.0%} of the optimum,"
+            f" 95 % within {told.most_of_95_percent:.2%}, worst {told.worst:.2%}"
         )
+    return tuple(found_gaps)
 
 
-def against_others(count: int) -> int:
-    """Plans worse than another's. Prints by how much others are slower, where they find a plan that fits."""
-    worse = 0
+def against_others(count: int) -> tuple[Others, ...]:
+    rows: list[Others] = []
     print("others by ours, geometric mean (plans that fit): nodes, objective | " + " | ".join(BASELINES))
     for size in SIZES:
         for objective in Objective:
-            rng = random.Random(f"{size}:{objective}")
+            rng, worse = random.Random(f"{size}:{objective}"), 0
             gains: defaultdict[str, list[float]] = defaultdict(list)
             for _ in range(count):
                 model = random_model(rng, rng.choice([16, 32, 60, 80]))
@@ -95,16 +157,16 @@ def against_others(count: int) -> int:
                     gain = theirs.value(objective)[0] / ours.value(objective)[0] if ours else 0.0
                     worse += gain < 1 - 1e-9
                     gains[name].append(gain)
-            cells = [
-                f"{statistics.geometric_mean(gains[name]):.2f} ({len(gains[name])})" if gains[name] else "- (0)"
-                for name in BASELINES
-            ]
+            slower = {name: (statistics.geometric_mean(gains[name]), len(gains[name])) for name in gains}
+            rows.append(Others(size, objective, slower, worse))
+            cells = ["{:.2f} ({})".format(*slower[name]) if name in slower else "- (0)" for name in BASELINES]
             print(f"{size}, {objective} | " + " | ".join(cells), flush=True)
-    print(f"{worse} plans of ours are worse")
-    return worse
+    print(f"{sum(row.worse for row in rows)} plans of ours are worse")
+    return tuple(rows)
 
 
-def against_the_clock() -> None:
+def against_the_clock() -> tuple[Spent, ...]:
+    found: list[Spent] = []
     for num_nodes in (1_000, 10_000):
         rng = random.Random(3)
         model = random_model(rng, 200)
@@ -113,8 +175,11 @@ def against_the_clock() -> None:
             for objective in Objective:
                 began, began_cpu = time.perf_counter(), time.process_time()
                 make_plan(PlanInput(model, nodes, strategy.name, objective=objective), strategy)
-                spent = f"{time.perf_counter() - began:.3f} s, CPU {time.process_time() - began_cpu:.3f} s"
-                print(f"{num_nodes:,} nodes x 200 layers, {strategy.name}, {objective}: {spent}")
+                seconds, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+                found.append(Spent(num_nodes, strategy.name, objective, seconds, cpu_s))
+                told = f"{seconds:.3f} s, CPU {cpu_s:.3f} s"
+                print(f"{num_nodes:,} nodes x 200 layers, {strategy.name}, {objective}: {told}")
+    return tuple(found)
 
 
 def main() -> None:
@@ -122,11 +187,18 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=2_000)
     parser.add_argument("--clusters", type=int, default=20, help="of each size")
     arguments = parser.parse_args()
-    bad = against_brute_force(arguments.instances)
-    gap_of_search(arguments.clusters * 10)
-    worse = against_others(arguments.clusters)
-    against_the_clock()
-    sys.exit(1 if bad or worse else 0)
+    result = Result(
+        commit(),
+        machine(),
+        against_brute_force(arguments.instances),
+        gaps_of_search(arguments.clusters * 10),
+        against_others(arguments.clusters),
+        against_the_clock(),
+    )
+    path = RESULTS / time.strftime("placement-%Y%m%d-%H%M%S.json")
+    path.write_bytes(TypeAdapter(Result).dump_json(result) + b"\n")
+    print("stored:", path.relative_to(RESULTS.parent.parent))
+    sys.exit(1 if result.exact.off or any(row.worse for row in result.others) else 0)
 
 
 if __name__ == "__main__":

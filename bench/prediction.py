@@ -5,6 +5,9 @@ at once, unverified and audited. Predicted and measured stand side by side; the 
 round, and the figure to keep low is the median error of the rate over all set-ups. On uneven clusters workers are
 limited to parts of a core (`tests.e2e.cpu_shares`; needs root and control groups).
 
+A second cluster like the last one goes by the strategy `uniform`. Both answer the same in turns: what `load_balanced`
+was predicted to gain on uneven machines stands beside what it gains.
+
 The machine must have nothing else to do: what other processes take meanwhile is told with every round, and a round in
 which it was much is played again. Stores everything under bench/results/.
 """
@@ -71,6 +74,10 @@ SHAPES = (
     Shape("3 uneven workers", (0.6, 0.35, 0.2), sequences=(1, 4)),
     Shape("3 uneven machines", (0.6, 0.35, 0.2), are_apart=True, sequences=(1, 4)),
 )
+COMPARED = SHAPES[-1]
+COMPARISON = "strategies"
+BASELINE, STRATEGY = "uniform", "load_balanced"
+PORTS_OF_A_CLUSTER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,7 @@ class Situation:
 @dataclass(frozen=True, slots=True)
 class Round:
     shape: str
+    strategy: str
     mode: str
     sequences: int
     situation: Situation
@@ -102,6 +110,16 @@ FIGURES = ("tokens_per_s", "first_token_ms", "answers_ms")
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """By how much faster `STRATEGY` answers than `BASELINE`: its rate by the other's, median of the rounds."""
+
+    mode: str
+    sequences: int
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Of a run, as it is stored."""
 
@@ -112,6 +130,9 @@ class Result:
     answer_tokens: int
     median_error: Mapping[str, float]
     rounds: tuple[Round, ...]
+    gains: tuple[Gain, ...]
+    compared: tuple[Round, ...]
+    """Those that the gains come from."""
 
 
 class Control:
@@ -141,7 +162,8 @@ class Subject:
     gateway: Gateway
     model: str
     control: Control
-    watch: "Watch"
+    strategy: str
+    pids: tuple[int, ...]
 
 
 class Watch:
@@ -165,12 +187,20 @@ class Watch:
 
 
 @contextmanager
-def cluster_of(shape: Shape, model: Path, base_port: int, data_dir: Path) -> Iterator[Subject]:
+def cluster_of(
+    shape: Shape, model: Path, base_port: int, data_dir: Path, strategy: str = STRATEGY
+) -> Iterator[Subject]:
     """Whose workers have been measured."""
     with ExitStack() as stack:
         cluster = stack.enter_context(
             running_cluster(
-                workers=0, stages=STAGES, base_port=base_port, data_dir=data_dir, model=model, speeds="measured"
+                workers=0,
+                stages=STAGES,
+                base_port=base_port,
+                data_dir=data_dir,
+                model=model,
+                speeds="measured",
+                strategy=strategy,
             )
         )
         module = "bench.lone_worker" if shape.are_apart else "services.worker"
@@ -179,17 +209,17 @@ def cluster_of(shape: Shape, model: Path, base_port: int, data_dir: Path) -> Ite
         stack.enter_context(limited(limits) if limits else nullcontext())
         gateway = Gateway(cluster.api_url)
         _until_measured(gateway, cluster, len(shape.shares))
-        yield Subject(gateway, cluster.model, Control(cluster), Watch([*_pids_of(cluster), *workers.pids]))
+        yield Subject(gateway, cluster.model, Control(cluster), strategy, (*_pids_of(cluster), *workers.pids))
 
 
-def play(subject: Subject, shape: Shape, mode: str, sequences: int) -> Round:
+def play(subject: Subject, watch: Watch, shape: Shape, mode: str, sequences: int) -> Round:
     """Once more while others disturbed it."""
     tries = 0
     while True:
         tries += 1
         predicted, lanes = _predicted(subject, mode, sequences)
         situation = Situation(subject.control.nodes(), lanes)
-        subject.watch.share()
+        watch.share()
         body = {
             "kind": "completion",
             "model": subject.model,
@@ -197,10 +227,56 @@ def play(subject: Subject, shape: Shape, mode: str, sequences: int) -> Round:
             "input": {"prompt": [300] * PROMPT_TOKENS, "max_tokens": ANSWER_TOKENS, "ignore_eos": True},
         }
         measured = Measured.of(timed_answers(subject.gateway, body, sequences))
-        found = Round(shape.name, mode, sequences, situation, predicted, measured, subject.watch.share())
+        found = Round(shape.name, subject.strategy, mode, sequences, situation, predicted, measured, watch.share())
         print(_line(found), flush=True)
         if found.foreign <= MOST_FOREIGN or tries == MOST_TRIES:
             return found
+
+
+def rounds_of(shape: Shape, subjects: Sequence[Subject], count: int, sequences: Sequence[int]) -> list[Round]:
+    """Every subject in turn. Round 0 warms up: what calls take by now is known then."""
+    watch, rounds = Watch([pid for subject in subjects for pid in subject.pids]), list[Round]()
+    for number in range(count + 1):
+        for at_once in sorted(set(shape.sequences) & set(sequences)):
+            for mode in MODES:
+                if number or at_once == 1:
+                    found = [play(subject, watch, shape, mode, at_once) for subject in subjects]
+                    rounds += found if number else []
+    return rounds
+
+
+def gains_of(rounds: Sequence[Round]) -> tuple[Gain, ...]:
+    """`rounds` of the two strategies in turns."""
+    gains: list[Gain] = []
+    for mode, sequences in dict.fromkeys((each.mode, each.sequences) for each in rounds):
+        of_setup = [each for each in rounds if (each.mode, each.sequences) == (mode, sequences)]
+        pairs = list(
+            zip(*([each for each in of_setup if each.strategy == name] for name in (STRATEGY, BASELINE)), strict=True)
+        )
+        predicted, measured = (
+            statistics.median(_rate(getattr(own, side)) / _rate(getattr(base, side)) - 1 for own, base in pairs)
+            for side in ("predicted", "measured")
+        )
+        gains.append(Gain(mode, sequences, predicted, measured))
+    return tuple(gains)
+
+
+def table_of_gains(gains: Sequence[Gain]) -> str:
+    lines = [
+        f"| {COMPARED.name} | answers | {STRATEGY} beats {BASELINE} by, predicted | measured | error |",
+        "| --- |" + " --- |" * 4,
+    ]
+    lines += [
+        f"| {gain.mode} | {gain.sequences} | {gain.predicted:+.0%} | {gain.measured:+.0%}"
+        f" | {(1 + gain.predicted) / (1 + gain.measured) - 1:+.0%} |"
+        for gain in gains
+    ]
+    return "\n".join(lines)
+
+
+def _rate(figures: Measured) -> float:
+    """NaN: the answers were too short to say."""
+    return float("nan") if figures.tokens_per_s is None else figures.tokens_per_s
 
 
 def table(rounds: Sequence[Round]) -> str:
@@ -229,7 +305,7 @@ def median_error(rounds: Sequence[Round], figure: str) -> float:
 
 
 def over_setups(rounds: Sequence[Round]) -> Mapping[str, float]:
-    """Median over the set-ups of how far the median round was off."""
+    """Median over the set-ups of how far the median round was off; nothing without any."""
     setups = dict.fromkeys((each.shape, each.mode, each.sequences) for each in rounds)
     return {
         figure: statistics.median(
@@ -237,6 +313,7 @@ def over_setups(rounds: Sequence[Round]) -> Mapping[str, float]:
             for setup in setups
         )
         for figure in FIGURES
+        if setups
     }
 
 
@@ -245,33 +322,45 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / ".butterfly/models/smollm2-135m.gguf", help="a GGUF file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--base-port", type=int, default=28_180)
-    parser.add_argument("--only", nargs="*", choices=[shape.name for shape in SHAPES], help="clusters; default: all")
+    names = [*(shape.name for shape in SHAPES), COMPARISON]
+    parser.add_argument("--only", nargs="*", choices=names, default=names, help="clusters; default: all")
     parser.add_argument("--sequences", nargs="*", type=int, default=SEQUENCES, help="answers at once; default: 1 4 16")
     options = parser.parse_args()
-    before, rounds = machine(), list[Round]()
+    before, rounds, compared = machine(), list[Round](), list[Round]()
     model: ModelInfo | None = None
     for shape in SHAPES:
-        if options.only and shape.name not in options.only:
-            continue
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            cluster_of(shape, options.model, options.base_port, Path(folder)) as subject,
-        ):
-            model = subject.control.model()
-            for number in range(options.rounds + 1):
-                for sequences in set(shape.sequences) & set(options.sequences):
-                    for mode in MODES:
-                        if number or sequences == 1:  # round 0 warms up: what calls take by now is known then
-                            found = play(subject, shape, mode, sequences)
-                            rounds += [found] if number else []
+        if shape.name in options.only:
+            with _clusters([STRATEGY], shape, options.model, options.base_port) as subjects:
+                model = subjects[0].control.model()
+                rounds += rounds_of(shape, subjects, options.rounds, options.sequences)
+    if COMPARISON in options.only:
+        with _clusters([BASELINE, STRATEGY], COMPARED, options.model, options.base_port) as subjects:
+            model = subjects[0].control.model()
+            compared += rounds_of(COMPARED, subjects, options.rounds, options.sequences)
     if model is None:
         raise SystemExit("none of the clusters was wanted")
-    result = Result(commit(), before, model, PROMPT_TOKENS, ANSWER_TOKENS, over_setups(rounds), tuple(rounds))
+    errors, gains = over_setups(rounds), gains_of(compared)
+    result = Result(
+        commit(), before, model, PROMPT_TOKENS, ANSWER_TOKENS, errors, tuple(rounds), gains, tuple(compared)
+    )
     path = ROOT / "bench" / "results" / time.strftime("prediction-%Y%m%d-%H%M%S.json")
     path.write_bytes(TypeAdapter(Result).dump_json(result) + b"\n")
-    print(table(rounds))
-    print("median error over the set-ups:", {name: f"{error:.0%}" for name, error in over_setups(rounds).items()})
+    if rounds:
+        print(table(rounds))
+        print("median error over the set-ups:", {name: f"{error:.0%}" for name, error in errors.items()})
+    if gains:
+        print(table_of_gains(gains))
     print("stored:", path.relative_to(ROOT))
+
+
+@contextmanager
+def _clusters(strategies: Sequence[str], shape: Shape, model: Path, base_port: int) -> Iterator[Sequence[Subject]]:
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in strategies]
+        yield [
+            stack.enter_context(cluster_of(shape, model, base_port + index * PORTS_OF_A_CLUSTER, folder, strategy))
+            for index, (strategy, folder) in enumerate(zip(strategies, folders, strict=True))
+        ]
 
 
 def _predicted(subject: Subject, mode: str, sequences: int) -> tuple[Measured, tuple[Lane, ...]]:
@@ -331,7 +420,7 @@ def _line(found: Round) -> str:
 
     errors = " ".join(f"{found.error(figure):+.0%}" for figure in FIGURES)
     return (
-        f"{found.shape}, {found.mode}, {found.sequences}: predicted {figures(found.predicted)};"
+        f"{found.shape}, {found.strategy}, {found.mode}, {found.sequences}: predicted {figures(found.predicted)};"
         f" measured {figures(found.measured)}; {errors}; others took {found.foreign:.0%}"
     )
 
