@@ -52,8 +52,9 @@ class Worker(ABC):
         """Open links to others that will time them."""
 
     @abstractmethod
-    async def measure(self, message: MeasureNode) -> None:
-        """Try how fast the node is; `NodeMeasured` follows."""
+    async def measure(self, message: MeasureNode) -> bool:
+        """Try how fast the node is; `NodeMeasured` follows. False: nothing is begun, for an earlier measuring is not
+        over."""
 
     @abstractmethod
     async def stop(self, message: SessionStop) -> None:

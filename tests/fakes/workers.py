@@ -43,6 +43,8 @@ class FakeWorker(Worker):
         self.is_away = False
         self.is_cold = False
         """Answers that the stage has to be loaded first."""
+        self.is_measuring = False
+        """For another coordinator."""
         self.facts = StageFacts("fake", "ab", Profile.EXACT, None)
         """Of every stage."""
         self.refusals: list[ButterflyError] = []
@@ -68,8 +70,9 @@ class FakeWorker(Worker):
     async def meet(self, message: MeetPeers) -> None:
         self._hear(message)
 
-    async def measure(self, message: MeasureNode) -> None:
+    async def measure(self, message: MeasureNode) -> bool:
         self._hear(message)
+        return not self.is_measuring
 
     async def stop(self, message: SessionStop) -> None:
         self._hear(message)

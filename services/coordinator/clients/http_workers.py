@@ -45,8 +45,8 @@ class HttpWorker(Worker):
     async def meet(self, message: MeetPeers) -> None:
         await self._post(message)
 
-    async def measure(self, message: MeasureNode) -> None:
-        await self._post(message)
+    async def measure(self, message: MeasureNode) -> bool:
+        return not (await self._post(message)).ready
 
     async def stop(self, message: SessionStop) -> None:
         await self._post(message, timeout_s=STOP_TIMEOUT_S, retried=False)

@@ -351,7 +351,7 @@ class Measuring(MeasuringInterface):
             async with self._asking:
                 have_met = await asyncio.gather(*(self._have_met(peer, member) for peer in needs.peers))
                 met = [peer for peer, has_met in zip(needs.peers, have_met, strict=True) if has_met]
-                await member.worker.measure(
+                has_begun = await member.worker.measure(
                     MeasureNode(
                         has_pace=needs.has_pace,
                         stages=needs.stages,
@@ -359,7 +359,9 @@ class Measuring(MeasuringInterface):
                     )
                 )
         except ButterflyError as error:
+            has_begun = False
             log.info("node_not_measured", extra={"node_id": member.node_id, "code": error.code})
+        if not has_begun:
             self._asked.pop(member.capability.machine, None)
             self._missed(member.node_id)
 

@@ -144,7 +144,7 @@ def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCap
 
 
 @dataclass(frozen=True, slots=True)
-class _Calls:
+class _SeatWork:
     """What a seat computes while lane 0 yields a token for every sequence."""
 
     seat: _Seat
@@ -175,17 +175,17 @@ class _Steady:
         in_flight = 1 if is_one_host else len(ring)
         self._rows = math.ceil(load.sequences / in_flight)
         self._batches = math.ceil(load.sequences / self._rows)
-        self._ring = [_Calls(seat, seat.decode(self._rows), self._batches) for seat in ring]
+        self._ring = [_SeatWork(seat, seat.decode(self._rows), self._batches) for seat in ring]
         self.beside = list(self._decoding(lanes[1:]) if is_quorum else self._replaying(lanes[1:], load))
         self.busy = self._busy()
         self.round_s = max(self._around_s(), self._pace_s(), *self._node_s().values(), *self.busy.values())
 
-    def _decoding(self, lanes: Sequence[_Lane]) -> Iterator[_Calls]:
-        return (_Calls(seat, seat.decode(self._rows), self._batches) for lane in lanes for seat in lane)
+    def _decoding(self, lanes: Sequence[_Lane]) -> Iterator[_SeatWork]:
+        return (_SeatWork(seat, seat.decode(self._rows), self._batches) for lane in lanes for seat in lane)
 
-    def _replaying(self, lanes: Sequence[_Lane], load: Load) -> Iterator[_Calls]:
+    def _replaying(self, lanes: Sequence[_Lane], load: Load) -> Iterator[_SeatWork]:
         rows = min(load.window_tokens, TILE_ROWS)
-        return (_Calls(seat, seat.replay(rows), load.sequences / rows) for lane in lanes for seat in lane)
+        return (_SeatWork(seat, seat.replay(rows), load.sequences / rows) for lane in lanes for seat in lane)
 
     @property
     def _alone_s(self) -> float:

@@ -68,7 +68,7 @@ class Measuring:
         return NodeMeasured(pace=pace, stages=stages, links=await self._links(message.peers))
 
     def _open(self, peers: Sequence[LinkEnds]) -> None:
-        """Links that carry rows stay as they are: they may go another way, before a witness."""
+        """Links that carry rows stay as they are: one that is opened anew loses the rows under way."""
         before = {one.seat.previous for one in self._seating}
         after = {one.seat.next for one in self._seating}
         for ends in peers:

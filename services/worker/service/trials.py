@@ -141,10 +141,10 @@ class Trials:
         used = tuple(slots[: rows if kind is Kind.DECODE else 1])
         if len(used) < (rows if kind is Kind.DECODE else 1):
             raise Unavailable("rows of sessions are kept in the slots")
-        calls = _Calls(engine, subject, kind, used, rows)
+        calls = _CallSeries(engine, subject, kind, used, rows)
         return await self._thread.run(lambda: self._mean(calls, rows, threads), n_threads=threads)
 
-    def _mean(self, calls: "_Calls", rows: int, threads: int) -> CallTime:
+    def _mean(self, calls: "_CallSeries", rows: int, threads: int) -> CallTime:
         """On the engine's thread."""
         calls.engine.set_threads(threads)
         try:
@@ -153,7 +153,7 @@ class Trials:
         finally:
             calls.clear()
 
-    def _timed(self, calls: "_Calls", rows: int, threads: int, round_s: float) -> CallTime:
+    def _timed(self, calls: "_CallSeries", rows: int, threads: int, round_s: float) -> CallTime:
         """The mean of the calls that fill so much time."""
         began_s, began_cpu_s, count = self._clock.now_s(), self._clock.thread_s(), 0
         while True:
@@ -165,7 +165,7 @@ class Trials:
                 return CallTime(rows, max(LEAST_S, took_s / count), max(LEAST_S, took_cpu_s / count), threads)
 
 
-class _Calls:
+class _CallSeries:
     """Calls of one kind and size, one after the other on the same slots."""
 
     def __init__(self, engine: StageEngine, subject: _Subject, kind: Kind, used: tuple[int, ...], rows: int) -> None:

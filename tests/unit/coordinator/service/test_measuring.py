@@ -199,6 +199,18 @@ async def test_a_node_that_cannot_be_asked_is_asked_again_later() -> None:
     assert len(asked(coordinator, N1)) == 1
 
 
+async def test_what_a_node_answers_to_another_coordinator_is_no_answer_to_this_one() -> None:
+    coordinator = await ready(N1)
+    coordinator.workers[N1].is_measuring = True
+    await looked(coordinator, LOOK_EVERY_S)
+    await told(coordinator, N1, pace=FAST)
+    await looked(coordinator, LOOK_EVERY_S)
+    assert await coordinator.profiles.changes(0) == ()
+    coordinator.workers[N1].is_measuring = False
+    await looked(coordinator, FIRST_WAIT_S)
+    assert len(asked(coordinator, N1)) == 2
+
+
 async def test_a_measuring_that_brings_nothing_is_tried_less_and_less_often() -> None:
     coordinator = await ready(N1)
     answered = 0

@@ -161,7 +161,7 @@ async def test_the_way_to_a_peer_is_timed_over_the_links_that_rows_take() -> Non
 
 
 async def test_links_that_carry_rows_stay_as_they_are() -> None:
-    """One of them may lead over a witness."""
+    """One that is opened anew loses the rows under way."""
     async with MemoryCluster("a", "b").running() as cluster:
         order = Order("task", tuple(range(10)), 8, ["a", "b"])
         await cluster.assign(order)
