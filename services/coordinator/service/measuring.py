@@ -123,8 +123,8 @@ class Measuring(MeasuringInterface):
         self._here = _Here()
         self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._windows = WindowClock()
-        self._windows_seen: dict[NodeId, deque[float]] = {}
-        """Seconds per layer-byte and row, of the windows that a node replayed last."""
+        self._windows_seen: dict[tuple[NodeId, str], deque[float]] = {}
+        """Seconds per layer-byte and row, of the windows that a run of a node replayed last."""
         self._joined_at_s: dict[NodeId, tuple[str, float]] = {}
         """By node: its run, and when that was seen first."""
         self._asked: dict[str, _Asked] = {}
@@ -239,7 +239,8 @@ class Measuring(MeasuringInterface):
         rows = receipt.row_end - receipt.row_start
         layers = session.subject.model.layers[receipt.layer_start : receipt.layer_end]
         if seconds is not None and layers and 0 < rows <= TILE_ROWS:
-            windows = self._windows_seen.setdefault(member.node_id, deque(maxlen=WINDOWS_SEEN))
+            run = member.node_id, member.boot_id
+            windows = self._windows_seen.setdefault(run, deque(maxlen=WINDOWS_SEEN))
             windows.append(seconds / (rows * sum(layer.weight_bytes for layer in layers)))
 
     def beat(self, member: Member, beat: Heartbeat) -> None:
@@ -251,7 +252,9 @@ class Measuring(MeasuringInterface):
 
     def _level(self, here: _Here) -> None:
         seconds = {
-            node_id: min(windows) for node_id, windows in self._windows_seen.items() if len(windows) == WINDOWS_SEEN
+            node_id: min(windows)
+            for (node_id, _), windows in self._windows_seen.items()
+            if len(windows) == WINDOWS_SEEN
         }
         known = (member for member in here.members if not self._book.of(member.node_id).is_empty)
         self._book.put(levelled(seen(map(self._of_run, known), seconds), here.machines))
@@ -286,10 +289,11 @@ class Measuring(MeasuringInterface):
         return self._members.find(node_id) is not None
 
     def _forget_gone(self) -> None:
-        """What concerns nodes that are not here any more."""
-        self._windows_seen = {
-            node_id: windows for node_id, windows in self._windows_seen.items() if self._is_here(node_id)
-        }
+        """What concerns nodes, and runs of nodes, that are not here any more."""
+        runs = ((node_id, boot_id, self._members.find(node_id)) for node_id, boot_id in self._windows_seen)
+        over = [(node_id, boot_id) for node_id, boot_id, here in runs if here is None or here.boot_id != boot_id]
+        for run in over:
+            del self._windows_seen[run]
         self._asked = {host: asked for host, asked in self._asked.items() if self._is_here(asked.node_id)}
         self._retries.forget(lambda node_id: not self._is_here(node_id))
         self._link_retries.forget(lambda link: not all(map(self._is_here, link)))

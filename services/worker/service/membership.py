@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from services.worker.domain.drift import DriftMeter
 from services.worker.domain.identity import CoordinatorKey, Identity
 from services.worker.domain.seat import Seat
 from services.worker.ports import Coordinator, JoinRefused
@@ -169,5 +168,5 @@ class Membership:
             sessions=tuple(positions[:MAX_POSITIONS]),
             timer_lag_ms=self._timer_lag_ms,
             draining=self._sessions.is_draining,
-            drift=DriftMeter.of_all((runner.drift for runner in runners), now_s=self._clock.now_s()),
+            drift=self._stages.drift(),
         )

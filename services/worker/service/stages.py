@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from services.worker.domain.drift import DriftMeter
 from services.worker.ports import EngineLoader, LoadedEngine, StageFile, StageFiles
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.runner import Deliver, StageRunner
 from shared.contracts.messages import StageRef
 from shared.domain.errors import OutOfMemory
 from shared.domain.ids import NodeId
-from shared.domain.measured import MAX_TIMED_STAGES, StageTimes
+from shared.domain.measured import MAX_TIMED_STAGES, Drift, StageTimes
 from shared.domain.numerics import TILE_ROWS, StageFacts
 from shared.events.catalogue import StageLoaded
 from shared.events.publisher import Publisher
@@ -59,8 +60,9 @@ class StagePool:
         self._events = events
         self._loaded: dict[StageKey, StageRunner] = {}
         self._loading: dict[StageKey, asyncio.Task[StageRunner]] = {}
-        self._times: dict[StageKey, StageTimes] = {}
-        """Of trials, also of stages that were dropped. Those measured longest ago first."""
+        self._tried: dict[StageKey, tuple[StageTimes, DriftMeter]] = {}
+        """What calls took at a stage's trial, and how they went since; also of stages that were dropped. Those tried
+        longest ago first."""
         self._load_lock = asyncio.Lock()
         self._widest_row = 0
         """Values in a row of the widest stage so far: rows for one that was dropped may still be under way."""
@@ -119,10 +121,14 @@ class StagePool:
         """What calls of a stage took at its trial. Coordinators do not ask again when it is dropped and loaded anew."""
         runner.times = times
         key = _key(runner.ref)
-        self._times.pop(key, None)
-        self._times[key] = times
-        if len(self._times) > MAX_TIMED_STAGES:
-            del self._times[next(iter(self._times))]
+        self._tried.pop(key, None)
+        self._tried[key] = times, runner.drift
+        if len(self._tried) > MAX_TIMED_STAGES:
+            del self._tried[next(iter(self._tried))]
+
+    def drift(self) -> Drift | None:
+        """Of the calls of all stages of late. None: there were none."""
+        return DriftMeter.of_all((meter for _, meter in self._tried.values()), now_s=self._clock.now_s())
 
     def close(self) -> None:
         for runner in self._loaded.values():
@@ -156,7 +162,7 @@ class StagePool:
                 on_outlived=self._drop,
                 clock=self._clock,
             )
-            runner.times = self._times.get(_key(ref))
+            runner.times, runner.drift = self._tried.get(_key(ref), (None, runner.drift))
         layers = ref.layers
         self._events.publish(
             StageLoaded(self._node_id, ref.model_id, layers.start, layers.end, file.size_bytes, took_ms)

@@ -362,6 +362,10 @@ async def test_a_node_that_claims_more_than_it_does_is_found_out_by_what_it_sign
     await cluster.run()
     await coordinator.measuring.look()
     assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
+    await coordinator.join(N3, boot_id="boot-2")  # what was seen of another run says nothing about this one
+    await looked(coordinator, LOOK_EVERY_S)
+    await measured(coordinator, **{N1: FAST, N2: FAST, N3: FAST})
+    assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
 
 
 async def test_an_operator_need_not_wait_for_the_next_try_of_a_node_that_failed() -> None:

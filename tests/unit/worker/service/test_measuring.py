@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from services.worker.domain.drift import DriftMeter
 from services.worker.service.engine_thread import EngineThread
 from services.worker.service.probing import LARGE_PROBES, PAYLOAD_BYTES, PAYLOAD_WIDTH, SMALL_PROBES, LinkProbes
 from services.worker.service.trials import Trials
@@ -240,9 +239,14 @@ async def test_calls_that_have_become_slower_are_told_as_drift() -> None:
         (runner,) = worker.stages.runners
         await found_by(worker, MeasureNode(has_pace=False, stages=(runner.ref,)))
         assert runner.times is not None
-        assert DriftMeter.of_all([runner.drift], now_s=cluster.clock.now_s()) is None
+        assert worker.stages.drift() is None
         runner.times = _quicker(runner.times, 1_000)
         await cluster.run(second)
-        drift = DriftMeter.of_all([runner.drift], now_s=cluster.clock.now_s())
+        drift = worker.stages.drift()
         assert drift is not None
         assert min(drift.wall, drift.cpu) > 10
+        await worker.stages.load(
+            runner.ref.model_copy(update={"layers": LayerRange(0, 3)})
+        )  # the model is cut otherwise
+        assert worker.stages.get(runner.ref) is None
+        assert worker.stages.drift() == drift  # fewer layers make no node quick again
