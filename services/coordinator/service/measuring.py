@@ -162,8 +162,7 @@ class Measuring(MeasuringInterface):
 
     def is_measuring(self, host: str) -> bool:
         """Whether a node of this host measures something now, so that its neighbours had better rest."""
-        asked = self._asked.get(host)
-        return asked is not None and self._clock.now_s() < asked.until_s
+        return host in self._asked
 
     async def demand(self, node_id: NodeId) -> None:
         if not self._is_on:
@@ -305,7 +304,7 @@ class Measuring(MeasuringInterface):
         if asked is not None and now_s >= asked.until_s:
             del self._asked[host]
             self._missed(asked.node_id)
-        if host in self._asked or not all(map(self._is_idle, here.hosts[host])):
+        if self.is_measuring(host) or not all(map(self._is_idle, here.hosts[host])):
             return None
         turn = self._next_of(here.hosts[host], here)
         if turn is not None:
