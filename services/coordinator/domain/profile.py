@@ -234,8 +234,7 @@ def _levels(
     }
     before = {profile.node_id: figure(profile.level) for profile in tried if profile.level is not None}
     off = {node_id: math.log(found[node_id] / level) for node_id, level in before.items()}
-    is_anew = {profile.node_id: profile.is_anew for profile in tried}
-    offs = [off[node_id] for node_id in off if not is_anew[node_id]] or [0.0]
+    offs = [off[profile.node_id] for profile in tried if profile.level is not None and not profile.is_anew] or [0.0]
     common = min(statistics.median_low(offs), statistics.median_high(offs), key=abs)  # of two, that one has not changed
     levels = {node_id: before[node_id] for node_id in before if abs(off[node_id] - common) <= NOISE}
     known = set(levels.values())
