@@ -5,7 +5,7 @@ Messages and timers change it from outside, the session's own runner waits for t
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from services.coordinator.domain.drafts import new_records
@@ -92,6 +92,8 @@ class Session:
         self._drafted: deque[tuple[int, float]] = deque()
         """How many tokens there were, and since when."""
         self.kept = KeptRows()
+        self._counted_on: frozenset[NodeId] = frozenset()
+        """Nodes that were asked to go on from their rows in this epoch."""
         self.facts: dict[LayerRange, StageFacts] = {}
         """What the stages promise on which the committed tokens were computed."""
         self._answer = AnswerEnd(subject.task.stop, limit=subject.task.max_tokens, table=subject.table)
@@ -309,6 +311,11 @@ class Session:
         self.progressed(now_s=now_s)
         return True
 
+    def count_on(self, seats: Iterable[tuple[NodeId, LayerRange]]) -> None:
+        """These seats are asked to go on from the rows that they keep, and no others."""
+        self.kept = KeptRows(self.num_committed, frozenset(seats))
+        self._counted_on = frozenset(node_id for node_id, _ in self.kept.seats)
+
     def forget_rows(self, node_id: NodeId) -> None:
         """The node has nothing left that it could go on from."""
         left = {seat for seat in self.kept.seats if seat[0] != node_id}
@@ -340,11 +347,10 @@ class Session:
         self._excluded_until_s[node_id, boot_id] = until_s
 
     def refused(self, node_id: NodeId, boot_id: str, code: str, *, now_s: float) -> FaultKind:
-        """This run of a node could not take a seat: it is taken to have no rows, and unless it was for those it is not
-        asked again, for a while or ever. Returns what this counts as."""
-        had_rows = any(seat[0] == node_id for seat in self.kept.seats)
+        """This run of a node could not take a seat: it is taken to have no rows, and unless it was only for those it is
+        not asked again, for a while or ever. Returns what this counts as."""
         self.forget_rows(node_id)
-        if code == RowsNotKept.code and had_rows:
+        if code == RowsNotKept.code and node_id in self._counted_on:
             return FaultKind.ROWS
         self.exclude(node_id, boot_id, until_s=now_s + not_asked_for_s(code))
         return kind_of_refusal(code)

@@ -10,7 +10,7 @@ from services.coordinator.domain.kinship import first_difference
 from services.coordinator.domain.lane_book import Seated
 from services.coordinator.domain.ledger import Ledger
 from services.coordinator.domain.resuming import resume
-from services.coordinator.domain.session import KeptRows, SeatKey, Session
+from services.coordinator.domain.session import SeatKey, Session
 from services.coordinator.domain.session_machine import SessionEvent
 from services.coordinator.domain.witness import Witness, hop_of
 from services.coordinator.service.assigning import Assigning, SeatOrder, stage_ref
@@ -221,9 +221,7 @@ class Seats:
             for lane in zip(session.lanes, members, keeps_rows, strict=True)
             for seat, member, keeps in zip(*lane, strict=True)
         ]
-        session.kept = KeptRows(
-            session.num_committed, frozenset((seat.node_id, seat.layers) for seat, _, keeps in seats if keeps)
-        )
+        session.count_on((seat.node_id, seat.layers) for seat, _, keeps in seats if keeps)
         assigning = Assigning(
             session,
             plan,

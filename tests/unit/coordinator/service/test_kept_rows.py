@@ -9,6 +9,7 @@ from services.coordinator.domain.session import Session
 from shared.contracts.messages import WorkAssignment
 from shared.domain.errors import RowsNotKept
 from shared.domain.ids import NodeId
+from shared.domain.plan import LayerRange
 from shared.domain.receipt import Assignment
 from shared.domain.task import InferenceTask, Verification
 from shared.events.catalogue import SessionReassigned
@@ -140,6 +141,19 @@ async def test_a_node_that_lost_the_rows_computes_them_again(coordinator: Coordi
     await cluster.run()
     assert await completed(coordinator, task)
     assert [event.reason for event in coordinator.events.of(SessionReassigned)] == ["rows"]
+
+
+async def test_who_was_counted_on_may_have_lost_the_rows_of_all_its_seats(coordinator: Coordinator) -> None:
+    session = await coordinator.open(audited(), [N1, N2, N3])
+
+    def refused() -> tuple[FaultKind, bool]:
+        kind = session.refused(N3, "boot-1", RowsNotKept.code, now_s=0.0)
+        return kind, session.excludes(N3, "boot-1", now_s=1e9)
+
+    session.count_on([(N3, LayerRange(0, 2)), (N3, LayerRange(2, 4))])
+    assert [refused(), refused()] == [(FaultKind.ROWS, False)] * 2
+    session.count_on([])
+    assert refused() == (FaultKind.LOAD, True)
 
 
 async def test_a_node_that_never_has_rows_is_done_without(coordinator: Coordinator) -> None:
