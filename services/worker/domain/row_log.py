@@ -67,11 +67,11 @@ class RowLog:
         self._blocks, self.num_rows, self._max_rows = [], 0, 0
 
     def _has_room(self, end: int, width: int) -> bool:
-        while len(self._blocks) * BLOCK_ROWS < end:
-            if end > self._max_rows or not self._logs.reserve(BLOCK_ROWS * width * FLOAT_BYTES):
+        while len(self._blocks) * BLOCK_ROWS < min(end, self._max_rows):
+            if not self._logs.reserve(BLOCK_ROWS * width * FLOAT_BYTES):
                 return False
             self._blocks.append(np.empty((BLOCK_ROWS, width), np.float32))
-        return True
+        return end <= self._max_rows
 
     def _pieces(self, first: int, end: int) -> Iterator[Hidden]:
         """Rows [first, end), block by block."""
