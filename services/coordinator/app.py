@@ -191,7 +191,13 @@ def create_app(
         is_first=lambda: replicas.is_first,
         clock=clock,
     )
-    preparing = Preparing(members=members, slots=slots, is_measuring=measuring.is_measuring, clock=clock)
+    preparing = Preparing(
+        members=members,
+        slots=slots,
+        is_measuring=measuring.is_measuring,
+        max_byzantine=coordination.max_byzantine,
+        clock=clock,
+    )
     messages = Messages(
         members=members,
         sessions=sessions,

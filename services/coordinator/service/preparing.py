@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 IDLE_LOOKS = 5  # one after the other: what comes now will not come all at once later
-SPARES_PER_STAGE = 2  # one may be lost together with the node whose seat it would take
 PATIENCE_S = 300.0  # for a download and a test; whoever takes longer does not hold up the others
 MAX_PLANS = 16  # of the models that were placed last
 
@@ -33,12 +32,20 @@ class Preparing:
     alone."""
 
     def __init__(
-        self, *, members: Membership, slots: SlotLedger, is_measuring: Callable[[str], bool], clock: Clock
+        self,
+        *,
+        members: Membership,
+        slots: SlotLedger,
+        is_measuring: Callable[[str], bool],
+        max_byzantine: int,
+        clock: Clock,
     ) -> None:
         """`is_measuring`: whether a node of this host is having its speed measured."""
         self._members = members
         self._slots = slots
         self._is_measuring = is_measuring
+        self._nodes_per_stage = 2 * max_byzantine + 2
+        """All that a quorum or a dispute takes, whatever the lanes of the plan, and one that may be lost."""
         self._clock = clock
         self._plans: OrderedDict[ModelId, PartitionPlan] = OrderedDict()
         self._asked: set[tuple[NodeId, str, StageRef]] = set()
@@ -81,7 +88,8 @@ class Preparing:
         """The first spare of every stage before the second of any."""
         for plan in self._plans.values():
             stages = plan.lanes[0].partitions
-            for rank in itertools.zip_longest(*(_spares_at(plan, seat.stage) for seat in stages)):
+            spares = [_spares_at(plan, seat.stage, most=self._nodes_per_stage - len(plan.lanes)) for seat in stages]
+            for rank in itertools.zip_longest(*spares):
                 for node_id, seat in zip(rank, stages, strict=True):
                     member = ready.get(node_id)
                     ref = stage_ref(plan, seat)
@@ -108,9 +116,9 @@ class Preparing:
             self._members.stage_known(member, ref, facts)
 
 
-def _spares_at(plan: PartitionPlan, stage: int) -> Sequence[NodeId]:
+def _spares_at(plan: PartitionPlan, stage: int, *, most: int) -> Sequence[NodeId]:
     """Best first: those that have room for the stage beside their seats, then those that would have to drop another."""
     seated = {lane.partitions[stage].node_id for lane in plan.lanes}
     others = (seat.node_id for seat in plan.seats if seat.node_id not in seated)
     spares = plan.spares[stage] if plan.spares else ()
-    return list(dict.fromkeys((*spares, *others)))[:SPARES_PER_STAGE]
+    return list(dict.fromkeys((*spares, *others)))[:most]

@@ -182,7 +182,11 @@ class Coordinator:
             events=self.events,
         )
         self.preparing = Preparing(
-            members=self.members, slots=slots, is_measuring=self.measuring.is_measuring, clock=self.clock
+            members=self.members,
+            slots=slots,
+            is_measuring=self.measuring.is_measuring,
+            max_byzantine=1,
+            clock=self.clock,
         )
         self.placements = Placements(self.members, self.preparing)
 
