@@ -32,11 +32,11 @@ from pydantic import TypeAdapter
 from bench.cluster import Cluster, running_cluster
 from bench.measure import commit, machine
 from bench.verification import cpu_s
-from bench.workers import workers_of
+from bench.workers import wait_prepared, workers_of
 from services.cli.clients.gateway import Gateway
 from services.cli.commands.plan import Measured, timed_answers
 from services.cli.stores.data_dir import DataDir
-from shared.contracts.coordinator import NodeList
+from shared.contracts.coordinator import NodeList, NodeView
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
 from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition
@@ -144,12 +144,23 @@ class Control:
         self._cluster = cluster
 
     def nodes(self) -> tuple[NodeCapability, ...]:
-        told = self._get(f"{self._cluster.coordinator_url}/nodes?with_stage_times=true")
-        return tuple(node.capability for node in NodeList.model_validate_json(told).nodes)
+        return tuple(node.capability for node in self._views())
+
+    def wait_timed(self) -> None:
+        """Every stage that a node holds has been timed there."""
+        limit = time.monotonic() + MEASURED_LIMIT_S
+        while not all(map(_is_timed, self._views())):
+            if time.monotonic() > limit:
+                raise RuntimeError("the stages were not timed: is the machine busy?")
+            time.sleep(1.0)
 
     def model(self) -> ModelInfo:
         told = self._get(f"{self._cluster.partitioner_url}/models/{self._cluster.model}")
         return TypeAdapter(ModelInfo).validate_json(told)
+
+    def _views(self) -> tuple[NodeView, ...]:
+        told = self._get(f"{self._cluster.coordinator_url}/nodes?with_stage_times=true")
+        return NodeList.model_validate_json(told).nodes
 
     def _get(self, url: str) -> bytes:
         return httpx.get(url, headers=self._headers, trust_env=False).raise_for_status().content
@@ -209,6 +220,7 @@ def cluster_of(
         stack.enter_context(limited(limits) if limits else nullcontext())
         gateway = Gateway(cluster.api_url)
         _until_measured(gateway, cluster, len(shape.shares))
+        wait_prepared(cluster, workers=len(shape.shares), stages=STAGES)
         yield Subject(gateway, cluster.model, Control(cluster), strategy, (*_pids_of(cluster), *workers.pids))
 
 
@@ -234,7 +246,7 @@ def play(subject: Subject, watch: Watch, shape: Shape, mode: str, sequences: int
 
 
 def rounds_of(shape: Shape, subjects: Sequence[Subject], count: int, sequences: Sequence[int]) -> list[Round]:
-    """Every subject in turn. Round 0 warms up: what calls take by now is known then."""
+    """Every subject in turn. Round 0 warms up: auditors hold their stages then, and what calls take by now is known."""
     watch, rounds = Watch([pid for subject in subjects for pid in subject.pids]), list[Round]()
     for number in range(count + 1):
         for at_once in sorted(set(shape.sequences) & set(sequences)):
@@ -242,6 +254,9 @@ def rounds_of(shape: Shape, subjects: Sequence[Subject], count: int, sequences: 
                 if number or at_once == 1:
                     found = [play(subject, watch, shape, mode, at_once) for subject in subjects]
                     rounds += found if number else []
+        if not number:
+            for subject in subjects:
+                subject.control.wait_timed()
     return rounds
 
 
@@ -398,9 +413,13 @@ def _until_measured(gateway: Gateway, cluster: Cluster, workers: int) -> None:
         time.sleep(1.0)
 
 
+def _is_timed(node: NodeView) -> bool:
+    timed = () if node.capability.measured is None else node.capability.measured.stages
+    return {(stage.start, stage.end) for stage in node.stages} <= {(stage.start, stage.end) for stage in timed}
+
+
 def _is_measured(gateway: Gateway, model: str, workers: int) -> bool:
-    nodes = gateway.nodes()
-    if sum(node.state == "ready" and bool(node.stages) for node in nodes) < workers:
+    if sum(node.state == "ready" for node in gateway.nodes()) < workers:
         return False
     told = [gateway.parsed_preview(gateway.preview_json(_wish(model, mode, 1))).predicted for mode in MODES]
     return all(each.is_measured and each.is_timed for each in told)

@@ -20,9 +20,9 @@ from typing import Any
 
 import httpx
 
-from bench.cluster import Cluster, running_cluster
+from bench.cluster import running_cluster
 from bench.measure import commit, machine
-from bench.workers import Workers, workers_of
+from bench.workers import Workers, wait_prepared, workers_of
 from shared.contracts.receipts import BundleBody
 from shared.domain.receipt import kept_receipt
 from shared.domain.task import SamplerParams
@@ -39,7 +39,6 @@ TOKENS_BEFORE = 24
 TOKENS_AFTER = 40
 MEMORY_MB = 1_024
 READY_LIMIT_S = 60.0
-PREPARED_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +82,6 @@ def wait_ready(api: httpx.Client, model: str) -> None:
     task_id = _submit(api, model, prompt_of(PREFIXES[0]), 8)
     while api.get(f"/v1/tasks/{task_id}", params={"wait": 10}).json()["status"] not in {"completed", "failed"}:
         pass
-
-
-def wait_prepared(cluster: Cluster) -> None:
-    """Every node has tested every stage, as in a cluster that has been idle for a minute."""
-    end_s = time.monotonic() + PREPARED_LIMIT_S
-    while len(list(cluster.data_dir.glob("worker-*/stages/*.selftest.json"))) < WORKERS * STAGES:
-        if time.monotonic() > end_s:
-            raise RuntimeError("the spare nodes did not prepare")
-        time.sleep(0.5)
 
 
 @dataclass
@@ -232,7 +222,7 @@ def main() -> None:
             httpx.Client(base_url=cluster.api_url, timeout=120, trust_env=False) as api,
         ):
             wait_ready(api, cluster.model)
-            wait_prepared(cluster)
+            wait_prepared(cluster, workers=WORKERS, stages=STAGES)
             for kind, prefix in [(k, p) for _ in range(options.times) for p in options.prefixes for k in options.kinds]:
                 wait_ready(api, cluster.model)
                 trial = play(api, cluster.model, workers, kind, prefix, rng.randrange(STAGES), rights[prefix])

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from bench.cluster import Cluster
 from services.cli.domain.environment import join_environment
 from services.cli.stores.data_dir import DataDir
 
+PREPARED_LIMIT_S = 300.0
 WORKER_OFFSET = 10  # of the ports of `butterfly up`
 
 
@@ -74,3 +76,12 @@ def workers_of(cluster: Cluster, count: int, *, memory_mb: int, module: str = "s
         yield workers
     finally:
         workers.end()
+
+
+def wait_prepared(cluster: Cluster, *, workers: int, stages: int) -> None:
+    """Every worker has tested every stage, as in a small cluster that has been idle for a minute or two."""
+    end_s = time.monotonic() + PREPARED_LIMIT_S
+    while len(list(cluster.data_dir.glob("worker-*/stages/*.selftest.json"))) < workers * stages:
+        if time.monotonic() > end_s:
+            raise RuntimeError("the workers did not prepare")
+        time.sleep(0.5)
