@@ -70,7 +70,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """By how much longer calls take by now than at their trials."""
+    """By how much longer calls of one row take by now than at their trials."""
 
     wall: float
     """By the clock: what else runs on the machine counts."""
@@ -104,7 +104,7 @@ class Measured:
     stages: tuple[StageTimes, ...] = ()
     """At most `MAX_TIMED_STAGES`."""
     drift: float = 1.0
-    """By how much longer than in `stages` calls take by now, apart from what runs beside them."""
+    """By how much longer than in `stages` calls of one row take by now, apart from what runs beside them."""
 
 
 def time_of(calls: Sequence[CallTime], rows: int, most_threads: int | None = None) -> CallTime:

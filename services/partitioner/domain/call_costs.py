@@ -25,23 +25,31 @@ class StageCosts:
     times: StageTimes
     scale: float
     """By which its times are multiplied."""
+    drift: float
+    """By how much longer a call of one row takes by now."""
     is_timed: bool
     """Whether they come from a trial of a stage of this model."""
 
     def decode(self, rows: int, most_threads: int) -> CallTime:
         """A row of each of several sequences."""
-        return self._scaled(time_of(self.times.decode, rows, most_threads))
+        return self._by_now(self.times.decode, rows, most_threads)
 
     def prompt(self, rows: int, most_threads: int) -> CallTime:
         """Rows of one sequence, of which the last alone may yield a token."""
-        return self._scaled(time_of(self.times.prompt, rows, most_threads))
+        return self._by_now(self.times.prompt, rows, most_threads)
 
     def replay(self, rows: int, most_threads: int) -> CallTime:
         """Rows of one sequence, of which each yields a token."""
-        return self._scaled(time_of(self.times.replay, rows, most_threads))
+        return self._by_now(self.times.replay, rows, most_threads)
 
-    def _scaled(self, call: CallTime) -> CallTime:
-        return CallTime(call.rows, call.seconds * self.scale, call.cpu_s * self.scale, call.threads)
+    def _by_now(self, calls: Sequence[CallTime], rows: int, most_threads: int) -> CallTime:
+        """At a trial the same call is made over and over again. What one takes longer among others it takes once,
+        however many rows it has: weights that have left the caches, a processor that slept."""
+        trial, first = time_of(calls, rows, most_threads), time_of(self.times.decode, 1, most_threads)
+        longer = self.drift - 1
+        seconds = max(trial.seconds / 2, trial.seconds + longer * first.seconds)
+        cpu_s = max(trial.cpu_s / 2, trial.cpu_s + longer * first.cpu_s)
+        return CallTime(trial.rows, seconds * self.scale, cpu_s * self.scale, trial.threads)
 
 
 class CallCosts:
@@ -62,10 +70,10 @@ class CallCosts:
     def of(self, node_id: NodeId, layers: LayerRange) -> StageCosts:
         room = self._rooms[node_id]
         if not self._timed:
-            return StageCosts(_by_pace(room, layers), 1.0, is_timed=False)
+            return StageCosts(_by_pace(room, layers), 1.0, 1.0, is_timed=False)
         timed_by, times = self._nearest(room, layers)
         drift = room.node.measured.drift if room.node.measured is not None else 1.0
-        return StageCosts(times, drift * _step_s(room, layers) / _step_s(timed_by, _layers(times)), is_timed=True)
+        return StageCosts(times, _step_s(room, layers) / _step_s(timed_by, _layers(times)), drift, is_timed=True)
 
     def _nearest(self, room: SeatRoom, layers: LayerRange) -> tuple[SeatRoom, StageTimes]:
         distances = [self._distance(room, layers, *timed) for timed in self._timed]

@@ -1,4 +1,5 @@
-"""By how much longer calls take now than they did at a stage's trial."""
+"""By how much longer calls of one row take now than they did at a stage's trial. Those plans go by, and what they take
+longer all calls do (0012)."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ FRESH_S = 600.0
 
 
 class DriftMeter:
-    """Of the calls of one stage."""
+    """Of the calls of one row of one stage."""
 
     def __init__(self) -> None:
         self._took = self._expected = (0.0, 0.0)

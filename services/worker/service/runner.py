@@ -22,7 +22,7 @@ from services.worker.service.engine_thread import EngineThread
 from shared.contracts.messages import StageRef
 from shared.domain.errors import ButterflyError, EngineFault
 from shared.domain.ids import Epoch, TaskId
-from shared.domain.measured import CallTime, StageTimes, time_of
+from shared.domain.measured import StageTimes, time_of
 from shared.domain.task import TokenRecord
 from shared.runtime.clock import Clock
 
@@ -302,8 +302,8 @@ class StageRunner:
         if error is None:
             result = future.result()
             self._choice.note(*_size_of(call), threads, result.compute_s)
-            if self.times is not None:
-                expected = _expected(self.times, call, result, threads)
+            if self.times is not None and isinstance(call, DecodeCall) and len(call.seats) == 1:
+                expected = time_of(self.times.decode, 1, threads)
                 self.drift.note(result.compute_s, result.cpu_s, expected, now_s=self._clock.now_s())
             rows = call.num_rows if isinstance(call, PrefillCall) else 1
             for seat in call.seats:
@@ -341,15 +341,6 @@ def _size_of(call: EngineCall) -> tuple[int, int]:
     if isinstance(call, PrefillCall):
         return call.num_rows, call.seat.threads_at(call.first)
     return len(call.seats), max(seat.threads for seat in call.seats)
-
-
-def _expected(times: StageTimes, call: EngineCall, result: StepResult, threads: int) -> CallTime:
-    """By the trial."""
-    rows, _ = _size_of(call)
-    if isinstance(call, DecodeCall):
-        return time_of(times.decode, rows, threads)
-    is_replay = result.hidden is None and len(result.records[0]) > 1
-    return time_of(times.replay if is_replay else times.prompt, rows, threads)
 
 
 def _wanted(call: EngineCall, num_rows: int) -> Mask:

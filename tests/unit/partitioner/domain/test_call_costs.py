@@ -40,7 +40,14 @@ def test_a_stage_that_the_node_timed_takes_what_it_took() -> None:
 
 
 def test_calls_that_have_become_slower_since_take_longer() -> None:
-    assert decode_s([tried("a", timed(FIRST, 0.01), drift=1.5)], "a", FIRST) == pytest.approx(0.015)
+    """Each by as much, whatever it computes."""
+    costs = CallCosts(MODEL, [tried("a", timed(FIRST, 0.01), drift=1.5)]).of(NodeId("a"), FIRST)
+    assert [costs.decode(rows, 2).seconds for rows in (1, 4)] == pytest.approx([0.015, 0.045])
+    assert costs.replay(4, 2).seconds == pytest.approx(0.045)
+
+
+def test_no_call_is_taken_to_be_quicker_than_half_of_its_trial() -> None:
+    assert decode_s([tried("a", timed(FIRST, 0.01), drift=0.1)], "a", FIRST) == pytest.approx(0.005)
 
 
 def test_what_a_node_timed_itself_goes_before_what_equal_ones_did() -> None:
