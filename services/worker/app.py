@@ -220,7 +220,7 @@ def assemble(
         events=events,
     )
     receipts = ReceiptDesk(signer=make_signer(identity), report=uplinks.report, send_drafts=uplinks.hurry)
-    probes = LinkProbes(send=outgoing.send, now=clock.now_s, new_number=lambda: secrets.randbelow(PROBE_NUMBERS))
+    probes = LinkProbes(send=outgoing.send, clock=clock, new_number=lambda: secrets.randbelow(PROBE_NUMBERS))
     ring = Ring(
         node_id=node_id,
         seating=seating,

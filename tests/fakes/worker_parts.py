@@ -216,7 +216,7 @@ class MemoryWorker:
             signer=KeySigner(Identity(node_id, self.key)), report=self.report, send_drafts=self.drafts.hurry
         )
         self.probes = LinkProbes(
-            send=self.outgoing.send, now=clock.now_s, new_number=lambda: secrets.randbelow(PROBE_NUMBERS)
+            send=self.outgoing.send, clock=clock, new_number=lambda: secrets.randbelow(PROBE_NUMBERS)
         )
         self.ring = Ring(
             node_id=node_id,

@@ -16,7 +16,7 @@ from shared.domain.hidden import HiddenRows
 from shared.domain.ids import Epoch, ModelId, NodeId, TaskId
 from shared.domain.measured import CallTime, StageTimes, check_stages
 from shared.domain.plan import LayerRange
-from shared.runtime.clock import Clock
+from shared.runtime.clock import Clock, SystemClock
 from tests.fakes.engine import TRIAL_LAYERS, SyntheticLoader, SyntheticModel
 from tests.fakes.worker_parts import MemoryCluster, MemoryWorker, Order
 
@@ -174,7 +174,7 @@ async def test_links_that_carry_rows_stay_as_they_are() -> None:
 
 async def test_only_probes_that_a_coordinator_has_announced_are_answered() -> None:
     sent: list[bytes] = []
-    probes = LinkProbes(send=lambda _, data: sent.append(data), now=lambda: 0.0, new_number=lambda: 0)
+    probes = LinkProbes(send=lambda _, data: sent.append(data), clock=SystemClock(), new_number=lambda: 0)
     peer, probe = NodeId("b"), Frame(FrameKind.PROBE, stage=PROBE_NUMBERS - 1)
     probes.take(peer, probe)
     assert sent == []
@@ -194,7 +194,7 @@ async def test_only_probes_that_a_coordinator_has_announced_are_answered() -> No
     ],
 )
 async def test_what_no_probe_carries_is_refused(changes: dict[str, Any]) -> None:
-    probes = LinkProbes(send=lambda _, __: None, now=lambda: 0.0, new_number=lambda: 0)
+    probes = LinkProbes(send=lambda _, __: None, clock=SystemClock(), new_number=lambda: 0)
     with pytest.raises(ProtocolViolation):
         probes.take(NodeId("b"), replace(Frame(FrameKind.PROBE), **changes))
 
