@@ -37,7 +37,7 @@ class LinkProbes:
     def expect(self, peer: NodeId) -> None:
         """A coordinator has `peer` time the way to this node: probes for that are answered, for no flow control bounds
         how many come."""
-        self._answers_left[peer] = 1 + SMALL_PROBES + LARGE_PROBES
+        self._answers_left[peer] = 1 + SMALL_PROBES + 2 * LARGE_PROBES
 
     def take(self, peer: NodeId, frame: Frame) -> None:
         """A probe came from `peer`: answer it, or hear the answer. What nobody expects is dropped. Raises
@@ -63,12 +63,14 @@ class LinkProbes:
         payload = HiddenRows(bytes(PAYLOAD_BYTES), PAYLOAD_WIDTH)
         try:
             await self._there_and_back_s(peer, None)  # opens the links
-            small_s = statistics.median([await self._after_a_pause_s(peer) for _ in range(SMALL_PROBES)])
+            small_s = [await self._after_a_pause_s(peer) for _ in range(SMALL_PROBES)]
+            quick_s = min([await self._there_and_back_s(peer, None) for _ in range(LARGE_PROBES)])
             large_s = min([await self._there_and_back_s(peer, payload) for _ in range(LARGE_PROBES)])
         except TimeoutError:
             log.info("peer_not_timed", extra={"peer": peer})
             return None
-        return PeerLink(peer, rtt_s=small_s, bytes_per_s=PAYLOAD_BYTES / max(_LEAST_S, large_s - small_s))
+        bytes_per_s = PAYLOAD_BYTES / max(_LEAST_S, large_s - quick_s)
+        return PeerLink(peer, rtt_s=statistics.median(small_s), bytes_per_s=bytes_per_s)
 
     async def _after_a_pause_s(self, peer: NodeId) -> float:
         """As rows go: at most one is under way between two nodes while a sequence decodes, and whom it reaches has

@@ -182,7 +182,7 @@ async def test_only_probes_that_a_coordinator_has_announced_are_answered() -> No
     for _ in range(100):
         probes.take(peer, probe)
         probes.take(NodeId("c"), probe)
-    assert len(sent) == 1 + SMALL_PROBES + LARGE_PROBES
+    assert len(sent) == 1 + SMALL_PROBES + 2 * LARGE_PROBES
     assert FrameReader().feed(sent[0]) == [replace(probe, final=True)]
 
 
