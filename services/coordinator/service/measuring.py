@@ -161,8 +161,9 @@ class Measuring(MeasuringInterface):
                     group.create_task(self._ask(member, needs))
 
     def is_measuring(self, host: str) -> bool:
-        """Whether a node of this host measures something now, so that its neighbours had better rest."""
-        return host in self._asked
+        """Whether a node of this host measures something now, so that its neighbours had better rest. A replica that is
+        not the first any more waits for nobody."""
+        return self._acts and host in self._asked
 
     async def demand(self, node_id: NodeId) -> None:
         if not self._is_on:

@@ -88,6 +88,7 @@ class Coordinator:
         self.partitioner = FakePartitioner()
         self.tasks = BackgroundTasks(self.clock)
         self.draining = asyncio.Event()
+        self.is_first = is_first
         self.tokens: dict[str, str] = {}
         self.silent: set[str] = set()
         """Nodes that send no heartbeats."""
@@ -169,7 +170,7 @@ class Coordinator:
             slots=slots,
             link_secret=b"cluster",
             is_on=True,
-            is_first=lambda: is_first,
+            is_first=lambda: self.is_first,
             clock=self.clock,
         )
         self.messages = Messages(

@@ -1,94 +1,36 @@
 """The coordinator has nodes measured, one at a time on each host, and only while nobody needs them."""
 
-import asyncio
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from services.coordinator.domain.profile import KEPT_DAYS, MAX_TRIALS, MIN_TRIALS
+from services.coordinator.domain.profile import MAX_TRIALS, MIN_TRIALS
 from services.coordinator.domain.retries import FIRST_WAIT_S
-from services.coordinator.service.measuring import LOOK_EVERY_S, PATIENCE_S, SETTLE_S
+from services.coordinator.service.measuring import LOOK_EVERY_S, PATIENCE_S
 from shared.contracts.messages import (
-    DraftTokens,
-    Heartbeat,
-    MeasureNode,
     MeetPeers,
-    NodeMeasured,
-    ReceiptPosted,
-    StageRef,
 )
-from shared.domain.errors import NodeNotFound, ProtocolViolation, RegistryUnavailable
-from shared.domain.ids import ModelId, NodeId
-from shared.domain.measured import CallTime, Drift, Measured, Pace, PeerLink, StageTimes
-from shared.domain.plan import LayerRange, NodeCapability
-from shared.domain.task import Verification
+from shared.domain.errors import NodeNotFound, ProtocolViolation
+from shared.domain.ids import NodeId
+from shared.domain.measured import Pace
 from tests.fakes.identities import N1, N2, N3
 from tests.fakes.tasks import make_task
-from tests.unit.coordinator.cluster import Cluster
 from tests.unit.coordinator.harness import Coordinator
-
-STAGE = StageRef(model_id=ModelId("m"), model_root="root", layers=LayerRange(0, 3), num_layers=6)
-CALLS = (CallTime(1, 0.01, 0.01, 1),)
-TIMES = StageTimes("root", 0, 3, CALLS, CALLS, CALLS)
-FAST, SLOW = Pace(1e-10, 3e-11), Pace(4e-10, 12e-11)
-ONE_HOST = {"host": "box"}
-
-
-async def started(*nodes: str, **changes: Any) -> Coordinator:  # what a capability may be
-    coordinator = await Coordinator().start(nodes=())
-    for node_id in nodes:
-        await coordinator.join(node_id, **changes)
-    return coordinator
-
-
-async def looked(coordinator: Coordinator, seconds: float = SETTLE_S + LOOK_EVERY_S) -> None:
-    """Time passes, the measuring loop runs."""
-    for _ in range(math.ceil(seconds / LOOK_EVERY_S)):
-        await coordinator.advance(LOOK_EVERY_S)
-        await coordinator.measuring.look()
-
-
-def asked(coordinator: Coordinator, node_id: str) -> list[MeasureNode]:
-    return [told for told in coordinator.workers[node_id].told if isinstance(told, MeasureNode)]
-
-
-async def told(coordinator: Coordinator, node_id: str, **found: Any) -> None:
-    message = NodeMeasured(**found)
-    await coordinator.messages.handle(coordinator.tokens[node_id], message)
-
-
-async def measured(coordinator: Coordinator, **paces: Pace) -> None:
-    """Every question is answered, by nodes of these paces, until there are no more."""
-    answered = {node_id: len(asked(coordinator, node_id)) for node_id in paces}
-    is_over = False
-    while not is_over:
-        await looked(coordinator, LOOK_EVERY_S)
-        is_over = True
-        for node_id, pace in paces.items():
-            for question in asked(coordinator, node_id)[answered[node_id] :]:
-                answered[node_id] += 1
-                is_over = False
-                await told(coordinator, node_id, **answer(question, pace))
-
-
-def answer(question: MeasureNode, pace: Pace) -> dict[str, Any]:
-    stages = [replace(TIMES, start=ref.layers.start, end=ref.layers.end) for ref in question.stages]
-    links = [PeerLink(ends.next.node_id, 0.001, 1e8) for ends in question.peers]
-    return {"pace": pace if question.has_pace else None, "stages": tuple(stages), "links": tuple(links)}
-
-
-async def ready(*nodes: str, **changes: Any) -> Coordinator:
-    """The nodes have settled; nobody has been asked yet."""
-    coordinator = await started(*nodes, **changes)
-    await looked(coordinator, SETTLE_S)
-    return coordinator
-
-
-def capability_of(coordinator: Coordinator, node_id: str) -> NodeCapability:
-    (view,) = [view for view in coordinator.members.nodes(with_stage_times=True).nodes if view.node_id == node_id]
-    return view.capability
+from tests.unit.coordinator.measuring import (
+    FAST,
+    ONE_HOST,
+    SLOW,
+    STAGE,
+    TIMES,
+    answer,
+    asked,
+    capability_of,
+    looked,
+    measured,
+    ready,
+    told,
+)
 
 
 async def test_a_node_that_joins_is_measured_once_it_has_settled() -> None:
@@ -154,19 +96,6 @@ async def test_a_stage_that_a_node_was_asked_to_hold_is_timed_when_it_is_there()
     assert found is not None
     assert found.stages == (TIMES,)  # about the other one nobody asked
     assert found.pace == FAST
-
-
-async def test_plans_are_told_nothing_of_single_stages() -> None:
-    """With them a few thousand nodes fill the largest body."""
-    coordinator = await ready(N1)
-    coordinator.members.loading(N1, STAGE)
-    coordinator.loaded[N1] = (STAGE,)
-    await measured(coordinator, **{N1: FAST})
-    known = capability_of(coordinator, N1).measured
-    assert known is not None
-    assert known.stages == (TIMES,)
-    (view,) = coordinator.members.nodes().nodes
-    assert view.capability.measured == replace(known, stages=())
 
 
 async def test_a_node_times_the_way_to_the_others_and_they_are_told_before() -> None:
@@ -265,21 +194,6 @@ async def test_what_nobody_asked_for_changes_nothing() -> None:
     assert capability_of(coordinator, N1).measured is None
 
 
-async def test_nodes_that_were_not_measured_yet_are_taken_for_ones_like_the_others() -> None:
-    coordinator = await ready(N1, N2, speed=1e15)
-    await measured(coordinator, **{N1: SLOW})
-    assert capability_of(coordinator, N2).speed == pytest.approx(SLOW.speed)
-    assert capability_of(coordinator, N2).measured is None
-
-
-async def test_equal_nodes_get_one_level_and_others_their_own() -> None:
-    coordinator = await ready(N1, N2, N3)
-    alike = Pace(FAST.decode_s_per_byte * 1.2, FAST.prefill_s_per_byte * 0.9)
-    await measured(coordinator, **{N1: FAST, N2: alike, N3: SLOW})
-    found = [capability_of(coordinator, node).measured for node in (N1, N2, N3)]
-    assert [each.pace if each else None for each in found] == [FAST, FAST, SLOW]
-
-
 async def test_a_worker_that_seems_slower_than_its_like_is_tried_more_often() -> None:
     coordinator = await ready(N1, N2, **ONE_HOST)
     await measured(coordinator, **{N1: FAST, N2: SLOW})
@@ -300,72 +214,6 @@ async def test_an_operator_has_a_node_measured_anew() -> None:
     assert capability_of(coordinator, N1).speed < capability_of(coordinator, N2).speed / 2
     with pytest.raises(NodeNotFound):
         await coordinator.measuring.demand(NodeId("nobody"))
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        {"pace": Pace(math.inf, 1e-10)},
-        {"pace": Pace(1e-10, -1.0)},
-        {"stages": (TIMES, TIMES)},
-        {"stages": (replace(TIMES, decode=(CallTime(10**400, 0.01, 0.01, 1),)),)},
-        {"links": (PeerLink(N1, 0.1, 1e6),)},
-    ],
-)
-async def test_figures_that_no_node_has_are_refused(found: dict[str, object]) -> None:
-    coordinator = await started(N1)
-    await looked(coordinator)
-    with pytest.raises(ProtocolViolation):
-        await told(coordinator, N1, **found)
-    await looked(coordinator, LOOK_EVERY_S)
-    assert await coordinator.profiles.changes(0) == ()
-
-
-async def test_a_worker_does_not_say_by_itself_how_fast_it_is() -> None:
-    coordinator = await started(N1, measured=Measured(FAST))
-    assert capability_of(coordinator, N1).measured is None
-
-
-async def test_drift_of_a_node_with_a_host_of_its_own_is_kept() -> None:
-    coordinator = await ready(N1)
-    await measured(coordinator, **{N1: FAST})
-    await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-1", drift=Drift(1.5, 1.1)))
-    await coordinator.measuring.look()
-    found = capability_of(coordinator, N1).measured
-    assert found is not None
-    assert found.drift == 1.5
-    await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-1"))  # it had no calls for long
-    await coordinator.measuring.look()
-    assert capability_of(coordinator, N1).measured == replace(found, drift=1.0)
-
-
-class TimedCluster(Cluster):
-    """A receipt of an auditor takes its time."""
-
-    takes_s: dict[str, float]
-
-    async def _post(self, node_id: str, message: DraftTokens | ReceiptPosted) -> None:
-        if isinstance(message, ReceiptPosted) and message.lane > 0:
-            await self.coordinator.advance(self.takes_s[node_id])
-        await super()._post(node_id, message)
-
-
-async def test_a_node_that_claims_more_than_it_does_is_found_out_by_what_it_signs() -> None:
-    coordinator = await ready(N1, N2, N3)
-    boast = Pace(FAST.decode_s_per_byte / 20, FAST.prefill_s_per_byte / 20)
-    await measured(coordinator, **{N1: FAST, N2: FAST, N3: boast})
-    assert capability_of(coordinator, N3).speed > 10 * capability_of(coordinator, N1).speed
-    cluster = TimedCluster(coordinator)
-    cluster.takes_s = {N1: 0.1, N2: 0.1, N3: 0.1}
-    task = make_task(verification=Verification.AUDIT, max_byzantine=1, max_tokens=120)
-    await coordinator.open(task)
-    await cluster.run()
-    await coordinator.measuring.look()
-    assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
-    await coordinator.join(N3, boot_id="boot-2")  # what was seen of another run says nothing about this one
-    await looked(coordinator, LOOK_EVERY_S)
-    await measured(coordinator, **{N1: FAST, N2: FAST, N3: FAST})
-    assert capability_of(coordinator, N3).speed == pytest.approx(capability_of(coordinator, N1).speed)
 
 
 async def test_an_operator_need_not_wait_for_the_next_try_of_a_node_that_failed() -> None:
@@ -396,110 +244,10 @@ async def test_ways_that_the_others_timed_to_a_node_are_timed_anew_as_well() -> 
         before = now
 
 
-async def test_a_node_that_was_started_anew_is_tried_anew_and_keeps_its_level_until_then() -> None:
+async def test_a_replica_that_is_not_the_first_any_more_waits_for_no_answer() -> None:
     coordinator = await ready(N1)
-    await measured(coordinator, **{N1: FAST})
-    coordinator.loaded[N1] = (STAGE,)
-    coordinator.members.loading(N1, STAGE)
-    await measured(coordinator, **{N1: FAST})
-    assert capability_of(coordinator, N1).measured == Measured(FAST, stages=(TIMES,))
-    await coordinator.join(N1, boot_id="boot-2", cores=8)
-    assert capability_of(coordinator, N1).speed == FAST.speed  # at once: plans go on by it
-    await looked(coordinator, SETTLE_S)
-    assert capability_of(coordinator, N1).measured == Measured(FAST)
-    quick = Pace(FAST.decode_s_per_byte / 4, FAST.prefill_s_per_byte / 4)
-    coordinator.members.loading(N1, STAGE)
-    await measured(coordinator, **{N1: quick})
-    assert capability_of(coordinator, N1).measured == Measured(quick, stages=(TIMES,))
-
-
-async def test_figures_hold_before_anybody_is_asked_and_nobody_waits_for_another_host(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = await ready(N1, N2)
-    await measured(first, **{N1: FAST, N2: FAST})
-    coordinator = Coordinator(profiles=first.profiles)
-    for node_id in (N1, N2):
-        await coordinator.join(node_id, boot_id="boot-2")
-    await looked(coordinator, SETTLE_S)
-    assert capability_of(coordinator, N1).measured is not None
-    hung = asyncio.Event()
-    monkeypatch.setattr(coordinator.workers[N1], "measure", lambda _: hung.wait())
-    await coordinator.advance(LOOK_EVERY_S)
-    look = asyncio.create_task(coordinator.measuring.look())
-    await coordinator.settle()
-    assert len(asked(coordinator, N2)) == 1
-    hung.set()
-    await look
-
-
-async def test_nothing_is_kept_of_nodes_of_which_nothing_is_known_or_that_left_long_ago() -> None:
-    coordinator = await ready(N1, N2)
-    await measured(coordinator, **{N1: FAST})
-    assert [profile.node_id for _, profile in await coordinator.profiles.changes(0)] == [N1]
-    await coordinator.lose(N1)
-    for days, is_kept in ((KEPT_DAYS, True), (2, False)):
-        coordinator.clock._wall_offset_s += days * 86_400
-        await looked(coordinator, 2 * LOOK_EVERY_S)
-        assert bool(await coordinator.profiles.changes(0)) is is_kept
-
-
-async def test_a_demand_at_another_replica_ends_what_the_first_has_not_saved() -> None:
-    first = await ready(N1)
-    other = Coordinator(profiles=first.profiles, is_first=False)
-    await other.join(N1)
-    await measured(first, **{N1: FAST})
-    await looked(other, LOOK_EVERY_S)
-    await first.messages.handle(first.tokens[N1], Heartbeat(boot_id="boot-1", drift=Drift(3.0, 3.0)))
-    await other.measuring.demand(N1)
-    before = len(asked(first, N1))
-    await looked(first, LOOK_EVERY_S)
-    assert len(asked(first, N1)) == before + 1
-
-
-async def test_a_demand_that_another_replica_crosses_is_not_lost() -> None:
-    first = await ready(N1)
-    other = Coordinator(profiles=first.profiles, is_first=False)
-    await other.join(N1)
-    await measured(first, **{N1: FAST})  # the other one has not heard of it
-    await other.measuring.demand(N1)
-    before = len(asked(first, N1))
-    await looked(first, LOOK_EVERY_S)
-    assert len(asked(first, N1)) == before + 1
-
-
-async def test_other_replicas_ask_nobody_and_hear_what_was_found() -> None:
-    first = await ready(N1, N2)
-    other = Coordinator(profiles=first.profiles, is_first=False)
-    for node_id in (N1, N2):
-        await other.join(node_id)
-    await looked(other, 2 * SETTLE_S)
-    assert asked(other, N1) == []
-    await measured(first, **{N1: FAST, N2: SLOW})
-    await told(other, N1, pace=SLOW)  # workers tell all of them
-    await looked(other, LOOK_EVERY_S)
-    for node_id in (N1, N2):
-        assert capability_of(other, node_id).measured == capability_of(first, node_id).measured
-
-
-async def test_a_coordinator_that_is_started_again_knows_what_was_found() -> None:
-    before = await ready(N1)
-    await measured(before, **{N1: FAST})
-    again = Coordinator(profiles=before.profiles)
-    await again.join(N1)
-    await looked(again, LOOK_EVERY_S)
-    assert capability_of(again, N1).measured == capability_of(before, N1).measured
-    await looked(again, 2 * SETTLE_S)
-    assert asked(again, N1) == []
-
-
-async def test_while_the_registry_is_away_what_was_found_holds() -> None:
-    coordinator = await ready(N1)
-    coordinator.profiles.is_away = True
-    for _ in range(3):
-        with pytest.raises(RegistryUnavailable):
-            await coordinator.measuring.look()
-    assert asked(coordinator, N1) == []
-    coordinator.profiles.is_away = False
-    await measured(coordinator, **{N1: FAST})
-    assert capability_of(coordinator, N1).speed == pytest.approx(FAST.speed)
+    host = capability_of(coordinator, N1).machine
+    await looked(coordinator, LOOK_EVERY_S)
+    assert coordinator.measuring.is_measuring(host)
+    coordinator.is_first = False
+    assert not coordinator.measuring.is_measuring(host)
