@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from shared.domain.hidden import FLOAT_BYTES
 from shared.domain.layers import LayerInfo
 
 ATTENTION_ROWS = 512
 """Rows of context that the attention's share of FLOPs is given for: the mean of a session of 1,024 tokens."""
-_BYTES_PER_FLOAT = 4  # hidden states travel as float32
 _Q8_0_BLOCK = 32
 _Q8_0_BLOCK_BYTES = 34
 _F16_BYTES = 2
@@ -40,7 +40,7 @@ def layer_info(shape: LayerShape) -> LayerInfo:
         name=f"blk.{shape.index}",
         weight_bytes=shape.weight_bytes,
         flops_per_token=2 * shape.matrix_elements + 2 * shape.num_heads * head_length * ATTENTION_ROWS,
-        activation_bytes=shape.n_embd * _BYTES_PER_FLOAT,
+        activation_bytes=shape.n_embd * FLOAT_BYTES,
         kv_bytes_per_token=_kv_bytes(shape),
     )
 

@@ -8,21 +8,21 @@ per stage, on nodes that decode as well: a node runs one call at a time, and a h
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from services.partitioner.domain.call_costs import CallCosts, StageCosts
 from services.partitioner.domain.hops import ON_ONE_HOST, TOKEN_ID_BYTES, Hop, Hops
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
+from shared.domain.hidden import FLOAT_BYTES
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.measured import CallTime
 from shared.domain.numerics import TILE_ROWS
-from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan
+from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan, for_plans
 from shared.domain.plan_figures import Load, Prediction, SeatPrediction
 from shared.domain.task import Verification
 
-_BYTES_PER_FLOAT = 4
 _WIDE_ROWS = 8
 """Hidden states that a layer's widest moment holds at once: its inputs, and a feed-forward of three to four widths."""
 _HALVINGS = 50
@@ -58,7 +58,7 @@ def rates_together(
     compared by, so the times of single stages, which move all the time, do not count. The plans have passed
     `check_plan`, and have lanes.
     """
-    nodes = {node_id: _by_pace(node) for node_id, node in nodes.items()}
+    nodes = {node_id: for_plans(node) for node_id, node in nodes.items()}
     rates: list[float] = []
     busy: defaultdict[str, float] = defaultdict(float)
     for plan in plans:
@@ -71,16 +71,12 @@ def rates_together(
     return tuple(rate / slower for rate in rates)
 
 
-def _by_pace(node: NodeCapability) -> NodeCapability:
-    return node if node.measured is None else replace(node, measured=replace(node.measured, stages=(), drift=1.0))
-
-
 def scratch_bytes(model: ModelInfo, layers: LayerRange) -> int:
     """Room for one tile of a prompt, and for the scores of its rows at the last stage."""
     widest = _WIDE_ROWS * model.n_embd
     if layers.end == model.num_layers:
         widest = max(widest, model.n_vocab)
-    return TILE_ROWS * widest * _BYTES_PER_FLOAT
+    return TILE_ROWS * widest * FLOAT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
