@@ -327,7 +327,7 @@ class Heartbeat(Contract):
     """By how much the wait for this beat took longer than it should."""
     draining: bool = False
     drift: Annotated[Drift | None, AfterValidator(_bounded_drift)] = None
-    """None: no calls since the trials."""
+    """None: no calls of one row of late."""
 
 
 class Leave(Contract):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from services.coordinator.ports import Worker, Workers
 from shared.contracts.messages import (
+    AnyToWorker,
     LoadStage,
     MeasureNode,
     MeetPeers,
@@ -18,18 +19,6 @@ from shared.domain.errors import ButterflyError, PeerUnavailable
 from shared.domain.ids import NodeId, TaskId
 from shared.domain.numerics import Profile, StageFacts
 
-Told = (
-    LoadStage
-    | WorkAssignment
-    | SessionStart
-    | SessionStop
-    | WindowRelease
-    | SealWindow
-    | WindowCommitted
-    | MeetPeers
-    | MeasureNode
-)
-
 
 class FakeWorker(Worker):
     """One run of a node. `sessions`: what it holds, by task, as the latest assignment."""
@@ -38,7 +27,7 @@ class FakeWorker(Worker):
         self.node_id = node_id
         self.boot_id = boot_id
         self.token = token
-        self.told: list[Told] = []
+        self.told: list[AnyToWorker] = []
         self.sessions: dict[TaskId, WorkAssignment] = {}
         self.is_away = False
         self.is_cold = False
@@ -80,7 +69,7 @@ class FakeWorker(Worker):
         if held is not None and held.epoch <= message.epoch:
             del self.sessions[message.task_id]
 
-    def heard(self, kind: type[Told]) -> list[Told]:
+    def heard(self, kind: type[AnyToWorker]) -> list[AnyToWorker]:
         """Messages of one type, oldest first."""
         return [message for message in self.told if isinstance(message, kind)]
 
@@ -90,7 +79,7 @@ class FakeWorker(Worker):
     def stops(self) -> list[SessionStop]:
         return [message for message in self.told if isinstance(message, SessionStop)]
 
-    def _hear(self, message: Told) -> None:
+    def _hear(self, message: AnyToWorker) -> None:
         if self.is_away:
             raise PeerUnavailable(f"{self.node_id} cannot be reached")
         self.told.append(message)

@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 
-from shared.contracts.messages import Ack, LoadStage, SessionStart, WorkAssignment, to_worker
+from shared.contracts.messages import Ack, AnyToWorker, LoadStage, SessionStart, WorkAssignment, to_worker
 from shared.contracts.partitioner import ModelList, PlanRequest, PlanResponse
 from shared.domain.ids import TaskId
 from shared.domain.numerics import Profile, StageFacts
 from tests.fakes.partitioner import TINY, FakePartitioner, token_block
-from tests.fakes.workers import Told
 from tests.integration.runtime.served import served
 
 FACTS = StageFacts("fake", "ab", Profile.EXACT, None)
@@ -24,7 +23,7 @@ class WorkerServer:
     def __init__(self) -> None:
         self.token = ""
         self.address = ""
-        self.told: list[Told] = []
+        self.told: list[AnyToWorker] = []
         self.headers: list[dict[str, str]] = []
         self.refused = 0
         self._changed = asyncio.Condition()
@@ -38,7 +37,7 @@ class WorkerServer:
             if request.headers.get("Authorization") != f"Bearer {self.token}":
                 self.refused += 1
             told = to_worker.validate_json(await request.body())
-            assert isinstance(told, Told)
+            assert isinstance(told, AnyToWorker)
             async with self._changed:
                 self.told.append(told)
                 self._changed.notify_all()
@@ -46,7 +45,7 @@ class WorkerServer:
 
         return app
 
-    async def wait_for(self, wanted: Callable[[Told], bool]) -> Told:
+    async def wait_for(self, wanted: Callable[[AnyToWorker], bool]) -> AnyToWorker:
         """The first message that is `wanted`, at most 10 s from now."""
         async with asyncio.timeout(10), self._changed:
             await self._changed.wait_for(lambda: any(map(wanted, self.told)))
