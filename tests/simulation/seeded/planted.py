@@ -89,6 +89,6 @@ BUGS: Mapping[str, Bug] = {
     "seats of sessions that are over are not stopped": Bug([(Sessions, "stop_stale", _no_stop)]),
     "a worker that was forgotten does not join again": Bug([(Membership, "live", _never_joined_again)]),
     "an answer goes on one token too early": Bug([(Assigning, "__init__", _one_token_short)], first_seed=30),
-    "a node that refused a seat is never asked again": Bug([(session, "not_asked_for_s", _for_ever)], first_seed=100),
+    "a node that refused a seat is never asked again": Bug([(session, "not_asked_for_s", _for_ever)], first_seed=10),
     "one receipt too few is enough": Bug([(Session, "quorum", property(lambda self: 1))]),
 }
