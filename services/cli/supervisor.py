@@ -144,7 +144,7 @@ class Supervisor:
                 code = await self._run_once(process)
                 if self.is_stopping:
                     break
-                if not self._started:
+                if not self._started and code >= 0:  # it ended itself, so it would again
                     self._fail_start(process, f"ended with {_ending(code)} while starting", exit_code_of(code))
                     break
                 if code == EXIT_REFUSED:  # its last line, shown just before, says why
@@ -153,7 +153,11 @@ class Supervisor:
                 decision = after_exit(history, started_s=began_s, exited_s=self._clock.now_s())
                 history = decision.history
                 if decision.delay_s is None:
-                    self._give_up(process, code, f"ended too often, the last time with {_ending(code)}")
+                    why = f"ended too often, the last time with {_ending(code)}"
+                    if not self._started:
+                        self._fail_start(process, why, exit_code_of(code))
+                        break
+                    self._give_up(process, code, why)
                     return
                 self._say(f"{process.name} ended with {_ending(code)}; it starts again in {decision.delay_s:g} s")
                 process.restarts += 1

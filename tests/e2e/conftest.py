@@ -1,12 +1,27 @@
 """A running cluster for the tests that need one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.running import Cluster, end_cluster, is_alive, start_cluster
 from tests.fakes.free_ports import free_base_port
+
+LAST_WORDS = 4_000  # characters of each log
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the processes of the shared cluster said is shown beside what failed."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if call.when == "call" and report.failed and isinstance(cluster, Cluster):
+        for log in sorted((cluster.data_dir / "logs").glob("*.log")):
+            report.sections.append((f"end of {log.name}", log.read_text(errors="replace")[-LAST_WORDS:]))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_a_worker_with_the_join_token_joins_is_drained_survives_its_engine_and_l
     command = [sys.executable, "-m", "services.cli", "worker", "--join", coordinator]
     command += ["--token", secrets["join_token"]]
     command += ["--listen", listen, "--data-dir", str(tmp_path), "--memory-mb", "600"]
-    joined = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    joined = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # what it prints is shown where this fails
 
     async def nodes() -> tuple[NodeView, ...]:
         client = Coordinator(coordinator, service_token=secrets["service_token"], now=time.monotonic)
@@ -121,6 +121,7 @@ def test_a_worker_with_the_join_token_joins_is_drained_survives_its_engine_and_l
         return next((node for node in asyncio.run(nodes()) if node.address == f"http://{listen}"), None)
 
     def is_seen(state: NodeState) -> bool:
+        assert joined.poll() is None, "the worker has ended"
         node = seen()
         return node is not None and node.state is state
 

@@ -199,6 +199,29 @@ async def test_a_process_that_ends_while_starting_stops_everything_with_its_exit
     assert cluster.events() == ["metrics start", "coordinator start", "metrics stop"]
 
 
+async def test_a_process_that_is_killed_while_starting_starts_again_until_that_is_too_often(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(options={"metrics": ["--never-ready"]}, clock=HastyClock())
+
+    async def kill_it_each_time() -> None:
+        for restarts in range(5):
+            await until(
+                lambda wanted=restarts: (
+                    "metrics" in cluster.processes and cluster.processes["metrics"].restarts == wanted
+                )
+            )  # type: ignore[misc]
+            await until(lambda: cluster.processes["metrics"].state == State.STARTING)
+            os.kill(cluster.pid("metrics"), signal.SIGABRT)
+            await until(lambda: cluster.processes["metrics"].state != State.STARTING)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(kill_it_each_time())
+        with pytest.raises(StartFailed, match="metrics ended too often, the last time with signal 6") as failed:
+            await run_with(cluster, for_ever)
+    assert failed.value.exit_code == 128 + signal.SIGABRT
+
+
 async def test_a_process_that_never_gets_ready_is_given_up_after_its_time(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(options={"metrics": ["--never-ready"]}, ready_within_s=0.5)
     with pytest.raises(StartFailed, match=r"metrics was not ready within 0\.5 s"):
