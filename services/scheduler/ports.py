@@ -39,6 +39,10 @@ class Coordinator(ABC):
         """Nodes that take new sessions now, in order of node id."""
 
     @abstractmethod
+    async def present_nodes(self) -> tuple[NodeCapability, ...]:
+        """Beside the ready ones those that were late with their last word, in order of node id."""
+
+    @abstractmethod
     async def open_session(self, wanted: OpenSession) -> None:
         """Returns once the session has its epoch; the same task and attempt again change nothing.
 

@@ -80,6 +80,8 @@ class FakeCoordinator(Coordinator):
     def __init__(self, registry: TaskRegistry, *nodes: ReadyNode) -> None:
         self._registry = registry
         self.nodes = list(nodes)
+        """Ready."""
+        self.suspects: list[ReadyNode] = []
         self.opened: list[OpenSession] = []
         self.epochs: dict[TaskId, Epoch] = {}
         self.cancelled: list[TaskId] = []
@@ -91,6 +93,10 @@ class FakeCoordinator(Coordinator):
     async def ready_nodes(self) -> tuple[ReadyNode, ...]:
         self._check()
         return tuple(self.nodes)
+
+    async def present_nodes(self) -> tuple[NodeCapability, ...]:
+        self._check()
+        return tuple(node.capability for node in (*self.nodes, *self.suspects))
 
     async def open_session(self, wanted: OpenSession) -> None:
         self._check()

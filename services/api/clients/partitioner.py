@@ -1,5 +1,6 @@
 """Calls to the partitioner: the model catalogue, the vocabularies' files, what plans would be."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ class HttpCatalogue(Catalogue):
         self._now = now
         self._models: dict[ModelId, ModelInfo] | None = None
         self._asked_s = 0.0
+        self._asking = asyncio.Lock()
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return tuple((await self._known(KEPT_S)).values())
@@ -35,17 +37,18 @@ class HttpCatalogue(Catalogue):
         return found
 
     async def _known(self, kept_s: float) -> dict[ModelId, ModelInfo]:
-        if self._models is not None and self._now() - self._asked_s < kept_s:
+        async with self._asking:  # who comes meanwhile gets the same answer, not the last one: that may be old
+            if self._models is not None and self._now() - self._asked_s < kept_s:
+                return self._models
+            self._asked_s = self._now()
+            try:
+                answer = await self._peer.get("/models", ModelList)
+            except ButterflyError:
+                if self._models is None:
+                    raise
+                return self._models
+            self._models = {model.model_id: model for model in sorted(answer.models, key=lambda each: each.model_id)}
             return self._models
-        self._asked_s = self._now()
-        try:
-            answer = await self._peer.get("/models", ModelList)
-        except ButterflyError:
-            if self._models is None:
-                raise
-            return self._models
-        self._models = {model.model_id: model for model in sorted(answer.models, key=lambda each: each.model_id)}
-        return self._models
 
     def vocabulary_file(self, model_id: ModelId) -> AsyncIterator[bytes]:
         return self._peer.download(f"/models/{quote(model_id, safe='')}/vocabulary")

@@ -5,9 +5,9 @@ from urllib.parse import quote
 from services.scheduler.domain.capacity import ReadyNode
 from services.scheduler.ports import Coordinator
 from shared.contracts.base import Empty
-from shared.contracts.coordinator import NodeList, OpenSession, Place
+from shared.contracts.coordinator import NodeList, NodeView, OpenSession, Place
 from shared.domain.ids import TaskId
-from shared.domain.plan import PartitionPlan
+from shared.domain.plan import NodeCapability, PartitionPlan
 from shared.domain.session import NodeState
 from shared.resilience.peer_group import PeerGroup
 
@@ -20,12 +20,18 @@ class HttpCoordinator(Coordinator):
         self._client = client
 
     async def ready_nodes(self) -> tuple[ReadyNode, ...]:
-        nodes = (await self._client.get("/nodes", NodeList)).nodes
-        ready = (node for node in nodes if node.state is NodeState.READY)
         return tuple(
             ReadyNode(capability=node.capability, boot_id=node.boot_id, slots_used=node.slots_used)
-            for node in sorted(ready, key=lambda node: node.node_id)
+            for node in await self._nodes(NodeState.READY)
         )
+
+    async def present_nodes(self) -> tuple[NodeCapability, ...]:
+        return tuple(node.capability for node in await self._nodes(NodeState.READY, NodeState.SUSPECT))
+
+    async def _nodes(self, *states: NodeState) -> list[NodeView]:
+        """In these states, by id."""
+        nodes = (await self._client.get("/nodes", NodeList)).nodes
+        return sorted((node for node in nodes if node.state in states), key=lambda node: node.node_id)
 
     async def open_session(self, wanted: OpenSession) -> None:
         await self._client.post("/sessions", wanted, Empty, idempotent=True)

@@ -141,9 +141,9 @@ class SchedulingService(SchedulingInterface):
         self._verifiable_until_s[group, hold] = now_s + VERIFIABLE_KEPT_S
 
     async def _present_nodes(self, now_s: float) -> tuple[NodeCapability, ...]:
-        """Ready nodes, and those that were ready a moment ago: they may only be registering anew."""
-        for node in await self._coordinator.ready_nodes():
-            self._seen[node.node_id] = node.capability, now_s
+        """Nodes that are present, and those that were a moment ago: they may only be registering anew."""
+        for node in await self._coordinator.present_nodes():
+            self._seen[node.node_id] = node, now_s
         self._seen = {node_id: seen for node_id, seen in self._seen.items() if now_s - seen[1] <= JOINING_S}
         return tuple(node for _, (node, seen_s) in sorted(self._seen.items()) if now_s - seen_s <= PRESENT_S)
 

@@ -96,6 +96,12 @@ async def test_nodes_that_were_ready_a_moment_ago_count_for_what_can_be_verified
         await cluster.submit(make_task(**AUDITED))
 
 
+async def test_nodes_that_are_late_with_a_word_count_for_what_can_be_verified(cluster: Cluster) -> None:
+    await cluster.clock.advance(JOINING_S)
+    cluster.coordinator.nodes, cluster.coordinator.suspects = [make_node("a")], [make_node("b")]
+    await cluster.submit(make_task(**AUDITED))  # waits until b is ready
+
+
 async def test_the_nodes_are_not_asked_for_every_verified_task(cluster: Cluster) -> None:
     cluster.coordinator.nodes = [make_node("a"), make_node("b")]
     await cluster.submit(*(make_task(**AUDITED) for _ in range(5)))
