@@ -103,6 +103,9 @@ locks: setup
 	    $(BIN)/uv export --frozen --quiet --no-header --no-annotate --no-emit-project --only-group $$target; \
 	  } > deploy/docker/requirements-$$target.lock || exit 1; \
 	done
+	{ echo '# The installer of `make setup`. By `make locks`.'; \
+	  echo uv==$(UV_VERSION) | $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate -; \
+	} > deploy/docker/requirements-build.lock
 	{ echo '# In an environment of its own, for it contradicts the versions of the others. By `make locks`.'; \
 	  echo checkov==3.3.30 | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -; \
 	} > deploy/kubernetes/checkov/requirements.lock

@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -77,9 +76,15 @@ class Load:
         wanted = len(self.texts) + ANSWERS_AFTER_A_KILL
         until(lambda: len(self.texts) >= wanted, limit_s=RECOVERY_LIMIT_S)
 
+    def check(self) -> None:
+        """Every question got the one right answer."""
+        assert self.errors == []
+        assert len(set(self.texts)) == 1
 
-@contextmanager
-def under_load(cluster: ComposeCluster) -> Iterator[Load]:
+
+@pytest.fixture(scope="module")
+def load(cluster: ComposeCluster) -> Iterator[Load]:
+    """Begins with the first test that needs it."""
     load = Load(cluster)
     threads = [threading.Thread(target=load.run, name=f"load-{number}") for number in range(2)]
     for thread in threads:
@@ -165,46 +170,25 @@ print(json.dumps({"service_token": "service_token" in told, **found}))
         cluster.compose("exec", "-T", "worker", "python", "-c", probe)
 
 
-@pytest.mark.parametrize("service", ["redis", *CONTROL_SERVICES, "worker"])
-def test_answers_go_on_after_a_container_was_killed(cluster: ComposeCluster, service: str) -> None:
-    container = cluster.containers(service)[0]
-    with under_load(cluster) as load:
-        cluster.engine.docker("kill", container)
-        cluster.engine.docker("start", container)
-        timed(f"{service} killed and started, {ANSWERS_AFTER_A_KILL} more answers", load.goes_on)
-    assert load.errors == []
-    assert len(set(load.texts)) == 1
-
-
-def test_a_worker_cut_off_from_the_network_is_done_without_and_comes_back(cluster: ComposeCluster) -> None:
+def test_a_container_that_lies_is_evicted(cluster: ComposeCluster, demo_model: Path) -> None:
     until(lambda: len(ready_nodes(cluster)) == 4, limit_s=RECOVERY_LIMIT_S)
-    network, container = (
-        f"{cluster.engine.inspect(cluster.containers('coordinator')[0])['Config']['Labels']['com.docker.compose.project']}_workers",
-        cluster.containers("worker")[0],
-    )
-    with under_load(cluster) as load:
-        cluster.engine.docker("network", "disconnect", network, container)
-        until(lambda: len(ready_nodes(cluster)) == 3, limit_s=RECOVERY_LIMIT_S)
-        timed(f"a worker cut off, {ANSWERS_AFTER_A_KILL} more answers", load.goes_on)
-        cluster.engine.docker("network", "connect", network, container)
-        timed("the worker is back", lambda: until(lambda: len(ready_nodes(cluster)) == 4, limit_s=RECOVERY_LIMIT_S))
-        load.goes_on()
-    assert load.errors == []
-    assert len(set(load.texts)) == 1
-
-
-def test_a_fifth_worker_joins_and_is_given_layers(cluster: ComposeCluster) -> None:
-    before = set(nodes(cluster))
-    cluster.up("--scale", "worker=5", "--no-recreate")
-    until(lambda: len(ready_nodes(cluster)) == 5, limit_s=RECOVERY_LIMIT_S)
-    (fifth,) = set(nodes(cluster)) - before
-    with under_load(cluster) as load:
-        timed("the fifth worker holds layers", lambda: until(lambda: bool(nodes(cluster)[fifth]["stages"]), limit_s=60))
-    assert load.errors == []
-    held = cluster.volumes()
-    cluster.up("--scale", "worker=4", "--no-recreate")
-    (of_the_fifth,) = held - cluster.volumes()
-    cluster.engine.docker("volume", "rm", of_the_fifth)  # compose leaves it, as the README says
+    honest, right = ready_nodes(cluster), list(oracle(demo_model))
+    liar = key_for(Cell(1, "executor"), honest, cluster.liar_data)
+    cluster.liar_data.chmod(0o777)  # the container's user is another
+    (cluster.liar_data / "node_key").chmod(0o644)
+    cluster.compose("up", "--detach", "--no-deps", "liar")
+    until(lambda: states(cluster).get(liar) == "ready", limit_s=RECOVERY_LIMIT_S)
+    for _ in range(LIE_ROUNDS):
+        assert ask_all(cluster) == right
+        if states(cluster).get(liar) == "evicted":
+            break
+    found = nodes(cluster)
+    assert (cluster.liar_data / LIES).exists()
+    assert found[liar]["state"] == "evicted"
+    tell(f"the liar is evicted: {found[liar]['reason']}")
+    assert [node_id for node_id in honest if found[node_id]["state"] == "evicted"] == []
+    cluster.compose("rm", "--stop", "--force", "liar")
+    assert ask_all(cluster) == right
 
 
 def test_a_finished_task_is_there_again_after_redis_was_restored(cluster: ComposeCluster, tmp_path: Path) -> None:
@@ -233,22 +217,39 @@ def test_a_finished_task_is_there_again_after_redis_was_restored(cluster: Compos
     assert httpx.get(task, trust_env=False).json() == before
 
 
-def test_a_container_that_lies_is_evicted(cluster: ComposeCluster, demo_model: Path) -> None:
+# From here on under a load of answers
+
+
+@pytest.mark.parametrize("service", ["redis", *CONTROL_SERVICES, "worker"])
+def test_answers_go_on_after_a_container_was_killed(cluster: ComposeCluster, load: Load, service: str) -> None:
+    container = cluster.containers(service)[0]
+    cluster.engine.docker("kill", container)
+    cluster.engine.docker("start", container)
+    timed(f"{service} killed and started, {ANSWERS_AFTER_A_KILL} more answers", load.goes_on)
+    load.check()
+
+
+def test_a_worker_cut_off_from_the_network_is_done_without_and_comes_back(cluster: ComposeCluster, load: Load) -> None:
     until(lambda: len(ready_nodes(cluster)) == 4, limit_s=RECOVERY_LIMIT_S)
-    honest, right = ready_nodes(cluster), list(oracle(demo_model))
-    liar = key_for(Cell(1, "executor"), honest, cluster.liar_data)
-    cluster.liar_data.chmod(0o777)  # the container's user is another
-    (cluster.liar_data / "node_key").chmod(0o644)
-    cluster.compose("up", "--detach", "--no-deps", "liar")
-    until(lambda: states(cluster).get(liar) == "ready", limit_s=RECOVERY_LIMIT_S)
-    for _ in range(LIE_ROUNDS):
-        assert ask_all(cluster) == right
-        if states(cluster).get(liar) == "evicted":
-            break
-    found = nodes(cluster)
-    assert (cluster.liar_data / LIES).exists()
-    assert found[liar]["state"] == "evicted"
-    tell(f"the liar is evicted: {found[liar]['reason']}")
-    assert [node_id for node_id in honest if found[node_id]["state"] == "evicted"] == []
-    cluster.compose("rm", "--stop", "--force", "liar")
-    assert ask_all(cluster) == right
+    network, container = f"{PROJECT}_workers", cluster.containers("worker")[0]
+    cluster.engine.docker("network", "disconnect", network, container)
+    until(lambda: len(ready_nodes(cluster)) == 3, limit_s=RECOVERY_LIMIT_S)
+    timed(f"a worker cut off, {ANSWERS_AFTER_A_KILL} more answers", load.goes_on)
+    cluster.engine.docker("network", "connect", network, container)
+    timed("the worker is back", lambda: until(lambda: len(ready_nodes(cluster)) == 4, limit_s=RECOVERY_LIMIT_S))
+    load.goes_on()
+    load.check()
+
+
+def test_a_fifth_worker_joins_and_is_given_layers(cluster: ComposeCluster, load: Load) -> None:
+    before = set(nodes(cluster))
+    cluster.up("--scale", "worker=5", "--no-recreate")
+    until(lambda: len(ready_nodes(cluster)) == 5, limit_s=RECOVERY_LIMIT_S)
+    (fifth,) = set(nodes(cluster)) - before
+    timed("the fifth worker holds layers", lambda: until(lambda: bool(nodes(cluster)[fifth]["stages"]), limit_s=60))
+    held = cluster.volumes()
+    cluster.up("--scale", "worker=4", "--no-recreate")
+    load.goes_on()
+    load.check()
+    (of_the_fifth,) = held - cluster.volumes()
+    cluster.engine.docker("volume", "rm", of_the_fifth)  # compose leaves it, as the README says
