@@ -307,8 +307,10 @@ class SessionPosition(SessionMessage):
 
 
 def _bounded_drift(drift: Drift | None) -> Drift | None:
-    if drift is not None and not (0 < drift.wall < math.inf and 0 < drift.cpu < math.inf):
-        raise ValueError("drift is above 0 and finite")
+    if drift is not None:
+        factors = (drift.wall, drift.cpu, 1.0 if drift.batch is None else drift.batch)
+        if not all(0 < factor < math.inf for factor in factors) or not 0 <= drift.handling_s < math.inf:
+            raise ValueError("drift is above 0 and finite")
     return drift
 
 

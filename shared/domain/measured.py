@@ -70,12 +70,20 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """By how much longer calls of one row take by now than at their trials."""
+    """What rows take by now, beside the trials of their stages. Factors are by how much longer calls take."""
 
     wall: float
-    """By the clock: what else runs on the machine counts."""
+    """Of calls of one row, by the clock: what else runs on the machine counts."""
     cpu: float
-    """Of what the calling thread computes: only the work counts, and how well the machine does it."""
+    """Of calls of one row, what the calling thread computes: only the work counts, and how well the machine does it."""
+    batch: float | None = None
+    """By the clock, of calls with a row of each of several sequences; None: there were none of late."""
+    handling_s: float = 0.0
+    """Of a row at a stage, beside the call: threads that wake each other, and the frame that is made of the result."""
+
+
+STEADY = Drift(1.0, 1.0)
+"""As at the trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,8 @@ class Measured:
     """At most `MAX_LINKS`, each to another peer."""
     stages: tuple[StageTimes, ...] = ()
     """At most `MAX_TIMED_STAGES`."""
-    drift: float = 1.0
-    """By how much longer than in `stages` calls of one row take by now, apart from what runs beside them."""
+    by_now: Drift = STEADY
+    """Beside `stages`."""
 
 
 def time_of(calls: Sequence[CallTime], rows: int, most_threads: int | None = None) -> CallTime:
@@ -145,7 +153,13 @@ def check_measured(node_id: NodeId, measured: Measured) -> None:
     check_links(node_id, measured.links)
     check_stages(measured.stages)
     check_pace(measured.pace)
-    _check_figures(("drift", measured.drift, _MIN_DRIFT, _MAX_DRIFT))
+    by_now = measured.by_now
+    _check_figures(
+        ("by_now.wall", by_now.wall, _MIN_DRIFT, _MAX_DRIFT),
+        ("by_now.cpu", by_now.cpu, _MIN_DRIFT, _MAX_DRIFT),
+        ("by_now.batch", 1.0 if by_now.batch is None else by_now.batch, _MIN_DRIFT, _MAX_DRIFT),
+        ("by_now.handling_s", by_now.handling_s, 0.0, _MAX_CALL_S),
+    )
 
 
 def check_pace(pace: Pace) -> None:

@@ -7,7 +7,7 @@ import pytest
 from services.coordinator.domain.profile import NodeProfile
 from services.coordinator.ports import Profiles
 from services.coordinator.stores.profiles import RedisProfiles
-from shared.domain.measured import CallTime, Pace, PeerLink, StageTimes
+from shared.domain.measured import CallTime, Drift, Pace, PeerLink, StageTimes
 from shared.registry.connection import RedisClients
 from tests.fakes.identities import N1, N2
 from tests.fakes.profiles import MemoryProfiles
@@ -19,7 +19,7 @@ FIRST = NodeProfile(
     level=Pace(1e-10, 3e-11),
     links=(PeerLink(N2, 0.0004, 1e9),),
     stages=(StageTimes("root", 0, 3, CALLS, CALLS, CALLS),),
-    drift=1.25,
+    by_now=Drift(1.25, 1.0, 1.5, 0.001),
 )
 SECOND = NodeProfile(N2)
 
@@ -40,7 +40,7 @@ async def test_who_asks_again_hears_of_what_changed_since(profiles: Profiles) ->
     assert first is not None
     assert second is not None
     assert await profiles.changes(second) == ()
-    changed = replace(FIRST, drift=2.0)
+    changed = replace(FIRST, by_now=Drift(2.0, 1.0))
     third = await profiles.put(changed, after=first)
     assert await profiles.changes(second) == ((third, changed),)
     assert await profiles.changes(0) == ((second, SECOND), (third, changed))
@@ -48,7 +48,7 @@ async def test_who_asks_again_hears_of_what_changed_since(profiles: Profiles) ->
 
 async def test_who_does_not_know_of_the_last_change_changes_nothing(profiles: Profiles) -> None:
     first = await profiles.put(FIRST, after=0)
-    assert await profiles.put(replace(FIRST, drift=2.0), after=0) is None
+    assert await profiles.put(replace(FIRST, by_now=Drift(2.0, 1.0)), after=0) is None
     assert await profiles.changes(0) == ((first, FIRST),)
 
 

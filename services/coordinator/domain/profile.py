@@ -15,6 +15,7 @@ from shared.domain.ids import NodeId
 from shared.domain.measured import (
     MAX_LINKS,
     MAX_TIMED_STAGES,
+    STEADY,
     Drift,
     Measured,
     Pace,
@@ -41,6 +42,9 @@ LENIENT = 4.0
 always have to wait for their turn."""
 LEAST_CHANGE = math.log(1.05)
 """Of a drift that is worth noting."""
+MOST_HANDLING_S = 0.1
+"""Beyond this a node's word on what a row takes beside the call is not believed."""
+LEAST_HANDLING_CHANGE_S = 0.1e-3
 KEPT_DAYS = 30
 """That a profile outlives its node's last day here."""
 
@@ -60,7 +64,7 @@ class NodeProfile:
     links: tuple[PeerLink, ...] = ()
     stages: tuple[StageTimes, ...] = ()
     """Those measured longest ago first."""
-    drift: float = 1.0
+    by_now: Drift = STEADY
     slowness: float = 1.0
     """By how much slower than its trials the coordinator sees it work, beside the others."""
     boot_id: str = ""
@@ -77,7 +81,7 @@ class NodeProfile:
     @property
     def measured(self) -> Measured | None:
         """As others see the node."""
-        return None if self.level is None else Measured(self.level, self.links, self.stages, self.drift)
+        return None if self.level is None else Measured(self.level, self.links, self.stages, self.by_now)
 
     @property
     def stage_names(self) -> frozenset[StageName]:
@@ -102,8 +106,8 @@ def without_link(profile: NodeProfile, peer: NodeId) -> NodeProfile:
 
 def is_news(before: NodeProfile, profile: NodeProfile) -> bool:
     """Whether the other replicas have to hear of it. Drift moves all the time, so only if it would change a level."""
-    has_drifted = abs(math.log(profile.drift / before.drift)) > NOISE
-    return has_drifted or replace(profile, drift=before.drift) != before
+    has_drifted = abs(math.log(profile.by_now.wall / before.by_now.wall)) > NOISE
+    return has_drifted or replace(profile, by_now=before.by_now) != before
 
 
 def name_of(stage: StageTimes) -> StageName:
@@ -124,16 +128,30 @@ def after(
     )
 
 
-def drifted(profile: NodeProfile, told: Drift | None, *, is_alone: bool) -> NodeProfile:
-    """With how long calls take by now, as the node says. Where it shares its host (not `is_alone`) only what they
-    compute counts: that they wait for the others is no news about the node.
+def drifted(profile: NodeProfile, told: Drift | None) -> NodeProfile:
+    """With what rows take by now, as the node says.
 
     None, no calls for long: what was slow may be over. A node that lost its layers for that shall not be slow for ever.
     """
     if told is None:
-        return profile if profile.drift == 1.0 else replace(profile, drift=1.0)
-    drift = min(MOST_DRIFT, max(LEAST_DRIFT, told.wall if is_alone else told.cpu))
-    return profile if abs(math.log(drift / profile.drift)) < LEAST_CHANGE else replace(profile, drift=drift)
+        return profile if profile.by_now == STEADY else replace(profile, by_now=STEADY)
+    by_now = Drift(
+        wall=_believed(told.wall),
+        cpu=_believed(told.cpu),
+        batch=None if told.batch is None else _believed(told.batch),
+        handling_s=min(MOST_HANDLING_S, told.handling_s),
+    )
+    return replace(profile, by_now=by_now) if _has_moved(profile.by_now, by_now) else profile
+
+
+def _believed(factor: float) -> float:
+    return min(MOST_DRIFT, max(LEAST_DRIFT, factor))
+
+
+def _has_moved(before: Drift, now: Drift) -> bool:
+    factors = ((before.wall, now.wall), (before.cpu, now.cpu), (before.batch or 1.0, now.batch or 1.0))
+    is_other = any(abs(math.log(new / old)) >= LEAST_CHANGE for old, new in factors)
+    return is_other or abs(now.handling_s - before.handling_s) >= LEAST_HANDLING_CHANGE_S
 
 
 def seen(profiles: Iterable[NodeProfile], seconds: Mapping[NodeId, float]) -> tuple[NodeProfile, ...]:
@@ -228,7 +246,7 @@ def _levels(
     for profile in tried:
         alike[machines[profile.node_id]].append(profile)
     found = {
-        profile.node_id: seconds * profile.slowness * (max(1.0, profile.drift) if hosts[host] == 1 else 1.0)
+        profile.node_id: seconds * profile.slowness * (max(1.0, profile.by_now.wall) if hosts[host] == 1 else 1.0)
         for (host, _), profiles_alike in alike.items()
         for profile, seconds in _best(profiles_alike, figure)
     }

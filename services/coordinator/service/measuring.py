@@ -89,10 +89,6 @@ class _Here:
     def machines(self) -> Mapping[NodeId, Machine]:
         return {member.node_id: _machine(member) for member in self.members}
 
-    def is_alone(self, member: Member) -> bool:
-        """Whether it has its host for itself."""
-        return len(self.hosts.get(member.capability.machine, ())) == 1
-
     def peers_of(self, member: Member) -> Sequence[Member]:
         """Those whom a node times the way to: of many the nearest by id, on both sides, so that each is timed by
         some."""
@@ -246,7 +242,7 @@ class Measuring(MeasuringInterface):
     def beat(self, member: Member, beat: Heartbeat) -> None:
         profile = self._book.of(member.node_id)
         if self._acts and profile.level is not None:
-            self._book.put([drifted(profile, beat.drift, is_alone=self._here.is_alone(member))])
+            self._book.put([drifted(profile, beat.drift)])
 
     # --- what plans go by
 

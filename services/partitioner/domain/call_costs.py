@@ -6,12 +6,12 @@ question, so that none becomes the measure of all. Else the pace alone decides, 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo
-from shared.domain.measured import CallTime, StageTimes, time_of
+from shared.domain.measured import STEADY, CallTime, Drift, StageTimes, time_of
 from shared.domain.plan import LayerRange, NodeCapability
 
 _DECODE_ROWS = (1, 16)
@@ -25,14 +25,19 @@ class StageCosts:
     times: StageTimes
     scale: float
     """By which its times are multiplied."""
-    drift: float
-    """By how much longer a call of one row takes by now."""
+    by_now: Drift
+    """What rows take by now, beside the trials."""
     is_timed: bool
     """Whether they come from a trial of a stage of this model."""
 
     def decode(self, rows: int, most_threads: int) -> CallTime:
         """A row of each of several sequences."""
-        return self._by_now(self.times.decode, rows, most_threads)
+        call = self._by_now(self.times.decode, rows, most_threads)
+        batch = self.by_now.batch
+        if rows == 1 or batch is None:
+            return call
+        trial_s = time_of(self.times.decode, rows, most_threads).seconds
+        return replace(call, seconds=trial_s * batch * self.scale)
 
     def prompt(self, rows: int, most_threads: int) -> CallTime:
         """Rows of one sequence, of which the last alone may yield a token."""
@@ -46,9 +51,8 @@ class StageCosts:
         """At a trial the same call is made over and over again. What one takes longer among others it takes once,
         however many rows it has: weights that have left the caches, a processor that slept."""
         trial, first = time_of(calls, rows, most_threads), time_of(self.times.decode, 1, most_threads)
-        longer = self.drift - 1
-        seconds = max(trial.seconds / 2, trial.seconds + longer * first.seconds)
-        cpu_s = max(trial.cpu_s / 2, trial.cpu_s + longer * first.cpu_s)
+        seconds = max(trial.seconds / 2, trial.seconds + (self.by_now.wall - 1) * first.seconds)
+        cpu_s = max(trial.cpu_s / 2, trial.cpu_s + (self.by_now.cpu - 1) * first.cpu_s)
         return CallTime(trial.rows, seconds * self.scale, cpu_s * self.scale, trial.threads)
 
 
@@ -70,10 +74,10 @@ class CallCosts:
     def of(self, node_id: NodeId, layers: LayerRange) -> StageCosts:
         room = self._rooms[node_id]
         if not self._timed:
-            return StageCosts(_by_pace(room, layers), 1.0, 1.0, is_timed=False)
+            return StageCosts(_by_pace(room, layers), 1.0, STEADY, is_timed=False)
         timed_by, times = self._nearest(room, layers)
-        drift = room.node.measured.drift if room.node.measured is not None else 1.0
-        return StageCosts(times, _step_s(room, layers) / _step_s(timed_by, _layers(times)), drift, is_timed=True)
+        by_now = room.node.measured.by_now if room.node.measured is not None else STEADY
+        return StageCosts(times, _step_s(room, layers) / _step_s(timed_by, _layers(times)), by_now, is_timed=True)
 
     def _nearest(self, room: SeatRoom, layers: LayerRange) -> tuple[SeatRoom, StageTimes]:
         distances = [self._distance(room, layers, *timed) for timed in self._timed]

@@ -121,6 +121,7 @@ def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCap
         places = lane.partitions
         rooms = rooms_of(sums, [nodes[place.node_id] for place in places])
         hops, following = Hops(rooms), [*range(1, len(places)), 0]
+        costs_of = [costs.of(place.node_id, place.layers) for place in places]
         sizes = [model.layers[place.layers.end - 1].activation_bytes for place in places[:-1]]
         sizes = [*sizes, TOKEN_ID_BYTES] if sizes else [0]
         lanes.append(
@@ -128,15 +129,20 @@ def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCap
                 _Seat(
                     place,
                     room,
-                    costs.of(place.node_id, place.layers),
+                    costs_of[index],
                     threads=max(1, room.node.cores // on_machine[room.node.machine]),
-                    hop=hops.between(index, after),
+                    hop=_with_handling(hops.between(index, after), costs_of[index]),
                     row_bytes=size,
                 )
                 for index, (place, room, after, size) in enumerate(zip(places, rooms, following, sizes, strict=True))
             ]
         )
     return lanes
+
+
+def _with_handling(hop: Hop, costs: StageCosts) -> Hop:
+    """What a row takes at its stage beside the call is on its way to the next one."""
+    return Hop(hop.latency_s + costs.by_now.handling_s, hop.s_per_byte)
 
 
 @dataclass(frozen=True, slots=True)

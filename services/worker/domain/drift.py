@@ -1,8 +1,11 @@
-"""By how much longer calls of one row take now than they did at a stage's trial. Those plans go by, and what they take
-longer all calls do (0012)."""
+"""By how much longer calls take now than at a stage's trial, and what a row takes beside them.
+
+Predictions go by that (0012), and what calls of one row say moves a node's level (0011).
+"""
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shared.domain.measured import CallTime, Drift
 
@@ -12,28 +15,63 @@ FRESH_S = 600.0
 """After so long without a call, what the last ones took says nothing about now."""
 
 
+@dataclass(slots=True)
+class _Sums:
+    """Of calls, the latest counting most. Seconds."""
+
+    took_s: float = 0.0
+    took_cpu_s: float = 0.0
+    expected_s: float = 0.0
+    expected_cpu_s: float = 0.0
+    handling_s: float = 0.0
+    num_handled: float = 0.0
+    noted_at_s: float = -math.inf
+
+    def note(
+        self, took_s: float, took_cpu_s: float, expected: CallTime, *, handling_s: float | None, now_s: float
+    ) -> None:
+        kept = math.exp(-expected.seconds / HORIZON_S) if self.is_fresh(now_s) else 0.0
+        self.noted_at_s = now_s
+        self.took_s = self.took_s * kept + took_s
+        self.took_cpu_s = self.took_cpu_s * kept + took_cpu_s
+        self.expected_s = self.expected_s * kept + expected.seconds
+        self.expected_cpu_s = self.expected_cpu_s * kept + expected.cpu_s
+        self.handling_s *= kept
+        self.num_handled *= kept
+        if handling_s is not None:
+            self.handling_s += handling_s
+            self.num_handled += 1
+
+    def is_fresh(self, now_s: float) -> bool:
+        return now_s - self.noted_at_s <= FRESH_S
+
+
 class DriftMeter:
-    """Of the calls of one row of one stage."""
+    """Of the calls of one stage."""
 
     def __init__(self) -> None:
-        self._took = self._expected = (0.0, 0.0)
-        """Seconds: by the clock, and computed by the calling thread."""
-        self._noted_at_s = -math.inf
+        self._single, self._batch = _Sums(), _Sums()
 
-    def note(self, took_s: float, took_cpu_s: float, expected: CallTime, *, now_s: float) -> None:
-        kept = math.exp(-expected.seconds / HORIZON_S) if self._is_fresh(now_s) else 0.0
-        self._noted_at_s = now_s
-        self._took = self._took[0] * kept + took_s, self._took[1] * kept + took_cpu_s
-        self._expected = self._expected[0] * kept + expected.seconds, self._expected[1] * kept + expected.cpu_s
-
-    def _is_fresh(self, now_s: float) -> bool:
-        return now_s - self._noted_at_s <= FRESH_S
+    def note(
+        self, took_s: float, took_cpu_s: float, expected: CallTime, *, handling_s: float | None, now_s: float
+    ) -> None:
+        """A call for one row of each of `expected.rows` sequences. `handling_s`: beside the call; None where it had to
+        wait for another one."""
+        sums = self._single if expected.rows == 1 else self._batch
+        sums.note(took_s, took_cpu_s, expected, handling_s=handling_s, now_s=now_s)
 
     @staticmethod
     def of_all(meters: Iterable["DriftMeter"], *, now_s: float) -> Drift | None:
-        """Of the calls of several stages together; None while there were none of late."""
-        each = [meter for meter in meters if meter._is_fresh(now_s)]
-        if not each:
+        """Of the calls of several stages together; None while there were none of one row of late."""
+        meters = list(meters)
+        single = [meter._single for meter in meters if meter._single.is_fresh(now_s)]
+        batch = [meter._batch for meter in meters if meter._batch.is_fresh(now_s)]
+        if not single:
             return None
-        ratios = (sum(meter._took[i] for meter in each) / sum(meter._expected[i] for meter in each) for i in (0, 1))
-        return Drift(*ratios)
+        num_handled = sum(each.num_handled for each in single)
+        return Drift(
+            wall=sum(each.took_s for each in single) / sum(each.expected_s for each in single),
+            cpu=sum(each.took_cpu_s for each in single) / sum(each.expected_cpu_s for each in single),
+            batch=sum(each.took_s for each in batch) / sum(each.expected_s for each in batch) if batch else None,
+            handling_s=sum(each.handling_s for each in single) / num_handled if num_handled else 0.0,
+        )

@@ -5,13 +5,12 @@ much depends on the machine and on what else runs there. The choice changes no b
 """
 
 import itertools
-import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-TRIES = 4  # calls with each of two counts, in turns, before they are judged: the machine is now slower, now quicker
-KEPT = 5  # calls whose median is the estimate: one slow call says nothing
+TRIES = 6  # calls with each of two counts, in turns, before they are judged: the machine is now slower, now quicker
+KEPT = 8  # calls that make the estimate
 BETTER = 0.95  # a count takes over when it needs less than this share of the time
 EXPLORING_SHARE = 0.02  # of the time, at most, goes into looking whether another count is quicker by now
 MIN_CALLS_BETWEEN = 50
@@ -43,7 +42,7 @@ class _Size:
     times_s: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     """The latest calls with `threads`."""
     estimates_s: dict[int, float] = field(default_factory=dict)
-    """Medians, by count."""
+    """By count."""
     trial: _Trial | None = None
     calls_since: int = 0
     """The last trial."""
@@ -82,7 +81,7 @@ class ThreadChoice:
                 _judge(size, size.trial)
             return
         size.times_s.append(took_s / rows)
-        size.estimates_s[threads] = statistics.median_low(size.times_s)
+        size.estimates_s[threads] = _typical_s(size.times_s)
         size.calls_since += 1
         size.allowance_s += EXPLORING_SHARE * took_s
         self._maybe_try(size, rows, limit)
@@ -116,12 +115,19 @@ def core_shares(cores: Sequence[int], n_threads: int) -> list[frozenset[int]]:
 
 
 def _judge(size: _Size, trial: _Trial) -> None:
-    medians_s = {threads: statistics.median_low(times_s) for threads, times_s in trial.times_s.items()}
+    typical_s = {threads: _typical_s(times_s) for threads, times_s in trial.times_s.items()}
     size.trial = None
-    size.estimates_s.update(medians_s)
-    if medians_s[trial.other] < BETTER * medians_s[trial.current]:
+    size.estimates_s.update(typical_s)
+    if typical_s[trial.other] < BETTER * typical_s[trial.current]:
         size.threads = trial.other
     size.times_s = deque(trial.times_s[size.threads], maxlen=KEPT)
+
+
+def _typical_s(times_s: Collection[float]) -> float:
+    """The mean without the slowest: one slow call says nothing, but a count under which every third call waits for a
+    core that somebody else has is a slow one, whatever the others take."""
+    slowest_s = max(times_s)
+    return (sum(times_s) - slowest_s) / (len(times_s) - 1) if len(times_s) > 1 else slowest_s
 
 
 def _neighbours(threads: int, limit: int) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ class EngineThread:
         self._team = ThreadTeam("engine")
         self._unfinished = 0
 
+    @property
+    def is_idle(self) -> bool:
+        return self._unfinished == 0
+
     def submit(
         self,
         call: Callable[[], T],
@@ -42,7 +46,7 @@ class EngineThread:
         """
         loop = asyncio.get_running_loop()
         is_short = n_threads == 1 and expected_s is not None and expected_s < SHORT_CALL_S
-        if is_short and self._unfinished == 0:
+        if is_short and self.is_idle:
             loop.call_soon(done, _run(call))
             return
         self._unfinished += 1

@@ -230,11 +230,12 @@ class StageRunner:
         if call is None:
             return
         self._is_busy = True
+        begin = _Begin(self._clock.now_s(), self._thread.is_idle)
         rows, limit = _size_of(call)
         threads = self._choice.choose(rows, limit)
         expected_s = self._choice.expected_s(rows, limit)
-        step = self._prepare(call, threads)
-        self._thread.submit(step, partial(self._finished, call, threads), n_threads=threads, expected_s=expected_s)
+        step, finished = self._prepare(call, threads), partial(self._finished, call, threads, begin)
+        self._thread.submit(step, finished, n_threads=threads, expected_s=expected_s)
 
     def lend(self) -> tuple[StageEngine, Sequence[int]]:
         """The engine, and the slots that nobody has rows in: for one call on the engine's thread that is given there at
@@ -296,25 +297,37 @@ class StageRunner:
             hidden = self._engine.forward(x, slots, positions)
         return StepResult(hidden, records, self._clock.now_s() - began_s, self._clock.thread_s() - began_cpu_s)
 
-    def _finished(self, call: EngineCall, threads: int, future: "Future[StepResult]") -> None:
+    def _finished(self, call: EngineCall, threads: int, begin: "_Begin", future: "Future[StepResult]") -> None:
         self._is_busy = False
         error = future.exception()
         if error is None:
             result = future.result()
             self._choice.note(*_size_of(call), threads, result.compute_s)
-            if self.times is not None and isinstance(call, DecodeCall) and len(call.seats) == 1:
-                expected = time_of(self.times.decode, 1, threads)
-                self.drift.note(result.compute_s, result.cpu_s, expected, now_s=self._clock.now_s())
             rows = call.num_rows if isinstance(call, PrefillCall) else 1
             for seat in call.seats:
                 seat.computed += rows
                 seat.waiting -= 1
             self._target.deliver(self, call, result)
+            delivered_s = self._clock.now_s()
             self.pump()
+            if isinstance(call, DecodeCall):
+                self._note_drift(call, threads, result, begin, delivered_s)
             self._target.note(call, result)
         else:
             self._failed(call, error)
             self.pump()
+
+    def _note_drift(
+        self, call: DecodeCall, threads: int, result: StepResult, begin: "_Begin", delivered_s: float
+    ) -> None:
+        if self.times is not None:
+            self.drift.note(
+                result.compute_s,
+                result.cpu_s,
+                time_of(self.times.decode, len(call.seats), threads),
+                handling_s=delivered_s - begin.at_s - result.compute_s if begin.is_alone else None,
+                now_s=delivered_s,
+            )
 
     def _failed(self, call: EngineCall, error: BaseException) -> None:
         """Most errors leave the engine as it was before the call; a fault, or one nobody foresaw, does not."""
@@ -334,6 +347,15 @@ class StageRunner:
     def _moved(self, future: "Future[None]") -> None:
         if error := future.exception():
             log.error("slot_bookkeeping_failed", extra={"stage": str(self.ref.layers)}, exc_info=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """When a call was given to the engine's thread."""
+
+    at_s: float
+    is_alone: bool
+    """Whether that had nothing else to do."""
 
 
 def _size_of(call: EngineCall) -> tuple[int, int]:

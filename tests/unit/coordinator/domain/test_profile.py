@@ -13,6 +13,7 @@ from services.coordinator.domain.profile import (
     MAX_TRIALS,
     MIN_TRIALS,
     MOST_DRIFT,
+    MOST_HANDLING_S,
     MOST_LIFT,
     NOISE,
     NodeProfile,
@@ -174,7 +175,7 @@ def test_a_node_that_was_not_tried_is_taken_for_one_like_the_others() -> None:
 def test_of_another_run_only_the_level_and_the_ways_hold() -> None:
     (profile,) = apart(tried("a", 1.0))
     profile = after(of_run(profile, "boot", 2, today=7), pace(), STAGES[:1], [link(0.01)])
-    profile = replace(profile, drift=2.0, slowness=5.0)
+    profile = replace(profile, by_now=Drift(2.0, 2.0), slowness=5.0)
     assert of_run(profile, "boot", 2, today=7) is profile
     for boot_id, cores in (("another", 2), ("boot", 8)):
         found = of_run(profile, boot_id, cores, today=8)
@@ -205,9 +206,9 @@ def test_a_node_that_is_measured_anew_keeps_its_level_within_noise() -> None:
 
 
 def test_small_drift_is_no_news_to_other_replicas() -> None:
-    profile = replace(tried("a", 1.0), drift=1.5)
-    assert not is_news(profile, replace(profile, drift=1.8))
-    assert is_news(profile, replace(profile, drift=2.0))
+    profile = replace(tried("a", 1.0), by_now=Drift(1.5, 1.0))
+    assert not is_news(profile, replace(profile, by_now=Drift(1.8, 3.0)))
+    assert is_news(profile, replace(profile, by_now=Drift(2.0, 1.0)))
     assert is_news(profile, after(profile, pace(), (), ()))
 
 
@@ -256,25 +257,32 @@ def test_links_that_were_not_timed_again_stay() -> None:
     assert after(profile, None, (), [link(0.05)]).links == (link(0.02, peer="c"), link(0.05))
 
 
-def test_drift_is_bounded_and_of_a_shared_host_only_what_is_computed_counts() -> None:
+def test_drift_is_bounded() -> None:
     profile = apart(tried("a", 1.0))[0]
-    assert drifted(profile, Drift(2.0, 1.2), is_alone=True).drift == 2.0
-    assert drifted(profile, Drift(2.0, 1.2), is_alone=False).drift == 1.2
-    assert drifted(profile, Drift(1e9, 1e9), is_alone=True).drift == MOST_DRIFT
-    assert drifted(profile, Drift(1e-9, 1e-9), is_alone=False).drift == LEAST_DRIFT
-    assert drifted(profile, Drift(1.03, 1.03), is_alone=True) is profile
+    assert drifted(profile, Drift(2.0, 1.2, 1.5, 0.002)).by_now == Drift(2.0, 1.2, 1.5, 0.002)
+    assert drifted(profile, Drift(1e9, 1e9, 1e9, 1e9)).by_now == Drift(
+        MOST_DRIFT, MOST_DRIFT, MOST_DRIFT, MOST_HANDLING_S
+    )
+    assert drifted(profile, Drift(1e-9, 1e-9, 1e-9)).by_now == Drift(LEAST_DRIFT, LEAST_DRIFT, LEAST_DRIFT)
+
+
+def test_small_changes_of_drift_are_none() -> None:
+    profile = apart(tried("a", 1.0))[0]
+    assert drifted(profile, Drift(1.03, 1.03, handling_s=0.00005)) is profile
+    assert drifted(profile, Drift(1.0, 1.0, 1.1)) is not profile
+    assert drifted(profile, Drift(1.0, 1.0, handling_s=0.0002)) is not profile
 
 
 def test_of_a_node_without_calls_for_long_no_drift_is_known() -> None:
     profile = apart(tried("a", 1.0))[0]
-    assert drifted(profile, None, is_alone=True) is profile
-    assert drifted(replace(profile, drift=3.0), None, is_alone=True) == profile
+    assert drifted(profile, None) is profile
+    assert drifted(replace(profile, by_now=Drift(3.0, 1.0)), None) == profile
 
 
 def test_a_node_of_its_own_host_that_has_become_slow_loses_its_level() -> None:
     a, b, c = apart(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
-    assert levels(apart(a, b, drifted(c, Drift(2.0, 1.0), is_alone=True))) == [1.0, 1.0, 2.0]
-    assert levels(apart(a, b, drifted(c, Drift(0.6, 1.0), is_alone=True))) == [
+    assert levels(apart(a, b, drifted(c, Drift(2.0, 1.0)))) == [1.0, 1.0, 2.0]
+    assert levels(apart(a, b, drifted(c, Drift(0.6, 1.0)))) == [
         1.0,
         1.0,
         1.0,
@@ -283,7 +291,7 @@ def test_a_node_of_its_own_host_that_has_become_slow_loses_its_level() -> None:
 
 def test_a_worker_of_a_shared_host_keeps_its_level_whatever_its_calls_compute() -> None:
     a, b, c = together(tried("a", 1.0), tried("b", 1.0), tried("c", 1.0))
-    assert levels(together(a, b, drifted(c, Drift(3.0, 3.0), is_alone=False))) == [1.0, 1.0, 1.0]
+    assert levels(together(a, b, drifted(c, Drift(3.0, 3.0)))) == [1.0, 1.0, 1.0]
 
 
 def test_a_node_that_works_far_more_slowly_than_it_was_tried_is_taken_for_as_slow_as_it_works() -> None:

@@ -14,7 +14,7 @@ from shared.contracts.messages import (
     ReceiptPosted,
 )
 from shared.domain.errors import ProtocolViolation, RegistryUnavailable
-from shared.domain.measured import CallTime, Drift, Measured, Pace, PeerLink
+from shared.domain.measured import STEADY, CallTime, Drift, Measured, Pace, PeerLink
 from shared.domain.task import Verification
 from tests.fakes.identities import N1, N2, N3
 from tests.fakes.tasks import make_task
@@ -94,10 +94,10 @@ async def test_drift_of_a_node_with_a_host_of_its_own_is_kept() -> None:
     await coordinator.measuring.look()
     found = capability_of(coordinator, N1).measured
     assert found is not None
-    assert found.drift == 1.5
+    assert found.by_now == Drift(1.5, 1.1)
     await coordinator.messages.handle(coordinator.tokens[N1], Heartbeat(boot_id="boot-1"))  # it had no calls for long
     await coordinator.measuring.look()
-    assert capability_of(coordinator, N1).measured == replace(found, drift=1.0)
+    assert capability_of(coordinator, N1).measured == replace(found, by_now=STEADY)
 
 
 class TimedCluster(Cluster):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from services.coordinator.domain.profile import NodeProfile
 from services.coordinator.service.profile_book import ProfileBook
-from shared.domain.measured import Pace
+from shared.domain.measured import Drift, Pace
 from tests.fakes.identities import N1
 from tests.fakes.profiles import MemoryProfiles
 
@@ -59,7 +59,7 @@ async def test_drift_that_would_change_no_level_is_known_here_alone() -> None:
     book = ProfileBook(store)
     book.put([ONCE])
     await book.save()
-    drifted = replace(ONCE, drift=1.2)
+    drifted = replace(ONCE, by_now=Drift(1.2, 1.2))
     book.put([drifted])
     await book.save()
     assert await store.changes(0) == ((1, ONCE),)

@@ -6,7 +6,7 @@ import pytest
 
 from services.partitioner.domain.call_costs import CallCosts
 from shared.domain.ids import NodeId
-from shared.domain.measured import CallTime, Measured, Pace, StageTimes
+from shared.domain.measured import STEADY, CallTime, Drift, Measured, Pace, StageTimes
 from shared.domain.plan import LayerRange, NodeCapability
 from tests.fakes.planning import node, planned_model
 
@@ -24,9 +24,9 @@ def timed(layers: LayerRange, seconds: float, *, root: str = "root") -> StageTim
     return StageTimes(root, layers.start, layers.end, calls, calls, calls)
 
 
-def tried(name: str, *stages: StageTimes, slower: float = 1.0, drift: float = 1.0) -> NodeCapability:
+def tried(name: str, *stages: StageTimes, slower: float = 1.0, by_now: Drift = STEADY) -> NodeCapability:
     pace = Pace(PACE.decode_s_per_byte * slower, PACE.prefill_s_per_byte * slower)
-    return replace(node(name), measured=Measured(pace, stages=stages, drift=drift))
+    return replace(node(name), measured=Measured(pace, stages=stages, by_now=by_now))
 
 
 def decode_s(nodes: list[NodeCapability], name: str, layers: LayerRange, *, threads: int = 8) -> float:
@@ -41,13 +41,20 @@ def test_a_stage_that_the_node_timed_takes_what_it_took() -> None:
 
 def test_calls_that_have_become_slower_since_take_longer() -> None:
     """Each by as much, whatever it computes."""
-    costs = CallCosts(MODEL, [tried("a", timed(FIRST, 0.01), drift=1.5)]).of(NodeId("a"), FIRST)
+    costs = CallCosts(MODEL, [tried("a", timed(FIRST, 0.01), by_now=Drift(1.5, 1.5))]).of(NodeId("a"), FIRST)
     assert [costs.decode(rows, 2).seconds for rows in (1, 4)] == pytest.approx([0.015, 0.045])
     assert costs.replay(4, 2).seconds == pytest.approx(0.045)
 
 
+def test_calls_of_several_sequences_take_what_such_calls_took_of_late() -> None:
+    by_now = Drift(wall=3.0, cpu=1.5, batch=2.0)
+    costs = CallCosts(MODEL, [tried("a", timed(FIRST, 0.01), by_now=by_now)]).of(NodeId("a"), FIRST)
+    assert [costs.decode(rows, 2).seconds for rows in (1, 4)] == pytest.approx([0.03, 0.08])
+    assert costs.decode(4, 2).cpu_s == pytest.approx(0.015)  # that they waited for cores keeps no core busy
+
+
 def test_no_call_is_taken_to_be_quicker_than_half_of_its_trial() -> None:
-    assert decode_s([tried("a", timed(FIRST, 0.01), drift=0.1)], "a", FIRST) == pytest.approx(0.005)
+    assert decode_s([tried("a", timed(FIRST, 0.01), by_now=Drift(0.1, 0.1))], "a", FIRST) == pytest.approx(0.005)
 
 
 def test_what_a_node_timed_itself_goes_before_what_equal_ones_did() -> None:

@@ -1,10 +1,11 @@
+import itertools
 import random
 from collections.abc import Callable
 from statistics import mode
 
 import pytest
 
-from services.worker.domain.threads import ThreadChoice, core_shares
+from services.worker.domain.threads import TRIES, ThreadChoice, core_shares
 
 Cost = Callable[[int, int], float]
 """Seconds of a call, by rows and threads."""
@@ -56,7 +57,7 @@ def test_one_slow_call_changes_nothing() -> None:
     run(choice, barriers, rows=1, limit=2, calls=100)
     choice.note(1, 2, choice.choose(1, 2), 1.0)
     chosen, _ = run(choice, barriers, rows=1, limit=2, calls=20)
-    assert chosen.count(1) >= 16  # one comparison at most
+    assert chosen.count(1) >= 20 - TRIES  # one comparison at most
 
 
 def test_the_choice_follows_a_machine_that_changes() -> None:
@@ -74,6 +75,17 @@ def test_noise_does_not_drive_it_away_from_the_best_for_long() -> None:
         choice, lambda rows, threads: barriers(rows, threads) * chance.uniform(0.8, 1.6), rows=1, limit=4, calls=4_000
     )
     assert chosen.count(1) > 0.85 * len(chosen)
+
+
+def test_a_count_whose_calls_stall_often_is_a_slow_one() -> None:
+    choice = ThreadChoice()
+    calls = itertools.count()
+
+    def stalls(_: int, threads: int) -> float:
+        return 0.010 if threads == 1 else 0.024 if next(calls) % 3 == 0 else 0.008
+
+    chosen, _ = run(choice, stalls, rows=1, limit=2, calls=2_000)
+    assert chosen.count(1) > 0.9 * len(chosen)
 
 
 def test_what_a_call_will_take_is_known_after_the_first() -> None:
