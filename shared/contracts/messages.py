@@ -308,8 +308,11 @@ class SessionPosition(SessionMessage):
 
 def _bounded_drift(drift: Drift | None) -> Drift | None:
     if drift is not None:
-        factors = (drift.wall, drift.cpu, 1.0 if drift.batch is None else drift.batch)
-        if not all(0 < factor < math.inf for factor in factors) or not 0 <= drift.handling_s < math.inf:
+        factors = (drift.wall, drift.cpu, drift.batch, drift.chunk)
+        if (
+            not all(factor is None or 0 < factor < math.inf for factor in factors)
+            or not 0 <= drift.handling_s < math.inf
+        ):
             raise ValueError("drift is above 0 and finite")
     return drift
 

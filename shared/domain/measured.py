@@ -78,6 +78,8 @@ class Drift:
     """Of calls of one row, what the calling thread computes: only the work counts, and how well the machine does it."""
     batch: float | None = None
     """By the clock, of calls with a row of each of several sequences; None: there were none of late."""
+    chunk: float | None = None
+    """By the clock, of calls with rows of one sequence; None: there were none of late."""
     handling_s: float = 0.0
     """Of a row at a stage, beside the call: threads that wake each other, and the frame that is made of the result."""
 
@@ -158,6 +160,7 @@ def check_measured(node_id: NodeId, measured: Measured) -> None:
         ("by_now.wall", by_now.wall, _MIN_DRIFT, _MAX_DRIFT),
         ("by_now.cpu", by_now.cpu, _MIN_DRIFT, _MAX_DRIFT),
         ("by_now.batch", 1.0 if by_now.batch is None else by_now.batch, _MIN_DRIFT, _MAX_DRIFT),
+        ("by_now.chunk", 1.0 if by_now.chunk is None else by_now.chunk, _MIN_DRIFT, _MAX_DRIFT),
         ("by_now.handling_s", by_now.handling_s, 0.0, _MAX_CALL_S),
     )
 

@@ -19,7 +19,7 @@ FIRST = NodeProfile(
     level=Pace(1e-10, 3e-11),
     links=(PeerLink(N2, 0.0004, 1e9),),
     stages=(StageTimes("root", 0, 3, CALLS, CALLS, CALLS),),
-    by_now=Drift(1.25, 1.0, 1.5, 0.001),
+    by_now=Drift(1.25, 1.0, 1.5, 1.1, 0.001),
 )
 SECOND = NodeProfile(N2)
 

@@ -139,6 +139,7 @@ def drifted(profile: NodeProfile, told: Drift | None) -> NodeProfile:
         wall=_believed(told.wall),
         cpu=_believed(told.cpu),
         batch=None if told.batch is None else _believed(told.batch),
+        chunk=None if told.chunk is None else _believed(told.chunk),
         handling_s=min(MOST_HANDLING_S, told.handling_s),
     )
     return replace(profile, by_now=by_now) if _has_moved(profile.by_now, by_now) else profile
@@ -148,9 +149,13 @@ def _believed(factor: float) -> float:
     return min(MOST_DRIFT, max(LEAST_DRIFT, factor))
 
 
+def _factors(drift: Drift) -> tuple[float, ...]:
+    return drift.wall, drift.cpu, drift.batch or 1.0, drift.chunk or 1.0
+
+
 def _has_moved(before: Drift, now: Drift) -> bool:
-    factors = ((before.wall, now.wall), (before.cpu, now.cpu), (before.batch or 1.0, now.batch or 1.0))
-    is_other = any(abs(math.log(new / old)) >= LEAST_CHANGE for old, new in factors)
+    pairs = zip(_factors(before), _factors(now), strict=True)
+    is_other = any(abs(math.log(new / old)) >= LEAST_CHANGE for old, new in pairs)
     return is_other or abs(now.handling_s - before.handling_s) >= LEAST_HANDLING_CHANGE_S
 
 

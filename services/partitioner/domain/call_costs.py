@@ -6,7 +6,7 @@ question, so that none becomes the measure of all. Else the pace alone decides, 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from shared.domain.ids import NodeId
@@ -32,26 +32,24 @@ class StageCosts:
 
     def decode(self, rows: int, most_threads: int) -> CallTime:
         """A row of each of several sequences."""
-        call = self._by_now(self.times.decode, rows, most_threads)
-        batch = self.by_now.batch
-        if rows == 1 or batch is None:
-            return call
-        trial_s = time_of(self.times.decode, rows, most_threads).seconds
-        return replace(call, seconds=trial_s * batch * self.scale)
+        return self._by_now(self.times.decode, rows, most_threads, self.by_now.batch)
 
     def prompt(self, rows: int, most_threads: int) -> CallTime:
         """Rows of one sequence, of which the last alone may yield a token."""
-        return self._by_now(self.times.prompt, rows, most_threads)
+        return self._by_now(self.times.prompt, rows, most_threads, self.by_now.chunk)
 
     def replay(self, rows: int, most_threads: int) -> CallTime:
         """Rows of one sequence, of which each yields a token."""
-        return self._by_now(self.times.replay, rows, most_threads)
+        return self._by_now(self.times.replay, rows, most_threads, self.by_now.chunk)
 
-    def _by_now(self, calls: Sequence[CallTime], rows: int, most_threads: int) -> CallTime:
-        """At a trial the same call is made over and over again. What one takes longer among others it takes once,
-        however many rows it has: weights that have left the caches, a processor that slept."""
+    def _by_now(self, calls: Sequence[CallTime], rows: int, most_threads: int, longer: float | None) -> CallTime:
+        """By the clock a call of several rows takes as many times its trial as such calls did of late (`longer`). Where
+        there were none, and in what it computes, it takes longer by as much as a call of one row does, once: at a trial
+        the same call is made over and over again, and weights that have left the caches are read once for all rows."""
         trial, first = time_of(calls, rows, most_threads), time_of(self.times.decode, 1, most_threads)
         seconds = max(trial.seconds / 2, trial.seconds + (self.by_now.wall - 1) * first.seconds)
+        if rows > 1 and longer is not None:
+            seconds = trial.seconds * longer
         cpu_s = max(trial.cpu_s / 2, trial.cpu_s + (self.by_now.cpu - 1) * first.cpu_s)
         return CallTime(trial.rows, seconds * self.scale, cpu_s * self.scale, trial.threads)
 

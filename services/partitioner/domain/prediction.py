@@ -19,7 +19,7 @@ from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.measured import CallTime
 from shared.domain.numerics import TILE_ROWS
-from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan, for_plans
+from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan, for_plans
 from shared.domain.plan_figures import Load, Prediction, SeatPrediction
 from shared.domain.task import Verification
 
@@ -30,7 +30,7 @@ _HALVINGS = 50
 
 def predict(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load) -> Prediction:
     """`plan` has passed `check_plan`, and has a lane."""
-    lanes = _lanes(plan, model, nodes)
+    lanes = _lanes(plan, model, nodes, load)
     executors, auditors = lanes[0], lanes[1:]
     alone, together = _Steady(lanes[:1], load), _Steady(lanes, load)
     start = _Start(lanes, load)
@@ -63,7 +63,7 @@ def rates_together(
     busy: defaultdict[str, float] = defaultdict(float)
     for plan in plans:
         load = Load(sequences=len(plan.lanes[0].partitions))
-        steady = _Steady(_lanes(plan, model, nodes), load)
+        steady = _Steady(_lanes(plan, model, nodes, load), load)
         rates.append(load.sequences / steady.round_s)
         for machine, share in steady.busy.items():
             busy[machine] += share / steady.round_s
@@ -85,7 +85,7 @@ class _Seat:
     room: SeatRoom
     costs: StageCosts
     threads: int
-    """That its calls may use: the cores of a host are divided among its nodes."""
+    """That its calls may use."""
     hop: Hop
     """To the next seat; from the last one to the first."""
     row_bytes: int
@@ -112,14 +112,17 @@ class _Seat:
 _Lane = Sequence[_Seat]
 
 
-def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability]) -> list[list[_Seat]]:
+def _lanes(
+    plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCapability], load: Load
+) -> list[list[_Seat]]:
     costs = CallCosts(model, nodes.values())
-    on_machine = Counter(nodes[node_id].machine for node_id in {seat.node_id for seat in plan.seats})
+    everybody = [nodes[node_id] for node_id in {seat.node_id for seat in plan.seats}]
     sums = sums_of(model)
     lanes = []
     for lane in plan.lanes:
         places = lane.partitions
         rooms = rooms_of(sums, [nodes[place.node_id] for place in places])
+        threads = _threads([room.node for room in rooms], () if _decodes_alone(lane, plan, load) else everybody)
         hops, following = Hops(rooms), [*range(1, len(places)), 0]
         costs_of = [costs.of(place.node_id, place.layers) for place in places]
         sizes = [model.layers[place.layers.end - 1].activation_bytes for place in places[:-1]]
@@ -130,7 +133,7 @@ def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCap
                     place,
                     room,
                     costs_of[index],
-                    threads=max(1, room.node.cores // on_machine[room.node.machine]),
+                    threads=threads[index],
                     hop=_with_handling(hops.between(index, after), costs_of[index]),
                     row_bytes=size,
                 )
@@ -138,6 +141,21 @@ def _lanes(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCap
             ]
         )
     return lanes
+
+
+def _decodes_alone(lane: Lane, plan: PartitionPlan, load: Load) -> bool:
+    is_quorum = load.verification is Verification.QUORUM and len(plan.lanes) > 1
+    return lane.index == 0 and not is_quorum
+
+
+def _threads(lane: Sequence[NodeCapability], beside: Sequence[NodeCapability]) -> list[int]:
+    """As coordinators give them: where nobody works `beside` a lane on one host one call at a time has all cores, else
+    the cores of a host are divided among its nodes."""
+    machines = {node.node_id: node.machine for node in (*lane, *beside)}
+    nodes_on = Counter(machines.values())
+    if len({node.machine for node in lane}) == 1 and not beside:
+        nodes_on = Counter()
+    return [max(1, node.cores // max(1, nodes_on[node.machine])) for node in lane]
 
 
 def _with_handling(hop: Hop, costs: StageCosts) -> Hop:

@@ -4,7 +4,7 @@ Predictions go by that (0012), and what calls of one row say moves a node's leve
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shared.domain.measured import CallTime, Drift
@@ -50,7 +50,7 @@ class DriftMeter:
     """Of the calls of one stage."""
 
     def __init__(self) -> None:
-        self._single, self._batch = _Sums(), _Sums()
+        self._single, self._batch, self._chunk = _Sums(), _Sums(), _Sums()
 
     def note(
         self, took_s: float, took_cpu_s: float, expected: CallTime, *, handling_s: float | None, now_s: float
@@ -60,18 +60,27 @@ class DriftMeter:
         sums = self._single if expected.rows == 1 else self._batch
         sums.note(took_s, took_cpu_s, expected, handling_s=handling_s, now_s=now_s)
 
+    def note_chunk(self, took_s: float, took_cpu_s: float, expected: CallTime, *, now_s: float) -> None:
+        """A call for `expected.rows` rows of one sequence."""
+        self._chunk.note(took_s, took_cpu_s, expected, handling_s=None, now_s=now_s)
+
     @staticmethod
     def of_all(meters: Iterable["DriftMeter"], *, now_s: float) -> Drift | None:
         """Of the calls of several stages together; None while there were none of one row of late."""
         meters = list(meters)
         single = [meter._single for meter in meters if meter._single.is_fresh(now_s)]
-        batch = [meter._batch for meter in meters if meter._batch.is_fresh(now_s)]
-        if not single:
+        wall = _wall(single)
+        if wall is None:
             return None
         num_handled = sum(each.num_handled for each in single)
         return Drift(
-            wall=sum(each.took_s for each in single) / sum(each.expected_s for each in single),
+            wall=wall,
             cpu=sum(each.took_cpu_s for each in single) / sum(each.expected_cpu_s for each in single),
-            batch=sum(each.took_s for each in batch) / sum(each.expected_s for each in batch) if batch else None,
+            batch=_wall([meter._batch for meter in meters if meter._batch.is_fresh(now_s)]),
+            chunk=_wall([meter._chunk for meter in meters if meter._chunk.is_fresh(now_s)]),
             handling_s=sum(each.handling_s for each in single) / num_handled if num_handled else 0.0,
         )
+
+
+def _wall(of_late: Sequence[_Sums]) -> float | None:
+    return sum(each.took_s for each in of_late) / sum(each.expected_s for each in of_late) if of_late else None

@@ -310,17 +310,22 @@ class StageRunner:
             self._target.deliver(self, call, result)
             delivered_s = self._clock.now_s()
             self.pump()
-            if isinstance(call, DecodeCall):
-                self._note_drift(call, threads, result, begin, delivered_s)
+            self._note_drift(call, threads, result, begin, delivered_s)
             self._target.note(call, result)
         else:
             self._failed(call, error)
             self.pump()
 
     def _note_drift(
-        self, call: DecodeCall, threads: int, result: StepResult, begin: "_Begin", delivered_s: float
+        self, call: EngineCall, threads: int, result: StepResult, begin: "_Begin", delivered_s: float
     ) -> None:
-        if self.times is not None:
+        if self.times is None:
+            return
+        if isinstance(call, PrefillCall):
+            times = self.times.replay if any(len(yielded) > 1 for yielded in result.records) else self.times.prompt
+            expected = time_of(times, call.num_rows, threads)
+            self.drift.note_chunk(result.compute_s, result.cpu_s, expected, now_s=delivered_s)
+        else:
             self.drift.note(
                 result.compute_s,
                 result.cpu_s,

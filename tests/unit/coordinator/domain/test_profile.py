@@ -259,11 +259,13 @@ def test_links_that_were_not_timed_again_stay() -> None:
 
 def test_drift_is_bounded() -> None:
     profile = apart(tried("a", 1.0))[0]
-    assert drifted(profile, Drift(2.0, 1.2, 1.5, 0.002)).by_now == Drift(2.0, 1.2, 1.5, 0.002)
-    assert drifted(profile, Drift(1e9, 1e9, 1e9, 1e9)).by_now == Drift(
-        MOST_DRIFT, MOST_DRIFT, MOST_DRIFT, MOST_HANDLING_S
+    assert drifted(profile, Drift(2.0, 1.2, 1.5, 1.1, 0.002)).by_now == Drift(2.0, 1.2, 1.5, 1.1, 0.002)
+    assert drifted(profile, Drift(1e9, 1e9, 1e9, 1e9, 1e9)).by_now == Drift(
+        MOST_DRIFT, MOST_DRIFT, MOST_DRIFT, MOST_DRIFT, MOST_HANDLING_S
     )
-    assert drifted(profile, Drift(1e-9, 1e-9, 1e-9)).by_now == Drift(LEAST_DRIFT, LEAST_DRIFT, LEAST_DRIFT)
+    assert drifted(profile, Drift(1e-9, 1e-9, 1e-9, 1e-9)).by_now == Drift(
+        LEAST_DRIFT, LEAST_DRIFT, LEAST_DRIFT, LEAST_DRIFT
+    )
 
 
 def test_small_changes_of_drift_are_none() -> None:

@@ -9,7 +9,7 @@ import pytest
 from services.partitioner.domain.hops import ON_A_NETWORK, ON_ONE_HOST
 from services.partitioner.domain.prediction import predict, rates_together
 from shared.domain.ids import ModelId, NodeId, PlanId
-from shared.domain.measured import CallTime, Measured, Pace, PeerLink, StageTimes
+from shared.domain.measured import CallTime, Drift, Measured, Pace, PeerLink, StageTimes
 from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan
 from shared.domain.plan_figures import Load, Prediction
 from shared.domain.task import Verification
@@ -99,6 +99,33 @@ def test_a_ring_of_one_sends_nothing() -> None:
     told = predicted(whole, machines("a"), sequences=1)
     assert told.network_bytes_per_token == 0
     assert told.tokens_per_s == pytest.approx(1 / (3 * ROW_S), rel=1e-3)  # its time is scaled from a shorter stage's
+
+
+def test_what_a_row_takes_beside_the_calls_slows_the_ring_down() -> None:
+    nodes = [
+        replace(each, measured=replace(each.measured, by_now=Drift(1.0, 1.0, handling_s=0.002)))
+        for each in machines("abc")
+        if each.measured is not None
+    ]
+    told = predicted(plan_of("abc"), nodes, sequences=1)
+    assert told.tokens_per_s == pytest.approx(1 / (3 * (ROW_S + 0.002)), rel=1e-3)
+
+
+def test_a_ring_alone_on_its_host_has_all_cores_for_a_call() -> None:
+    def on_four_threads(each: NodeCapability) -> NodeCapability:
+        assert each.measured is not None
+        quicker = tuple(
+            replace(stage, decode=(CallTime(1, ROW_S / 2, ROW_S / 2, 4), *stage.decode))
+            for stage in each.measured.stages
+        )
+        return replace(each, measured=replace(each.measured, stages=quicker))
+
+    nodes = [on_four_threads(each) for each in one_host("abc", cores=4)]
+    token_s = {
+        verification: predicted(plan_of("abc", "bca"), nodes, sequences=1, verification=verification).token_s
+        for verification in (Verification.AUDIT, Verification.QUORUM)
+    }
+    assert token_s == pytest.approx({Verification.AUDIT: 1.5 * ROW_S, Verification.QUORUM: 3 * ROW_S}, rel=1e-3)
 
 
 # --- audits

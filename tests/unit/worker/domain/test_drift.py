@@ -62,6 +62,13 @@ def test_calls_of_several_rows_are_told_apart() -> None:
     assert drift_of(meter) == Drift(2.0, 1.0, batch=3.0)
 
 
+def test_chunks_are_told_apart_too() -> None:
+    meter = DriftMeter()
+    meter.note_chunk(4.0, 1.0, expected(1.0, rows=64), now_s=0.0)
+    meter.note(2.0, 0.5, expected(1.0), handling_s=None, now_s=0.0)
+    assert drift_of(meter) == Drift(2.0, 1.0, chunk=4.0)
+
+
 def test_what_a_row_takes_beside_its_call_is_the_mean_of_those_that_did_not_wait() -> None:
     meter = DriftMeter()
     for handling_s in (0.001, None, 0.003):
