@@ -16,10 +16,10 @@ import pytest
 from services.cli.clients.control_plane import Coordinator
 from shared.contracts.coordinator import NodeView
 from shared.domain.session import NodeState
-from tests.e2e.running import HOST, Cluster, butterfly, is_alive, until
+from tests.e2e.running import HOST, START_LIMIT_S, Cluster, butterfly, is_alive, until
 from tests.fakes.free_ports import free_base_port
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
 MakeCluster = Callable[[], Cluster]
 
@@ -126,7 +126,7 @@ def test_a_worker_with_the_join_token_joins_is_drained_survives_its_engine_and_l
         return node is not None and node.state is state
 
     try:
-        until(lambda: is_seen(NodeState.READY))
+        until(lambda: is_seen(NodeState.READY), limit_s=START_LIMIT_S)
         first = seen()
         assert first is not None
 
@@ -138,7 +138,7 @@ def test_a_worker_with_the_join_token_joins_is_drained_survives_its_engine_and_l
         children = Path(f"/proc/{joined.pid}/task/{joined.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGABRT)  # as the engine's library does
         until(lambda: first.boot_id not in {node.boot_id for node in asyncio.run(nodes())}, limit_s=3)  # no ghost
-        until(lambda: is_seen(NodeState.READY))
+        until(lambda: is_seen(NodeState.READY), limit_s=START_LIMIT_S)
         again = seen()
         assert again is not None
         assert again.node_id == first.node_id
