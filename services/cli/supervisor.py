@@ -32,7 +32,7 @@ class State(StrEnum):
 
 
 class StartFailed(Exception):
-    """A process ended, or was not ready in time, while the cluster started."""
+    """While the cluster started a process ended by itself, was killed too often, or was not ready in time."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -137,11 +137,11 @@ class Supervisor:
                 return
 
     async def _keep_running(self, process: _Process) -> None:
-        history = RestartHistory()
+        history, first_began_s = RestartHistory(), self._clock.now_s()
         try:
             while not self.is_stopping:
                 began_s = self._clock.now_s()
-                code = await self._run_once(process)
+                code = await self._run_once(process, first_began_s)
                 if self.is_stopping:
                     break
                 if not self._started and code >= 0:  # it ended itself, so it would again
@@ -168,8 +168,8 @@ class Supervisor:
             process.settled.set()
             process.ended.set()
 
-    async def _run_once(self, process: _Process) -> int:
-        """From start to exit; its return code."""
+    async def _run_once(self, process: _Process, first_began_s: float) -> int:
+        """From start to exit; its return code. While the cluster starts, its time to be ready counts from `first_began_s`."""
         spec = process.spec
         log = RotatingLog(self._logs / f"{process.name}.log")
         try:
@@ -180,15 +180,14 @@ class Supervisor:
             return CANNOT_START
         self._enter(process, State.STARTING)
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._watch_readiness(process))
+            watch = group.create_task(self._watch_readiness(process, first_began_s))
             code = await process.child.run_to_its_end(lambda line: self._hear(process, line))
             watch.cancel()
         return code
 
-    async def _watch_readiness(self, process: _Process) -> None:
-        began_s = self._clock.now_s()
+    async def _watch_readiness(self, process: _Process, first_began_s: float) -> None:
         while not await process.spec.is_ready():
-            if not self._started and self._clock.now_s() - began_s > process.spec.ready_within_s:
+            if not self._started and self._clock.now_s() - first_began_s > process.spec.ready_within_s:
                 self._fail_start(process, f"was not ready within {process.spec.ready_within_s:g} s", 1)
                 return
             await self._clock.sleep(ASK_EVERY_S)

@@ -313,7 +313,7 @@ def _bounded_drift(drift: Drift | None) -> Drift | None:
             not all(factor is None or 0 < factor < math.inf for factor in factors)
             or not 0 <= drift.handling_s < math.inf
         ):
-            raise ValueError("drift is above 0 and finite")
+            raise ValueError("factors are above 0, times not below, and all are finite")
     return drift
 
 
@@ -332,7 +332,7 @@ class Heartbeat(Contract):
     """By how much the wait for this beat took longer than it should."""
     draining: bool = False
     drift: Annotated[Drift | None, AfterValidator(_bounded_drift)] = None
-    """None: no calls of one row of late."""
+    """None: no calls of late."""
 
 
 class Leave(Contract):

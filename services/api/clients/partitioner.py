@@ -46,6 +46,7 @@ class HttpCatalogue(Catalogue):
             except ButterflyError:
                 if self._models is None:
                     raise
+                self._asked_s = self._now()  # who waited here need not wait for it again
                 return self._models
             self._models = {model.model_id: model for model in sorted(answer.models, key=lambda each: each.model_id)}
             return self._models

@@ -105,7 +105,7 @@ def without_link(profile: NodeProfile, peer: NodeId) -> NodeProfile:
 
 
 def is_news(before: NodeProfile, profile: NodeProfile) -> bool:
-    """Whether the other replicas have to hear of it. Drift moves all the time, so only if it would change a level."""
+    """Whether the other replicas have to hear of it. Drift moves all the time, so only once it is beyond noise."""
     has_drifted = abs(math.log(profile.by_now.wall / before.by_now.wall)) > NOISE
     return has_drifted or replace(profile, by_now=before.by_now) != before
 
@@ -149,13 +149,11 @@ def _believed(factor: float) -> float:
     return min(MOST_DRIFT, max(LEAST_DRIFT, factor))
 
 
-def _factors(drift: Drift) -> tuple[float, ...]:
-    return drift.wall, drift.cpu, drift.batch or 1.0, drift.chunk or 1.0
-
-
 def _has_moved(before: Drift, now: Drift) -> bool:
-    pairs = zip(_factors(before), _factors(now), strict=True)
-    is_other = any(abs(math.log(new / old)) >= LEAST_CHANGE for old, new in pairs)
+    pairs = ((before.wall, now.wall), (before.cpu, now.cpu), (before.batch, now.batch), (before.chunk, now.chunk))
+    is_other = any(
+        old is not new if old is None or new is None else abs(math.log(new / old)) >= LEAST_CHANGE for old, new in pairs
+    )
     return is_other or abs(now.handling_s - before.handling_s) >= LEAST_HANDLING_CHANGE_S
 
 

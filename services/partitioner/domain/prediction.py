@@ -37,7 +37,7 @@ def predict(plan: PartitionPlan, model: ModelInfo, nodes: Mapping[NodeId, NodeCa
     rate = load.sequences / together.round_s
     return Prediction(
         first_token_s=start.first_token_s,
-        token_s=sum(seat.decode(1).seconds + seat.hop.total_s(seat.row_bytes) for seat in executors),
+        token_s=sum(seat.decode(1).seconds + seat.onward_s(1) for seat in executors),
         tokens_per_s=load.sequences / alone.round_s,
         verified_tokens_per_s=rate,
         answers_s=start.last_token_s + (load.answer_tokens - 1) * together.round_s + _last_audit_s(auditors, load),
@@ -99,6 +99,10 @@ class _Seat:
     def machine(self) -> str:
         return self.room.node.machine
 
+    def onward_s(self, rows: int) -> float:
+        """From the end of a call of so many rows until they are at the next seat."""
+        return self.costs.by_now.handling_s + self.hop.total_s(rows * self.row_bytes)
+
     def decode(self, rows: int) -> CallTime:
         return self.costs.decode(rows, self.threads)
 
@@ -124,7 +128,6 @@ def _lanes(
         rooms = rooms_of(sums, [nodes[place.node_id] for place in places])
         threads = _threads([room.node for room in rooms], () if _decodes_alone(lane, plan, load) else everybody)
         hops, following = Hops(rooms), [*range(1, len(places)), 0]
-        costs_of = [costs.of(place.node_id, place.layers) for place in places]
         sizes = [model.layers[place.layers.end - 1].activation_bytes for place in places[:-1]]
         sizes = [*sizes, TOKEN_ID_BYTES] if sizes else [0]
         lanes.append(
@@ -132,9 +135,9 @@ def _lanes(
                 _Seat(
                     place,
                     room,
-                    costs_of[index],
+                    costs.of(place.node_id, place.layers),
                     threads=threads[index],
-                    hop=_with_handling(hops.between(index, after), costs_of[index]),
+                    hop=hops.between(index, after),
                     row_bytes=size,
                 )
                 for index, (place, room, after, size) in enumerate(zip(places, rooms, following, sizes, strict=True))
@@ -151,16 +154,11 @@ def _decodes_alone(lane: Lane, plan: PartitionPlan, load: Load) -> bool:
 def _threads(lane: Sequence[NodeCapability], beside: Sequence[NodeCapability]) -> list[int]:
     """As coordinators give them: where nobody works `beside` a lane on one host one call at a time has all cores, else
     the cores of a host are divided among its nodes."""
+    if len({node.machine for node in lane}) == 1 and not beside:
+        return [max(1, node.cores) for node in lane]
     machines = {node.node_id: node.machine for node in (*lane, *beside)}
     nodes_on = Counter(machines.values())
-    if len({node.machine for node in lane}) == 1 and not beside:
-        nodes_on = Counter()
-    return [max(1, node.cores // max(1, nodes_on[node.machine])) for node in lane]
-
-
-def _with_handling(hop: Hop, costs: StageCosts) -> Hop:
-    """What a row takes at its stage beside the call is on its way to the next one."""
-    return Hop(hop.latency_s + costs.by_now.handling_s, hop.s_per_byte)
+    return [max(1, node.cores // nodes_on[node.machine]) for node in lane]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,7 @@ class _Steady:
     @property
     def _alone_s(self) -> float:
         """Round the ring once, with nobody else on its nodes."""
-        hops_s = sum(call.seat.hop.total_s(self._rows * call.seat.row_bytes) for call in self._ring)
+        hops_s = sum(call.seat.onward_s(self._rows) for call in self._ring)
         return sum(call.time.seconds for call in self._ring) + hops_s
 
     def _around_s(self) -> float:
@@ -303,7 +301,7 @@ class _Start:
         return seat.prompt(self._tile).seconds
 
     def _hops_s(self, lane: _Lane) -> float:
-        return sum(seat.hop.total_s(self._tile * seat.row_bytes) for seat in lane[:-1])
+        return sum(seat.onward_s(self._tile) for seat in lane[:-1])
 
 
 def _last_audit_s(lanes: Sequence[_Lane], load: Load) -> float:

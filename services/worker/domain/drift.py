@@ -4,7 +4,7 @@ Predictions go by that (0012), and what calls of one row say moves a node's leve
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shared.domain.measured import CallTime, Drift
@@ -16,71 +16,64 @@ FRESH_S = 600.0
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Of calls, the latest counting most. Seconds."""
+class _Ratio:
+    """Of two sums over calls, the latest counting most."""
 
-    took_s: float = 0.0
-    took_cpu_s: float = 0.0
-    expected_s: float = 0.0
-    expected_cpu_s: float = 0.0
-    handling_s: float = 0.0
-    num_handled: float = 0.0
+    above: float = 0.0
+    below: float = 0.0
     noted_at_s: float = -math.inf
 
-    def note(
-        self, took_s: float, took_cpu_s: float, expected: CallTime, *, handling_s: float | None, now_s: float
-    ) -> None:
-        kept = math.exp(-expected.seconds / HORIZON_S) if self.is_fresh(now_s) else 0.0
+    def note(self, above: float, below: float, *, computed_s: float, now_s: float) -> None:
+        kept = math.exp(-computed_s / HORIZON_S) if self.is_fresh(now_s) else 0.0
+        self.above, self.below = self.above * kept + above, self.below * kept + below
         self.noted_at_s = now_s
-        self.took_s = self.took_s * kept + took_s
-        self.took_cpu_s = self.took_cpu_s * kept + took_cpu_s
-        self.expected_s = self.expected_s * kept + expected.seconds
-        self.expected_cpu_s = self.expected_cpu_s * kept + expected.cpu_s
-        self.handling_s *= kept
-        self.num_handled *= kept
-        if handling_s is not None:
-            self.handling_s += handling_s
-            self.num_handled += 1
 
     def is_fresh(self, now_s: float) -> bool:
         return now_s - self.noted_at_s <= FRESH_S
 
 
 class DriftMeter:
-    """Of the calls of one stage."""
+    """Of the calls of one stage. Calls are beside what they took at the trial, in the number of threads that was
+    quickest there."""
 
     def __init__(self) -> None:
-        self._single, self._batch, self._chunk = _Sums(), _Sums(), _Sums()
+        self._wall, self._cpu, self._handling, self._batch, self._chunk = (_Ratio() for _ in range(5))
 
-    def note(
+    def note_row(
         self, took_s: float, took_cpu_s: float, expected: CallTime, *, handling_s: float | None, now_s: float
     ) -> None:
-        """A call for one row of each of `expected.rows` sequences. `handling_s`: beside the call; None where it had to
-        wait for another one."""
-        sums = self._single if expected.rows == 1 else self._batch
-        sums.note(took_s, took_cpu_s, expected, handling_s=handling_s, now_s=now_s)
+        """A call of one row. `handling_s`: beside the call; None where it had to wait for another one."""
+        computed_s = expected.seconds
+        self._wall.note(took_s, computed_s, computed_s=computed_s, now_s=now_s)
+        self._cpu.note(took_cpu_s, expected.cpu_s, computed_s=computed_s, now_s=now_s)
+        if handling_s is not None:
+            self._handling.note(handling_s, 1, computed_s=computed_s, now_s=now_s)
 
-    def note_chunk(self, took_s: float, took_cpu_s: float, expected: CallTime, *, now_s: float) -> None:
-        """A call for `expected.rows` rows of one sequence."""
-        self._chunk.note(took_s, took_cpu_s, expected, handling_s=None, now_s=now_s)
+    def note_batch(self, took_s: float, expected_s: float, *, now_s: float) -> None:
+        """A call with a row of each of several sequences."""
+        self._batch.note(took_s, expected_s, computed_s=expected_s, now_s=now_s)
+
+    def note_chunk(self, took_s: float, expected_s: float, *, now_s: float) -> None:
+        """A call with several rows of one sequence."""
+        self._chunk.note(took_s, expected_s, computed_s=expected_s, now_s=now_s)
 
     @staticmethod
     def of_all(meters: Iterable["DriftMeter"], *, now_s: float) -> Drift | None:
-        """Of the calls of several stages together; None while there were none of one row of late."""
-        meters = list(meters)
-        single = [meter._single for meter in meters if meter._single.is_fresh(now_s)]
-        wall = _wall(single)
-        if wall is None:
+        """Of the calls of several stages together; None while there were none of late."""
+        all_meters = list(meters)
+
+        def of_late(ratio_of: Callable[[DriftMeter], _Ratio]) -> float | None:
+            ratios = [ratio for meter in all_meters if (ratio := ratio_of(meter)).is_fresh(now_s)]
+            return sum(each.above for each in ratios) / sum(each.below for each in ratios) if ratios else None
+
+        wall, cpu = of_late(lambda meter: meter._wall), of_late(lambda meter: meter._cpu)
+        batch, chunk = of_late(lambda meter: meter._batch), of_late(lambda meter: meter._chunk)
+        if wall is None and batch is None and chunk is None:
             return None
-        num_handled = sum(each.num_handled for each in single)
         return Drift(
-            wall=wall,
-            cpu=sum(each.took_cpu_s for each in single) / sum(each.expected_cpu_s for each in single),
-            batch=_wall([meter._batch for meter in meters if meter._batch.is_fresh(now_s)]),
-            chunk=_wall([meter._chunk for meter in meters if meter._chunk.is_fresh(now_s)]),
-            handling_s=sum(each.handling_s for each in single) / num_handled if num_handled else 0.0,
+            wall=1.0 if wall is None else wall,
+            cpu=1.0 if cpu is None else cpu,
+            batch=batch,
+            chunk=chunk,
+            handling_s=of_late(lambda meter: meter._handling) or 0.0,
         )
-
-
-def _wall(of_late: Sequence[_Sums]) -> float | None:
-    return sum(each.took_s for each in of_late) / sum(each.expected_s for each in of_late) if of_late else None

@@ -73,6 +73,11 @@ class ThreadChoice:
         per_row_s = size.estimates_s.get(size.next_threads)
         return None if per_row_s is None else per_row_s * rows
 
+    def has_settled(self, rows: int, limit: int) -> bool:
+        """Whether the next call is no comparison, nor one of the first of a single row, whose one thread may be few."""
+        size = self._size(rows, limit)
+        return size.trial is None and (rows > 1 or len(size.times_s) >= TRIES)
+
     def note(self, rows: int, limit: int, threads: int, took_s: float) -> None:
         size = self._size(rows, limit)
         if size.trial is not None:

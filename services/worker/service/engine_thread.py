@@ -25,6 +25,8 @@ class EngineThread:
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._team = ThreadTeam("engine")
         self._unfinished = 0
+        self.num_given = 0
+        """Calls so far."""
 
     @property
     def is_idle(self) -> bool:
@@ -45,6 +47,7 @@ class EngineThread:
         by it, would cost a good part of the call itself, and the event loop waits for it in any case.
         """
         loop = asyncio.get_running_loop()
+        self.num_given += 1
         is_short = n_threads == 1 and expected_s is not None and expected_s < SHORT_CALL_S
         if is_short and self.is_idle:
             loop.call_soon(done, _run(call))

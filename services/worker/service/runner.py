@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -230,7 +230,7 @@ class StageRunner:
         if call is None:
             return
         self._is_busy = True
-        begin = _Begin(self._clock.now_s(), self._thread.is_idle)
+        begin = _Begin(self._clock.now_s(), self._thread.num_given if self._thread.is_idle else None)
         rows, limit = _size_of(call)
         threads = self._choice.choose(rows, limit)
         expected_s = self._choice.expected_s(rows, limit)
@@ -309,30 +309,34 @@ class StageRunner:
                 seat.waiting -= 1
             self._target.deliver(self, call, result)
             delivered_s = self._clock.now_s()
+            handling_s = delivered_s - begin.at_s - result.compute_s if self._was_alone(begin) else None
             self.pump()
-            self._note_drift(call, threads, result, begin, delivered_s)
+            self._note_drift(call, threads, result, handling_s=handling_s, now_s=delivered_s)
             self._target.note(call, result)
         else:
             self._failed(call, error)
             self.pump()
 
+    def _was_alone(self, begin: "_Begin") -> bool:
+        """Whether the engine's thread was given nothing else meanwhile."""
+        return begin.number is not None and self._thread.num_given == begin.number + 1
+
     def _note_drift(
-        self, call: EngineCall, threads: int, result: StepResult, begin: "_Begin", delivered_s: float
+        self, call: EngineCall, threads: int, result: StepResult, *, handling_s: float | None, now_s: float
     ) -> None:
-        if self.times is None:
+        """Beside the trial's quickest number of threads: predictions go by that. Not while others are compared."""
+        rows, limit = _size_of(call)
+        if self.times is None or not self._choice.has_settled(rows, limit):
             return
-        if isinstance(call, PrefillCall):
-            times = self.times.replay if any(len(yielded) > 1 for yielded in result.records) else self.times.prompt
-            expected = time_of(times, call.num_rows, threads)
-            self.drift.note_chunk(result.compute_s, result.cpu_s, expected, now_s=delivered_s)
-        else:
-            self.drift.note(
-                result.compute_s,
-                result.cpu_s,
-                time_of(self.times.decode, len(call.seats), threads),
-                handling_s=delivered_s - begin.at_s - result.compute_s if begin.is_alone else None,
-                now_s=delivered_s,
-            )
+        if isinstance(call, DecodeCall) and rows == 1:
+            expected = replace(time_of(self.times.decode, 1, limit), cpu_s=time_of(self.times.decode, 1, threads).cpu_s)
+            self.drift.note_row(result.compute_s, result.cpu_s, expected, handling_s=handling_s, now_s=now_s)
+        elif isinstance(call, DecodeCall):
+            self.drift.note_batch(result.compute_s, time_of(self.times.decode, rows, limit).seconds, now_s=now_s)
+        elif rows > 1:
+            is_replay = any(len(yielded) > 1 for yielded in result.records)
+            times = self.times.replay if is_replay else self.times.prompt
+            self.drift.note_chunk(result.compute_s, time_of(times, rows, limit).seconds, now_s=now_s)
 
     def _failed(self, call: EngineCall, error: BaseException) -> None:
         """Most errors leave the engine as it was before the call; a fault, or one nobody foresaw, does not."""
@@ -359,8 +363,8 @@ class _Begin:
     """When a call was given to the engine's thread."""
 
     at_s: float
-    is_alone: bool
-    """Whether that had nothing else to do."""
+    number: int | None
+    """Of the calls given to it; None where it had another one to do."""
 
 
 def _size_of(call: EngineCall) -> tuple[int, int]:

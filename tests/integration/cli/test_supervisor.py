@@ -225,6 +225,27 @@ async def test_a_process_that_never_gets_ready_is_given_up_after_its_time(make_c
         await run_with(cluster, for_ever)
 
 
+async def test_a_process_that_is_killed_while_starting_gets_no_more_time_to_start(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(options={"metrics": ["--never-ready"]}, ready_within_s=1.0, clock=HastyClock())
+    num_kills = 0
+
+    async def kill_it_now_and_then() -> None:
+        nonlocal num_kills
+        while True:
+            await asyncio.sleep(0.6)
+            if cluster.processes["metrics"].pid is not None:
+                os.kill(cluster.pid("metrics"), signal.SIGKILL)
+                num_kills += 1
+
+    killing = asyncio.create_task(kill_it_now_and_then())
+    try:
+        with pytest.raises(StartFailed, match=r"metrics was not ready within 1 s"):
+            await run_with(cluster, for_ever)
+    finally:
+        killing.cancel()
+    assert num_kills <= 2
+
+
 async def test_asked_a_second_time_it_does_not_wait_for_the_grace(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(options={"api": ["--ignore-sigterm"]})
     pids: list[int] = []

@@ -22,7 +22,9 @@ MODEL = planned_model()
 class Partitioner(PeerGroup):
     """Answers when `may_answer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.takes_s = 0.0
         self.models: tuple[ModelInfo, ...] = ()
         self.is_away = False
         self.num_asked = 0
@@ -35,19 +37,21 @@ class Partitioner(PeerGroup):
         assert (path, reply) == ("/models", ModelList)
         self.num_asked += 1
         await self.may_answer.wait()
+        if self.takes_s:
+            await self._clock.sleep(self.takes_s)
         if self.is_away:
             raise PeerUnavailable("away")
         return cast("T", ModelList(models=self.models))
 
 
 @pytest.fixture
-def partitioner() -> Partitioner:
-    return Partitioner()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def partitioner(clock: FakeClock) -> Partitioner:
+    return Partitioner(clock)
 
 
 @pytest.fixture
@@ -78,6 +82,22 @@ async def test_the_last_list_goes_on_while_the_partitioner_is_away(
     await clock.advance(KEPT_S)
     partitioner.is_away = True
     assert await catalogue.models() == (MODEL,)
+
+
+async def test_nobody_waits_for_more_than_one_call_that_fails(
+    catalogue: HttpCatalogue, partitioner: Partitioner, clock: FakeClock
+) -> None:
+    partitioner.models = (MODEL,)
+    await catalogue.models()
+    await clock.advance(KEPT_S)
+    partitioner.is_away, partitioner.takes_s = True, 2 * KEPT_S
+    async with asyncio.TaskGroup() as group:
+        found = [group.create_task(catalogue.model(MODEL.model_id)) for _ in range(5)]
+        await clock.settle()
+        await clock.advance(2 * KEPT_S)
+        await clock.settle()
+    assert [each.result() for each in found] == [MODEL] * 5
+    assert partitioner.num_asked == 2
 
 
 async def test_a_first_list_that_cannot_be_had_is_an_error(catalogue: HttpCatalogue, partitioner: Partitioner) -> None:

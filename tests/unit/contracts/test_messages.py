@@ -1,5 +1,7 @@
 """What no worker can say, whatever it means by it."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -35,3 +37,22 @@ def test_a_stage_that_cannot_be_is_refused(change: dict[str, object]) -> None:
 def test_more_stages_than_a_node_can_hold_are_refused() -> None:
     with pytest.raises(ValidationError):
         to_coordinator.validate_python(heartbeat(*[STAGE] * (MAX_STAGES_PER_NODE + 1)))
+
+
+DRIFT = {"wall": 1.2, "cpu": 1.1, "batch": 1.3, "chunk": None, "handling_s": 0.001}
+
+
+def test_a_heartbeat_says_what_calls_take_by_now() -> None:
+    to_coordinator.validate_python(heartbeat() | {"drift": DRIFT})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, value) for field in ("wall", "cpu", "batch", "chunk") for value in (0.0, -1.0, math.nan, math.inf)),
+        *(("handling_s", value) for value in (-1e-9, math.nan, math.inf)),
+    ],
+)
+def test_calls_that_cannot_be_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValidationError):
+        to_coordinator.validate_python(heartbeat() | {"drift": DRIFT | {field: value}})

@@ -77,6 +77,17 @@ def test_noise_does_not_drive_it_away_from_the_best_for_long() -> None:
     assert chosen.count(1) > 0.85 * len(chosen)
 
 
+def test_comparisons_and_the_first_calls_of_a_single_row_are_told_apart() -> None:
+    choice = ThreadChoice()
+    settled: list[bool] = []
+    for _ in range(4 * TRIES):
+        settled.append(choice.has_settled(1, 2))
+        threads = choice.choose(1, 2)
+        choice.note(1, 2, threads, barriers(1, threads))
+    assert settled == [False] * 3 * TRIES + [True] * TRIES
+    assert choice.has_settled(64, 2)
+
+
 def test_a_count_whose_calls_stall_often_is_a_slow_one() -> None:
     choice = ThreadChoice()
     calls = itertools.count()

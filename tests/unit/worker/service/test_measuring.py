@@ -245,6 +245,10 @@ async def test_calls_that_have_become_slower_are_told_as_drift() -> None:
         drift = worker.stages.drift()
         assert drift is not None
         assert min(drift.wall, drift.cpu) > 10
+        assert drift.chunk is not None
+        assert drift.chunk > 10
+        assert drift.batch is None
+        assert 0 < drift.handling_s < 1
         await worker.stages.load(
             runner.ref.model_copy(update={"layers": LayerRange(0, 3)})
         )  # the model is cut otherwise
