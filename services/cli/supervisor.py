@@ -169,7 +169,8 @@ class Supervisor:
             process.ended.set()
 
     async def _run_once(self, process: _Process, first_began_s: float) -> int:
-        """From start to exit; its return code. While the cluster starts, its time to be ready counts from `first_began_s`."""
+        """From start to exit; its return code. `first_began_s`: from when on readiness is waited for while the cluster
+        starts."""
         spec = process.spec
         log = RotatingLog(self._logs / f"{process.name}.log")
         try:
