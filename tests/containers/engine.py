@@ -94,6 +94,7 @@ def _started(scratch: Path) -> Iterator[Mapping[str, str]]:
             time.sleep(0.2)
         yield environ
     finally:
+        began_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(STOP_LIMIT_S)
@@ -106,6 +107,7 @@ def _started(scratch: Path) -> Iterator[Mapping[str, str]]:
         subprocess.run(["iptables-restore"], input=_NO_RULES + saved.stdout, text=True, check=True)
         if _FORWARDING.read_text() != forwarding:
             _FORWARDING.write_text(forwarding)
+        tell(f"the engine is stopped after {time.monotonic() - began_s:.0f} s")
 
 
 def _base_images(environ: Mapping[str, str]) -> None:
@@ -113,10 +115,12 @@ def _base_images(environ: Mapping[str, str]) -> None:
     if all(_succeeds(["docker", "pull", "--quiet", image], environ) for image in BASE_IMAGES):
         return
     tell("making base images: no registry is reached")
+    began_s = time.monotonic()
     script = Path(__file__).with_name("base_images.sh")
     done = subprocess.run([script, _python_prefix()], env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NoEngine(f"{script.name} failed: {done.stderr.strip()[-500:]}")
+    tell(f"base images made in {time.monotonic() - began_s:.0f} s")
 
 
 def _python_prefix() -> Path:

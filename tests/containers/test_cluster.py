@@ -17,7 +17,8 @@ from tests.containers.engine import tell
 from tests.e2e.running import until
 
 RECOVERY_LIMIT_S = 120.0
-ANSWERS_AFTER_A_KILL = 3
+ANSWERS_AFTER_A_KILL = 3  # two may have been asked for before
+MAX_TOKENS = 12
 LIE_ROUNDS = 8
 
 
@@ -37,7 +38,7 @@ def answer(client: openai.OpenAI, cluster: ComposeCluster) -> str:
     answered = client.chat.completions.with_raw_response.create(
         model=cluster.model,
         messages=[{"role": "user", "content": "Why is the sky blue?"}],
-        max_tokens=24,
+        max_tokens=MAX_TOKENS,
         temperature=0,
     )
     assert answered.headers["x-butterfly-verified"] == "audit"
@@ -115,7 +116,7 @@ def test_the_official_client_gets_a_verified_answer(cluster: ComposeCluster) -> 
         stream = client.chat.completions.create(
             model=cluster.model,
             messages=[{"role": "user", "content": "Why is the sky blue?"}],
-            max_tokens=24,
+            max_tokens=MAX_TOKENS,
             temperature=0,
             stream=True,
         )
