@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from services.coordinator.domain.ledger import Seated
 from services.coordinator.domain.link_token import link_token
-from services.coordinator.domain.pacing import pace, replay_threads
 from services.coordinator.domain.refilling import num_replaying
 from services.coordinator.domain.resuming import ids_chain, sink_chain
 from services.coordinator.domain.session import Session
@@ -14,6 +13,7 @@ from services.coordinator.service.relays import Detour
 from shared.contracts.messages import Peer, SignedText, StageRef, WorkAssignment
 from shared.domain.chain import class_hash, sampler_hash
 from shared.domain.numerics import Profile
+from shared.domain.pacing import pace, replay_threads
 from shared.domain.plan import Partition, PartitionPlan
 from shared.domain.receipt import Assignment, sign_assignment
 from shared.domain.signing import SigningKey

@@ -19,7 +19,8 @@ from shared.domain.ids import NodeId
 from shared.domain.layers import ModelInfo, kv_bytes_per_token, stage_weight_bytes
 from shared.domain.measured import CallTime
 from shared.domain.numerics import TILE_ROWS
-from shared.domain.plan import Lane, LayerRange, NodeCapability, Partition, PartitionPlan, for_plans
+from shared.domain.pacing import pace
+from shared.domain.plan import LayerRange, NodeCapability, Partition, PartitionPlan, for_plans
 from shared.domain.plan_figures import Load, Prediction, SeatPrediction
 from shared.domain.task import Verification
 
@@ -126,7 +127,8 @@ def _lanes(
     for lane in plan.lanes:
         places = lane.partitions
         rooms = rooms_of(sums, [nodes[place.node_id] for place in places])
-        threads = _threads([room.node for room in rooms], () if _decodes_alone(lane, plan, load) else everybody)
+        beside = () if lane.index == 0 and not _is_quorum(load, len(plan.lanes)) else everybody
+        threads = pace([room.node for room in rooms], beside=beside).threads
         hops, following = Hops(rooms), [*range(1, len(places)), 0]
         sizes = [model.layers[place.layers.end - 1].activation_bytes for place in places[:-1]]
         sizes = [*sizes, TOKEN_ID_BYTES] if sizes else [0]
@@ -146,19 +148,9 @@ def _lanes(
     return lanes
 
 
-def _decodes_alone(lane: Lane, plan: PartitionPlan, load: Load) -> bool:
-    is_quorum = load.verification is Verification.QUORUM and len(plan.lanes) > 1
-    return lane.index == 0 and not is_quorum
-
-
-def _threads(lane: Sequence[NodeCapability], beside: Sequence[NodeCapability]) -> list[int]:
-    """As coordinators give them: where nobody works `beside` a lane on one host one call at a time has all cores, else
-    the cores of a host are divided among its nodes."""
-    if len({node.machine for node in lane}) == 1 and not beside:
-        return [max(1, node.cores) for node in lane]
-    machines = {node.node_id: node.machine for node in (*lane, *beside)}
-    nodes_on = Counter(machines.values())
-    return [max(1, node.cores // nodes_on[node.machine]) for node in lane]
+def _is_quorum(load: Load, num_lanes: int) -> bool:
+    """Whether every lane decodes."""
+    return load.verification is Verification.QUORUM and num_lanes > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +180,7 @@ class _Steady:
 
     def __init__(self, lanes: Sequence[_Lane], load: Load) -> None:
         ring = lanes[0]
-        is_quorum = load.verification is Verification.QUORUM and len(lanes) > 1
+        is_quorum = _is_quorum(load, len(lanes))
         is_one_host = len({seat.machine for seat in ring}) == 1 and not is_quorum
         in_flight = 1 if is_one_host else len(ring)
         self._rows = math.ceil(load.sequences / in_flight)

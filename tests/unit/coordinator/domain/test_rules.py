@@ -18,10 +18,10 @@ from services.coordinator.domain.faults import (
 )
 from services.coordinator.domain.link_token import link_token
 from services.coordinator.domain.liveness import is_stalled, node_state
-from services.coordinator.domain.pacing import Pacing, pace
 from services.coordinator.domain.slots import SlotLedger
 from shared.domain.errors import InvalidInput, NoCapacity
 from shared.domain.ids import NodeId
+from shared.domain.pacing import Pacing, pace
 from shared.domain.plan import Partition
 from shared.domain.session import NodeState
 from tests.fakes.identities import capability

@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.coordinator.domain.pacing import pace, replay_threads
 from shared.domain.ids import NodeId
+from shared.domain.pacing import pace, replay_threads
 from shared.domain.plan import NodeCapability
 
 
