@@ -1,12 +1,13 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.worker.service.thread_team import ThreadTeam
+from services.worker.service.thread_team import TASKS, ThreadTeam
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads are placed on Linux only")
 
@@ -30,6 +31,11 @@ class Helper:
     def end(self) -> None:
         self._stop.set()
         self._thread.join()
+        # `join` returns when the thread has nothing left to run; the kernel lets go of it a little later.
+        deadline = time.monotonic() + 10
+        while (TASKS / str(self.tid)).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
 
 @pytest.fixture
