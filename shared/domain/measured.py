@@ -180,10 +180,12 @@ def check_links(node_id: NodeId, links: Sequence[PeerLink]) -> None:
     if len({link.peer for link in links} | {node_id}) != len(links) + 1:
         raise InvalidInput("links must go to other nodes, to each at most once", param="measured.links")
     for link in links:
-        _check_figures(
-            ("links.rtt_s", link.rtt_s, 0.0, _MAX_RTT_S),
-            ("links.bytes_per_s", link.bytes_per_s, _MIN_BYTES_PER_S, _MAX_BYTES_PER_S),
-        )
+        # Plans over a thousand nodes read sixteen thousand of these, nearly all of them right.
+        if not (0.0 <= link.rtt_s <= _MAX_RTT_S and _MIN_BYTES_PER_S <= link.bytes_per_s <= _MAX_BYTES_PER_S):
+            _check_figures(
+                ("links.rtt_s", link.rtt_s, 0.0, _MAX_RTT_S),
+                ("links.bytes_per_s", link.bytes_per_s, _MIN_BYTES_PER_S, _MAX_BYTES_PER_S),
+            )
 
 
 def check_stages(stages: Sequence[StageTimes]) -> None:

@@ -1,7 +1,7 @@
 """What it takes to send rows from node to node: latency, and bytes over bandwidth."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.partitioner.domain.placement import SeatRoom
 from shared.domain.ids import NodeId
@@ -12,8 +12,7 @@ TOKEN_ID_BYTES = 4
 """What the last stage sends back to the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """One way."""
 
     latency_s: float

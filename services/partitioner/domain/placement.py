@@ -96,9 +96,9 @@ class SeatRoom:
 
     def reach(self, start: int, limit_s: float) -> int:
         """The largest end such that layers [start, end) fit into memory and take at most `limit_s`."""
-        by_memory = bisect_right(self.memory_sums, self.memory_sums[start] + self.node.memory_bytes) - 1
-        by_time = bisect_right(self.step_sums, self.step_sums[start] + limit_s * self.speed) - 1
-        return min(by_memory, by_time)
+        memory, steps = self.memory_sums, self.step_sums
+        by_memory = bisect_right(memory, memory[start] + self.node.memory_bytes, start) - 1
+        return bisect_right(steps, steps[start] + limit_s * self.speed, start, by_memory + 1) - 1
 
 
 def decode_bytes_per_s(node: NodeCapability) -> float:

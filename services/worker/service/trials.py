@@ -1,14 +1,17 @@
 """Times what calls take here: of the stage that every node is tried on, and of the stages this worker holds.
 
-Each size of call is repeated for a tenth of a second, which is the period in which kernels hand out limited shares of
-a core: so the mean is what the node gets, not what the core could do. Of repeated rounds the best counts: others on
-the machine can only make a call slower.
+Each size of call is repeated for a tenth of a second, after calls that do not count: the first ones wake threads and
+find the weights cold. Of repeated rounds the best counts: others on the machine can only make a call slower.
+
+Where a quota gives the node a part of a core, the kernel hands that out in periods of a tenth of a second or so, and
+a call is quick or slow by when in a period it begins. What it computes is the same all the same. So there a call takes
+what it computes over the share of a core that the node got while it was tried.
 """
 
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import numpy as np
@@ -23,6 +26,8 @@ from shared.domain.task import SamplerParams
 from shared.runtime.clock import Clock
 
 ROUND_S = 0.1
+LONG_CALL_S = 1.0  # which is not made again to have it warm
+WHOLE_CORE = 0.8  # a node that gets less of one is held by a quota, not by what else runs for a moment
 MAX_CALLS = 200  # of a round; as many rows a decode round adds to its slots
 PACE_ROUNDS = 3
 DECODE_ROWS = (1, 4, 16)
@@ -58,11 +63,28 @@ class _Subject:
         return random.random((count, self.n_embd), np.float32) * _LARGEST
 
 
+@dataclass(slots=True)
+class _Share:
+    """Of a core, what the node gets while calls in one thread follow each other without rest."""
+
+    took_s: float = 0.0
+    took_cpu_s: float = 0.0
+
+    def note(self, took_s: float, took_cpu_s: float) -> None:
+        self.took_s, self.took_cpu_s = self.took_s + took_s, self.took_cpu_s + took_cpu_s
+
+    def in_the_long_run(self, call: CallTime) -> CallTime:
+        share = self.took_cpu_s / self.took_s
+        return call if share >= WHOLE_CORE else replace(call, seconds=call.cpu_s * call.threads / share)
+
+
 Lend = Callable[[], tuple[StageEngine, Sequence[int]]]
 """The engine, and slots of it that are empty and have to be so again."""
 
 
 class Trials:
+    """One at a time."""
+
     def __init__(
         self,
         *,
@@ -78,10 +100,12 @@ class Trials:
         self._thread_counts = sorted({1, max(1, cores // 2), cores})
         self._rows_per_slot = rows_per_slot
         self._is_busy, self._clock = is_busy, clock
+        self._share = _Share()
 
     async def pace(self) -> Pace:
         """Of the stage of trials. Raises `Unavailable` when sessions came between, and as `EngineLoader.load_trial`."""
         stage = await asyncio.to_thread(self._loader.load_trial)
+        self._share = _Share()
         subject = _Subject(stage.n_embd, n_rows=MAX_CALLS)
         slots = range(stage.n_slots)
 
@@ -93,14 +117,16 @@ class Trials:
             chunk = await self._quickest(lend, subject, Kind.PROMPT, PACE_CHUNK_ROWS, rounds=PACE_ROUNDS)
         finally:
             await self._thread.run(stage.engine.close)
+        one_s, chunk_s = (min(self._share.in_the_long_run(call).seconds for call in calls) for calls in (one, chunk))
         return Pace(
-            decode_s_per_byte=one[0].seconds / stage.layer_bytes,
-            prefill_s_per_byte=chunk[0].seconds / PACE_CHUNK_ROWS / stage.layer_bytes,
+            decode_s_per_byte=one_s / stage.layer_bytes,
+            prefill_s_per_byte=chunk_s / PACE_CHUNK_ROWS / stage.layer_bytes,
         )
 
     async def stage(self, runner: StageRunner) -> StageTimes:
         """Of a loaded stage. Raises `Unavailable` when sessions came between."""
         loaded = runner.loaded
+        self._share = _Share()
         subject = _Subject(
             loaded.n_embd,
             n_rows=min(MAX_CALLS, self._rows_per_slot),
@@ -113,7 +139,8 @@ class Trials:
         replay = prompt
         if runner.is_last:
             replay = await self._sizes(runner.lend, subject, Kind.REPLAY, CHUNK_ROWS, most=subject.n_rows)
-        return StageTimes(runner.ref.model_root, runner.ref.layers.start, runner.ref.layers.end, decode, prompt, replay)
+        found = (tuple(map(self._share.in_the_long_run, calls)) for calls in (decode, prompt, replay))
+        return StageTimes(runner.ref.model_root, runner.ref.layers.start, runner.ref.layers.end, *found)
 
     async def _sizes(
         self, lend: Lend, subject: _Subject, kind: Kind, sizes: Sequence[int], *, most: int
@@ -148,8 +175,8 @@ class Trials:
         """On the engine's thread."""
         calls.engine.set_threads(threads)
         try:
-            first = self._timed(calls, rows, threads, ROUND_S / 10)  # wakes the threads
-            return first if first.seconds >= ROUND_S else self._timed(calls, rows, threads, ROUND_S)
+            first = self._timed(calls, rows, threads, ROUND_S / 10)
+            return first if first.seconds >= LONG_CALL_S else self._timed(calls, rows, threads, ROUND_S)
         finally:
             calls.clear()
 
@@ -162,6 +189,8 @@ class Trials:
             took_s = self._clock.now_s() - began_s
             if took_s >= round_s or not calls.may_go_on:
                 took_cpu_s = self._clock.thread_s() - began_cpu_s
+                if threads == 1:
+                    self._share.note(took_s, took_cpu_s)
                 return CallTime(rows, max(LEAST_S, took_s / count), max(LEAST_S, took_cpu_s / count), threads)
 
 

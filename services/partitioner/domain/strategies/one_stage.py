@@ -25,9 +25,13 @@ NO_WAY: Way = (INFINITE, -1)
 def first_starts(room: SeatRoom, limit_s: float = INFINITE) -> list[int]:
     """For each end from 0 on: the first start from which the room holds the stage and takes at most `limit_s`; the end
     itself where there is none."""
+    memory, steps = room.memory_sums, room.step_sums  # `holds` and `step_s` written out: most of a search is here
+    memory_bytes, speed = room.node.memory_bytes, room.speed
     starts, start = [0], 0
-    for end in range(1, len(room.step_sums)):
-        while start < end and not (room.holds(start, end) and room.step_s(start, end) <= limit_s):
+    for end in range(1, len(steps)):
+        while start < end and (
+            memory[end] - memory[start] > memory_bytes or (steps[end] - steps[start]) / speed > limit_s
+        ):
             start += 1
         starts.append(start)
     return starts

@@ -9,7 +9,8 @@ take within the limit, which is right for equal layers and close to it otherwise
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
+from operator import mul
 
 from services.partitioner.domain.placement import SeatRoom
 from services.partitioner.domain.strategies.base import partitions
@@ -188,7 +189,7 @@ class _Ranked(_Trial):
 
     def _ranking(self, limit_s: float) -> list[int]:
         """Rooms that take most layers first, then in order of place; no more of them than are looked at."""
-        by_time = (limit_s * speed / self._steps for speed in self._speeds)
+        by_time = map(mul, self._speeds, repeat(limit_s / self._steps))
         counts = list(map(min, self._by_memory, by_time))
         ranking = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
         return ranking[: self._num_stages + _CANDIDATES]

@@ -50,6 +50,8 @@ def walk(pipelines: Pipelines, objective: Objective) -> Order | None:
             came.append([_NO_WAY if layer % stride else way_in.best(left, size) for way_in in ways_in])
         ways = [stage.send(way.seconds) for stage, way in zip(stages, came[layer], strict=True)]
         starts.append([start for _, start in ways])
+        if (layer + 1) % stride and layer + 1 < pipelines.num_layers:
+            continue  # no stage starts after it
         left = sorted(
             _Left(seconds, place, came[start][place].visited | 1 << place)
             for place, (seconds, start) in enumerate(ways)

@@ -31,6 +31,8 @@ class Machine(Clock):
     def __init__(self) -> None:
         self.loader = SyntheticLoader(before_step=self._step)
         self.is_throttled = False
+        self.cold_s = 0.0
+        """That the first call takes longer."""
         self._now_s = self._computed_s = 0.0
         self._calls = 0
 
@@ -48,8 +50,9 @@ class Machine(Clock):
 
     def _step(self) -> None:
         self._calls += 1
-        self._now_s += CALL_S
-        self._computed_s += CALL_S
+        call_s = CALL_S + (self.cold_s if self._calls == 1 else 0.0)
+        self._now_s += call_s
+        self._computed_s += call_s
         if self.is_throttled and self._calls % 4 == 0:
             self._now_s += 3 * CALL_S  # the kernel takes the core away
 
@@ -104,7 +107,15 @@ async def test_a_node_whose_core_is_taken_away_now_and_then_is_as_slow_as_that_m
     machine.is_throttled = True
     pace = await trials_on(machine).pace()
     seconds = pace.decode_s_per_byte * TRIAL_LAYERS * 1_000
-    assert CALL_S * 1.3 < seconds < CALL_S * 2.5  # 1.75 in the long run
+    assert seconds == pytest.approx(1.75 * CALL_S, rel=0.1)
+    assert pace.prefill_s_per_byte == pytest.approx(pace.decode_s_per_byte / 32)  # the same call here
+
+
+async def test_the_first_call_does_not_count_however_long_it_takes() -> None:
+    machine = Machine()
+    machine.cold_s = 0.5
+    pace = await trials_on(machine, cores=1).pace()
+    assert pace.decode_s_per_byte == pytest.approx(CALL_S / (TRIAL_LAYERS * 1_000))
 
 
 async def test_a_trial_that_sessions_interrupt_ends_at_once() -> None:
