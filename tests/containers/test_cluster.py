@@ -103,6 +103,13 @@ def ready_nodes(cluster: ComposeCluster) -> list[str]:
     return [node_id for node_id, state in states(cluster).items() if state == "ready"]
 
 
+def is_ready(cluster: ComposeCluster) -> bool:
+    try:
+        return httpx.get(f"{cluster.api_url}/readyz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
 def timed(what: str, act: Callable[[], None]) -> None:
     began_s = time.monotonic()
     act()
@@ -213,6 +220,7 @@ def test_a_finished_task_is_there_again_after_redis_was_restored(cluster: Compos
     on_the_volume("tar -C /data -czf /backup/redis.tar.gz . && rm -rf /data/*")
     on_the_volume("tar -C /data -xzf /backup/redis.tar.gz")
     cluster.compose("start", *reversed(users))
+    timed("ready after the restore", lambda: until(lambda: is_ready(cluster), limit_s=RECOVERY_LIMIT_S))
     with make_client(cluster) as client:
         answer(client, cluster)
     assert httpx.get(task, trust_env=False).json() == before
