@@ -47,7 +47,15 @@ class Hops:
         self._links = {node.node_id: _links_of(node) for node in self._nodes}
         self._worst = {node_id: _worst(links.values()) for node_id, links in self._links.items()}
 
+        self._known: dict[tuple[int, int], Hop] = {}
+
     def between(self, sender: int, receiver: int) -> Hop:
+        ends = sender, receiver
+        if ends not in self._known:
+            self._known[ends] = self._found(sender, receiver)
+        return self._known[ends]
+
+    def _found(self, sender: int, receiver: int) -> Hop:
         if sender == receiver:
             return _NO_HOP
         one, other = self._nodes[sender], self._nodes[receiver]

@@ -7,10 +7,10 @@ classes is small, all are tried and the answer is the optimum; beyond, nodes are
 take within the limit, which is right for equal layers and close to it otherwise.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, repeat
-from operator import mul
+from itertools import groupby
 
 from services.partitioner.domain.placement import SeatRoom
 from services.partitioner.domain.strategies.base import partitions
@@ -168,6 +168,17 @@ class _AllChoices(_Trial):
         return tuple(next(unused[index]) for index in chosen)
 
 
+def undominated(memory: Sequence[float], speeds: Sequence[float], limit: int) -> list[int]:
+    """Places, ascending, without those where so many others have as much memory and speed: they are never looked at."""
+    before: list[float] = []  # memory of those at least as fast, ascending
+    kept: list[int] = []
+    for place in sorted(range(len(speeds)), key=lambda place: (-speeds[place], -memory[place])):
+        if len(before) - bisect_left(before, memory[place]) < limit:
+            kept.append(place)
+            insort(before, memory[place])
+    return sorted(kept)
+
+
 class _Ranked(_Trial):
     """The nodes that take most layers within the limit; those whom the ends cost least sit at the ends."""
 
@@ -182,6 +193,9 @@ class _Ranked(_Trial):
         needs = zip(rooms, self._memory, strict=True)
         self._by_memory = [room.node.memory_bytes / layer_bytes for room, layer_bytes in needs]
 
+        self._looked_at = num_stages + _CANDIDATES
+        self._able = undominated(self._by_memory, self._speeds, self._looked_at)
+
     def within(self, limit_s: float) -> _Seating | None:
         ranking = self._ranking(limit_s)
         order = self._arranged(sorted(ranking[: self._num_stages]), limit_s)
@@ -189,10 +203,10 @@ class _Ranked(_Trial):
 
     def _ranking(self, limit_s: float) -> list[int]:
         """Rooms that take most layers first, then in order of place; no more of them than are looked at."""
-        by_time = map(mul, self._speeds, repeat(limit_s / self._steps))
-        counts = list(map(min, self._by_memory, by_time))
+        layers_per_speed = limit_s / self._steps
+        counts = [min(self._by_memory[index], layers_per_speed * self._speeds[index]) for index in self._able]
         ranking = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
-        return ranking[: self._num_stages + _CANDIDATES]
+        return [self._able[place] for place in ranking[: self._looked_at]]
 
     def _seated(self, order: Sequence[int], limit_s: float) -> _Seating | None:
         """Each room in turn takes all it can, leaving a layer for each that follows."""

@@ -9,6 +9,7 @@ from services.partitioner.domain.placement import SeatRoom, rooms_of, sums_of
 from services.partitioner.domain.strategies import StrategyRegistry
 from services.partitioner.domain.strategies.base import Strategy
 from services.partitioner.domain.strategies.load_balanced import LoadBalanced
+from services.partitioner.domain.strategies.parametric import undominated
 from services.partitioner.domain.strategies.uniform import Uniform
 from shared.domain.errors import InvalidPlanInput
 from shared.domain.layers import ModelInfo
@@ -176,6 +177,24 @@ def test_a_thousand_uneven_nodes_are_planned_close_to_the_bound(num_stages: int)
     fastest = sorted((room.speed for room in rooms), reverse=True)[:num_stages]
     bound_s = rooms[0].step_sums[-1] / sum(fastest)
     assert slowest_s(rooms, seats) <= bound_s * 1.1
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40),
+    limit=st.integers(1, 6),
+    layers_per_speed=st.floats(0.1, 9),
+)
+def test_nodes_that_are_never_among_the_best_are_left_out(
+    shapes: list[tuple[int, int]], limit: int, layers_per_speed: float
+) -> None:
+    """Whatever a stage may take: who holds most layers, by memory and by time, is among those that are kept."""
+    kept = undominated([memory for memory, _ in shapes], [speed for _, speed in shapes], limit)
+    held = [min(memory, layers_per_speed * speed) for memory, speed in shapes]
+    assert sorted((held[place] for place in kept), reverse=True)[:limit] == sorted(held, reverse=True)[:limit]
+
+
+def test_of_nodes_that_are_alike_no_more_are_kept_than_are_looked_at() -> None:
+    assert undominated([5.0] * 100, [1.0] * 100, 3) == [0, 1, 2]
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
