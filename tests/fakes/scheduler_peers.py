@@ -71,6 +71,8 @@ class FakePartitioner(Partitioner):
 
     async def model_ids(self) -> frozenset[ModelId]:
         self.asked_for_models += 1
+        if self.error is not None:
+            raise self.error
         return frozenset(self.models)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from services.scheduler.domain.dispatch import QueueRules
 from services.scheduler.ports import Coordinator, Partitioner
 from shared.contracts.scheduler import CancelReply, QueueState, SubmitTask, Submitted
-from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity, VerificationUnavailable
+from shared.domain.errors import ButterflyError, ModelNotFound, NoCapacity, PeerUnavailable, VerificationUnavailable
 from shared.domain.ids import ModelId, NodeId, TaskId
 from shared.domain.plan import NodeCapability, Seating
 from shared.domain.task import TaskGroup, Verification
@@ -117,26 +117,37 @@ class SchedulingService(SchedulingInterface):
     async def _check_model(self, model_id: ModelId) -> None:
         now_s = self._clock.now_s()
         if model_id not in self._models or now_s >= self._models_until_s:
-            self._models = await self._partitioner.model_ids()
-            self._models_until_s = now_s + MODELS_KEPT_S
+            try:
+                self._models = await self._partitioner.model_ids()
+                self._models_until_s = now_s + MODELS_KEPT_S
+            except PeerUnavailable:
+                if model_id not in self._models:
+                    raise
         if model_id not in self._models:
             raise ModelNotFound(f"there is no model {model_id}")
 
     async def _check_verifiable(self, group: TaskGroup, *, hold: bool) -> None:
         """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline.
 
+        What they could give when that was last asked is accepted while nobody can be asked: it waits until a plan can
+        be made.
+
         Raises `VerificationUnavailable`, or `NoCapacity`, which says to ask again, while nodes may be on their way.
         """
         now_s = self._clock.now_s()
         if now_s < self._verifiable_until_s.get((group, hold), 0.0):
             return
-        present = await self._present_nodes(now_s)
         try:
+            present = await self._present_nodes(now_s)
             await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
         except VerificationUnavailable as error:
             if now_s < self._started_until_s or any(seen_s < now_s for _, seen_s in self._seen.values()):
                 raise NoCapacity(f"{error.message}; nodes may still be joining") from error
             raise
+        except PeerUnavailable:
+            if (group, hold) not in self._verifiable_until_s:
+                raise
+            return
         self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
         self._verifiable_until_s[group, hold] = now_s + VERIFIABLE_KEPT_S
 

@@ -108,6 +108,27 @@ async def test_the_nodes_are_not_asked_for_every_verified_task(cluster: Cluster)
     assert len(cluster.partitioner.asked) == 1
 
 
+@pytest.mark.parametrize("who", ["partitioner", "coordinator"])
+async def test_what_could_be_verified_before_is_accepted_while_nobody_can_be_asked(cluster: Cluster, who: str) -> None:
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    await cluster.submit(make_task(**AUDITED))
+    getattr(cluster, who).error = PeerUnavailable(f"the {who} does not answer")
+    await cluster.clock.advance(60.0)
+    await cluster.submit(make_task(**AUDITED))
+    assert (await cluster.registry.queue()).depth == 2
+    with pytest.raises(PeerUnavailable):
+        await cluster.submit(make_task(**AUDITED, hold=True))  # never asked for before
+
+
+async def test_a_model_that_was_not_known_before_is_refused_while_the_partitioner_is_away(cluster: Cluster) -> None:
+    await cluster.submit(make_task())
+    cluster.partitioner.error = PeerUnavailable("the partitioner does not answer")
+    await cluster.clock.advance(60.0)
+    await cluster.submit(make_task())
+    with pytest.raises(PeerUnavailable):
+        await cluster.submit(make_task(model_id=ModelId("new")))
+
+
 async def test_with_required_capacity_a_task_without_a_plan_is_refused(cluster: Cluster) -> None:
     wanted = SubmitTask(task=make_task(), require_capacity=True)
     cluster.partitioner.min_nodes = 3
