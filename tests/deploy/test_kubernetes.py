@@ -209,7 +209,7 @@ def test_every_image_is_one_of_the_build_and_has_its_tag(overlay: str) -> None:
 
 def test_a_stop_has_more_time_than_the_service_takes(overlay: str) -> None:
     for _, workload in ours(overlay):
-        assert workload.main["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
+        assert workload.main["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "5"]}}
         assert workload.pod["terminationGracePeriodSeconds"] == 45
 
 

@@ -114,7 +114,11 @@ class CatalogueService(CatalogueInterface):
                 await self._scan()
 
     async def _scan(self) -> None:
+        before = self._store.refused()
         await asyncio.to_thread(self._store.scan)
         self._scanned_at = self._now()
+        for refused in self._store.refused():
+            if refused not in before:
+                log.warning("model_refused", extra={"file": refused.file, "reason": refused.reason})
         if self._store.pending():
             self._has_pending.set()

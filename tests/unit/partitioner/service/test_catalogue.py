@@ -64,6 +64,17 @@ async def test_the_background_round_completes_what_a_scan_found(service: Catalog
     assert len(await service.token_table(TINY)) > 512
 
 
+async def test_a_file_that_cannot_be_served_is_told_in_the_log_once(
+    service: CatalogueService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_model(tmp_path / "whole.gguf")
+    (tmp_path / "torn.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:-100])
+    await service.rescan()
+    await service.rescan()
+    told = [record for record in caplog.records if record.message == "model_refused"]
+    assert [vars(record)["file"] for record in told] == ["torn.gguf"]
+
+
 async def test_a_model_that_is_asked_for_is_looked_for_in_the_folder(
     service: CatalogueService, clock: FakeClock, tmp_path: Path
 ) -> None:
