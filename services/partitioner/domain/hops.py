@@ -46,7 +46,6 @@ class Hops:
         self._nodes = [room.node for room in rooms]
         self._links = {node.node_id: _links_of(node) for node in self._nodes}
         self._worst = {node_id: _worst(links.values()) for node_id, links in self._links.items()}
-
         self._known: dict[tuple[int, int], Hop] = {}
 
     def between(self, sender: int, receiver: int) -> Hop:

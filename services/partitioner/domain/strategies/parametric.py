@@ -192,7 +192,6 @@ class _Ranked(_Trial):
         self._memory = [max(1.0, room.memory_bytes(first, last) / middle) for room in rooms]
         needs = zip(rooms, self._memory, strict=True)
         self._by_memory = [room.node.memory_bytes / layer_bytes for room, layer_bytes in needs]
-
         self._looked_at = num_stages + _CANDIDATES
         self._able = undominated(self._by_memory, self._speeds, self._looked_at)
 
