@@ -1,6 +1,7 @@
 """Takes tasks in and lets them go again."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 VERIFIABLE_KEPT_S = 1.0  # how long a look at the nodes counts for further tasks
 PRESENT_S = 5.0  # how long a node that is not ready any more may be on its way back: a coordinator starts anew
 JOINING_S = 20.0  # how long more nodes are expected, after the start of this scheduler or since one was last seen
+AWAY_S = 30.0  # how long a peer that is away is waited for before interactive tasks are refused: it starts anew
 MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
 
 
@@ -70,6 +72,8 @@ class SchedulingService(SchedulingInterface):
         self._models_until_s = 0.0
         self._started_until_s = clock.now_s() + JOINING_S
         self._verifiable_until_s: dict[tuple[TaskGroup, bool], float] = {}
+        self._had_capacity_s: dict[TaskGroup, float] = {}
+        """When last."""
         """By group, and whether answers are held back."""
         self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
 
@@ -159,10 +163,19 @@ class SchedulingService(SchedulingInterface):
         return tuple(node for _, (node, seen_s) in sorted(self._seen.items()) if now_s - seen_s <= PRESENT_S)
 
     async def _check_capacity(self, group: TaskGroup) -> None:
-        nodes = await self._coordinator.ready_nodes()
-        if not nodes:
-            raise NoCapacity("no node is ready", retry_after_s=1.0)
-        await self._partitioner.plan(group.model_id, [node.capability for node in nodes], _seating(group))
+        """Refuse what would have to wait; not for a peer that is away for a moment, if there was capacity before."""
+        now_s = self._clock.now_s()
+        try:
+            nodes = await self._coordinator.ready_nodes()
+            if not nodes:
+                raise NoCapacity("no node is ready", retry_after_s=1.0)
+            await self._partitioner.plan(group.model_id, [node.capability for node in nodes], _seating(group))
+        except PeerUnavailable:
+            if now_s - self._had_capacity_s.get(group, -math.inf) > AWAY_S:
+                raise
+            return
+        self._had_capacity_s = {known: at_s for known, at_s in self._had_capacity_s.items() if now_s - at_s <= AWAY_S}
+        self._had_capacity_s[group] = now_s
 
 
 def _seating(group: TaskGroup) -> Seating:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.scheduler.service.scheduling import JOINING_S
+from services.scheduler.service.scheduling import AWAY_S, JOINING_S
 from shared.contracts.scheduler import QueueState, SubmitTask
 from shared.domain.errors import ModelNotFound, NoCapacity, PeerUnavailable, VerificationUnavailable
 from shared.domain.ids import ModelId
@@ -118,6 +118,21 @@ async def test_what_could_be_verified_before_is_accepted_while_nobody_can_be_ask
     assert (await cluster.registry.queue()).depth == 2
     with pytest.raises(PeerUnavailable):
         await cluster.submit(make_task(**AUDITED, hold=True))  # never asked for before
+
+
+@pytest.mark.parametrize("who", ["partitioner", "coordinator"])
+async def test_who_had_capacity_a_moment_ago_is_waited_for_while_it_is_away(cluster: Cluster, who: str) -> None:
+    def wanted() -> SubmitTask:
+        return SubmitTask(task=make_task(), require_capacity=True)
+
+    await cluster.scheduling.submit_task(wanted())
+    getattr(cluster, who).error = PeerUnavailable(f"the {who} does not answer")
+    await cluster.clock.advance(AWAY_S)
+    await cluster.scheduling.submit_task(wanted())
+    await cluster.clock.advance(1.0)
+    with pytest.raises(PeerUnavailable):
+        await cluster.scheduling.submit_task(wanted())
+    assert (await cluster.registry.queue()).depth == 2
 
 
 async def test_a_model_that_was_not_known_before_is_refused_while_the_partitioner_is_away(cluster: Cluster) -> None:
