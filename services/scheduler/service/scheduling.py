@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from services.scheduler.domain.dispatch import QueueRules
 from services.scheduler.ports import Coordinator, Partitioner
@@ -18,12 +19,14 @@ from shared.events.publisher import Publisher
 from shared.registry.base import ATTACHMENT_TTL_S, TaskRecord, TaskRegistry
 from shared.runtime.clock import Clock
 
+K = TypeVar("K")
+
 log = logging.getLogger(__name__)
 
 VERIFIABLE_KEPT_S = 1.0  # how long a look at the nodes counts for further tasks
 PRESENT_S = 5.0  # how long a node that is not ready any more may be on its way back: a coordinator starts anew
 JOINING_S = 20.0  # how long more nodes are expected, after the start of this scheduler or since one was last seen
-AWAY_S = 30.0  # how long a peer that is away is waited for before interactive tasks are refused: it starts anew
+AWAY_S = 30.0  # how long what was possible counts while the peers that know are away: they may be starting anew
 MODELS_KEPT_S = 10.0  # how long the list of models is trusted to contain what it contained
 
 
@@ -71,10 +74,9 @@ class SchedulingService(SchedulingInterface):
         self._models: frozenset[ModelId] = frozenset()
         self._models_until_s = 0.0
         self._started_until_s = clock.now_s() + JOINING_S
-        self._verifiable_until_s: dict[tuple[TaskGroup, bool], float] = {}
-        self._had_capacity_s: dict[TaskGroup, float] = {}
-        """When last."""
+        self._verifiable = _Lately[tuple[TaskGroup, bool]]()
         """By group, and whether answers are held back."""
+        self._had_capacity = _Lately[TaskGroup]()
         self._seen: dict[NodeId, tuple[NodeCapability, float]] = {}
 
     async def submit_task(self, wanted: SubmitTask) -> Submitted:
@@ -133,27 +135,25 @@ class SchedulingService(SchedulingInterface):
     async def _check_verifiable(self, group: TaskGroup, *, hold: bool) -> None:
         """Refuse what the nodes cannot give even when they are idle: such a task would wait for its deadline.
 
-        What they could give when that was last asked is accepted while nobody can be asked: it waits until a plan can
-        be made.
-
         Raises `VerificationUnavailable`, or `NoCapacity`, which says to ask again, while nodes may be on their way.
         """
         now_s = self._clock.now_s()
-        if now_s < self._verifiable_until_s.get((group, hold), 0.0):
+        if self._verifiable.within(VERIFIABLE_KEPT_S, (group, hold), now_s=now_s):
             return
         try:
             present = await self._present_nodes(now_s)
             await self._partitioner.plan(group.model_id, present, replace(_seating(group), hold=hold))
-        except VerificationUnavailable as error:
-            if now_s < self._started_until_s or any(seen_s < now_s for _, seen_s in self._seen.values()):
+        except (NoCapacity, VerificationUnavailable) as error:
+            self._verifiable.forget((group, hold))
+            may_join = now_s < self._started_until_s or any(seen_s < now_s for _, seen_s in self._seen.values())
+            if may_join and isinstance(error, VerificationUnavailable):
                 raise NoCapacity(f"{error.message}; nodes may still be joining") from error
             raise
         except PeerUnavailable:
-            if (group, hold) not in self._verifiable_until_s:
+            if not self._verifiable.within(AWAY_S, (group, hold), now_s=now_s):
                 raise
-            return
-        self._verifiable_until_s = {known: end_s for known, end_s in self._verifiable_until_s.items() if end_s > now_s}
-        self._verifiable_until_s[group, hold] = now_s + VERIFIABLE_KEPT_S
+        else:
+            self._verifiable.note((group, hold), now_s=now_s)
 
     async def _present_nodes(self, now_s: float) -> tuple[NodeCapability, ...]:
         """Nodes that are present, and those that were a moment ago: they may only be registering anew."""
@@ -171,11 +171,30 @@ class SchedulingService(SchedulingInterface):
                 raise NoCapacity("no node is ready", retry_after_s=1.0)
             await self._partitioner.plan(group.model_id, [node.capability for node in nodes], _seating(group))
         except PeerUnavailable:
-            if now_s - self._had_capacity_s.get(group, -math.inf) > AWAY_S:
+            if not self._had_capacity.within(AWAY_S, group, now_s=now_s):
                 raise
-            return
-        self._had_capacity_s = {known: at_s for known, at_s in self._had_capacity_s.items() if now_s - at_s <= AWAY_S}
-        self._had_capacity_s[group] = now_s
+        except (NoCapacity, VerificationUnavailable):
+            self._had_capacity.forget(group)
+            raise
+        else:
+            self._had_capacity.note(group, now_s=now_s)
+
+
+class _Lately(Generic[K]):
+    """What was possible when it was last asked for."""
+
+    def __init__(self) -> None:
+        self._at_s: dict[K, float] = {}
+
+    def note(self, key: K, *, now_s: float) -> None:
+        self._at_s = {known: at_s for known, at_s in self._at_s.items() if now_s - at_s <= AWAY_S}
+        self._at_s[key] = now_s
+
+    def forget(self, key: K) -> None:
+        self._at_s.pop(key, None)
+
+    def within(self, seconds: float, key: K, *, now_s: float) -> bool:
+        return now_s - self._at_s.get(key, -math.inf) <= seconds
 
 
 def _seating(group: TaskGroup) -> Seating:

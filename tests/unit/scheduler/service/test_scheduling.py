@@ -1,5 +1,7 @@
 """Taking tasks in and letting them go."""
 
+from typing import Any
+
 import pytest
 
 from services.scheduler.service.scheduling import AWAY_S, JOINING_S
@@ -109,30 +111,40 @@ async def test_the_nodes_are_not_asked_for_every_verified_task(cluster: Cluster)
 
 
 @pytest.mark.parametrize("who", ["partitioner", "coordinator"])
-async def test_what_could_be_verified_before_is_accepted_while_nobody_can_be_asked(cluster: Cluster, who: str) -> None:
-    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
-    await cluster.submit(make_task(**AUDITED))
-    getattr(cluster, who).error = PeerUnavailable(f"the {who} does not answer")
-    await cluster.clock.advance(60.0)
-    await cluster.submit(make_task(**AUDITED))
-    assert (await cluster.registry.queue()).depth == 2
-    with pytest.raises(PeerUnavailable):
-        await cluster.submit(make_task(**AUDITED, hold=True))  # never asked for before
+@pytest.mark.parametrize("terms", [{}, AUDITED])
+async def test_what_was_possible_a_moment_ago_is_accepted_while_the_peers_that_know_are_away(
+    cluster: Cluster, who: str, terms: dict[str, Any]
+) -> None:
+    def wanted(**other: object) -> SubmitTask:
+        return SubmitTask(task=make_task(**{**terms, **other}), require_capacity=not terms)
 
-
-@pytest.mark.parametrize("who", ["partitioner", "coordinator"])
-async def test_who_had_capacity_a_moment_ago_is_waited_for_while_it_is_away(cluster: Cluster, who: str) -> None:
-    def wanted() -> SubmitTask:
-        return SubmitTask(task=make_task(), require_capacity=True)
-
-    await cluster.scheduling.submit_task(wanted())
+    cluster.coordinator.nodes = [make_node(name) for name in "abc"]
+    for submission in (wanted(), wanted(verification=Verification.AUDIT, max_byzantine=1, hold=True)):
+        await cluster.scheduling.submit_task(submission)
     getattr(cluster, who).error = PeerUnavailable(f"the {who} does not answer")
     await cluster.clock.advance(AWAY_S)
     await cluster.scheduling.submit_task(wanted())
     await cluster.clock.advance(1.0)
     with pytest.raises(PeerUnavailable):
         await cluster.scheduling.submit_task(wanted())
-    assert (await cluster.registry.queue()).depth == 2
+    assert (await cluster.registry.queue()).depth == 3
+
+
+@pytest.mark.parametrize("terms", [{}, AUDITED])
+async def test_what_has_become_impossible_since_is_refused_while_the_partitioner_is_away(
+    cluster: Cluster, terms: dict[str, Any]
+) -> None:
+    wanted = [SubmitTask(task=make_task(**terms), require_capacity=not terms) for _ in range(3)]
+    cluster.coordinator.nodes = [make_node("a"), make_node("b")]
+    await cluster.scheduling.submit_task(wanted[0])
+    await cluster.clock.advance(7.0)
+    cluster.coordinator.nodes = [make_node("a")]
+    cluster.partitioner.min_nodes = 2
+    with pytest.raises(NoCapacity):
+        await cluster.scheduling.submit_task(wanted[1])
+    cluster.partitioner.error = PeerUnavailable("the partitioner does not answer")
+    with pytest.raises(PeerUnavailable):
+        await cluster.scheduling.submit_task(wanted[2])
 
 
 async def test_a_model_that_was_not_known_before_is_refused_while_the_partitioner_is_away(cluster: Cluster) -> None:
