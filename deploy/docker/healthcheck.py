@@ -1,6 +1,6 @@
 """`python -S healthcheck.py`: exit code 0 when the service of this container answers /readyz with 200.
 
-Stands alone and imports little, for it runs every ten seconds in every container. The port is that of the bind
+Stands alone and imports little, for it runs every five seconds in every container. The address is that of the bind
 variable which the container was given: each service has exactly one.
 """
 
@@ -16,6 +16,7 @@ BIND_VARIABLES = (
     "BUTTERFLY_METRICS__BIND_ADDRESS",
     "BUTTERFLY_NETWORK__LISTEN_ADDRESS",
 )
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a service listens on all addresses
 TIMEOUT_S = 3.0
 REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -25,18 +26,19 @@ def main() -> str | None:
     addresses = [os.environ[name] for name in BIND_VARIABLES if name in os.environ]  # noqa: TID251  stands alone
     if len(addresses) != 1:
         return f"one of {', '.join(BIND_VARIABLES)} should be set in this container, not {len(addresses)}"
-    port = int(addresses[0].rpartition(":")[2])
+    host, _, port = addresses[0].rpartition(":")
+    reachable = LOOPBACK.get(host.strip("[]"), host.strip("[]"))
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
+        with socket.create_connection((reachable, int(port)), timeout=TIMEOUT_S) as connection:
             connection.sendall(REQUEST)
             answer = connection.recv(4096)
     except OSError as error:
-        return f"port {port}: {error}"
+        return f"{addresses[0]}: {error}"
     status, _, rest = answer.partition(b"\r\n")
     return (
         None
         if status.split(b" ")[1:2] == [b"200"]
-        else f"port {port}: {(status + rest[-500:]).decode(errors='replace')}"
+        else f"{addresses[0]}: {(status + rest[-500:]).decode(errors='replace')}"
     )
 
 

@@ -2,7 +2,11 @@
 
 import re
 import runpy
+import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,6 +31,29 @@ def locked(target: str) -> set[str]:
 def test_the_health_check_knows_the_address_of_every_service() -> None:
     keys = {f"{ENV_PREFIX}{key.replace('.', '__').upper()}" for key in BIND_KEYS.values()}
     assert set(runpy.run_path(str(DOCKER / "healthcheck.py"))["BIND_VARIABLES"]) == keys
+
+
+class _Ready(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the loopback has one address")
+@pytest.mark.parametrize(("listens", "bound"), [("127.0.0.2", "127.0.0.2"), ("127.0.0.1", "0.0.0.0")])
+def test_the_health_check_asks_where_the_service_listens(listens: str, bound: str) -> None:
+    with HTTPServer((listens, 0), _Ready) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        environ = {"BUTTERFLY_NETWORK__LISTEN_ADDRESS": f"{bound}:{server.server_port}"}
+        command = [sys.executable, "-S", str(DOCKER / "healthcheck.py")]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        thread.join()
+        server.server_close()
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"{bound}:{server.server_port}: " in done.stderr
 
 
 def test_the_version_is_the_same_everywhere() -> None:
