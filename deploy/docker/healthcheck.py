@@ -26,10 +26,10 @@ def main() -> str | None:
     addresses = [os.environ[name] for name in BIND_VARIABLES if name in os.environ]  # noqa: TID251  stands alone
     if len(addresses) != 1:
         return f"one of {', '.join(BIND_VARIABLES)} should be set in this container, not {len(addresses)}"
-    host, _, port = addresses[0].rpartition(":")
-    reachable = LOOPBACK.get(host.strip("[]"), host.strip("[]"))
+    bound, _, port = addresses[0].rpartition(":")
+    host = bound.strip("[]")
     try:
-        with socket.create_connection((reachable, int(port)), timeout=TIMEOUT_S) as connection:
+        with socket.create_connection((LOOPBACK.get(host, host), int(port)), timeout=TIMEOUT_S) as connection:
             connection.sendall(REQUEST)
             answer = connection.recv(4096)
     except OSError as error:
