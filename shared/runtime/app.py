@@ -18,7 +18,7 @@ from shared.runtime.clock import Clock, SystemClock
 from shared.runtime.early_refusal import EarlyRefusal
 from shared.runtime.error_handlers import install_error_handlers
 from shared.runtime.giving_up import GivingUp
-from shared.runtime.middleware import PROBE_PATHS, BodyLimit, DeadlineHeader, RequestContext, ServiceToken
+from shared.runtime.middleware import PROBE_PATHS, BodyLimit, DeadlineHeader, LastAnswers, RequestContext, ServiceToken
 from shared.runtime.problems import RenderError, render_problem
 from shared.runtime.readiness import Check, Readiness
 from shared.runtime.tasks import BackgroundTasks
@@ -89,6 +89,7 @@ def make_app(
         docs_url="/docs" if docs else None,
         redoc_url=None,
         middleware=[
+            Middleware(LastAnswers, draining=draining),
             Middleware(RequestContext, render=render_error, new_id=lambda: secrets.token_hex(16)),
             Middleware(DeadlineHeader, now=clock.now_s),
             Middleware(ServiceToken, token=service_token, public_paths=public_paths),

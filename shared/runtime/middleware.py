@@ -1,4 +1,5 @@
-"""What surrounds every request, as pure ASGI: id, last resort for errors, deadline, service token, body limit."""
+"""What surrounds every request, as pure ASGI: id, last resort for errors, last answers, deadline, service token, body
+limit."""
 
 import asyncio
 import hmac
@@ -81,6 +82,22 @@ class RequestContext:
             log.error("request_failed", extra={"path": scope["path"]}, exc_info=error)
             error = ButterflyError("internal error")
         return self._render(error, Request(scope))
+
+
+class LastAnswers:
+    """Tells clients of a process that stops to take another connection next time: theirs closes after the answer."""
+
+    def __init__(self, app: ASGIApp, *, draining: asyncio.Event) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._draining.is_set():
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_last if scope["type"] == "http" else send)
 
 
 class DeadlineHeader:

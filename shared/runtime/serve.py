@@ -26,6 +26,9 @@ KEEPALIVE_S = 75  # above the clients' 30 s: they never put a call on a connecti
 GRACEFUL_STOP_S = 25  # open answers end themselves on `draining`; after this they are cut
 MAX_CONNECTIONS = 2_048
 BACKLOG = 2_048
+LAST_REQUEST_S = 1
+"""How long connections are kept after the process was told to stop, for a request that was on its way: closing at once
+would leave its client without a word."""
 
 
 def serve(create_app: Callable[[Config], FastAPI], *, bind: Callable[[Config], str], service: str) -> None:
@@ -94,7 +97,7 @@ def run(app: FastAPI, listener: socket.socket, *, head_limit_s: float, parent_pi
 
 
 def _protocol(head_limit_s: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with what it lacks: an end to waiting for a request's head."""
+    """uvicorn's protocol with what it lacks: an end to waiting for a request's head, and time for a last request."""
 
     class Protocol(HttpToolsProtocol):
         _waiting: asyncio.TimerHandle | None = None
@@ -115,6 +118,12 @@ def _protocol(head_limit_s: float) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._arrived()
             super().on_headers_complete()
+
+        def shutdown(self) -> None:
+            self.timeout_keep_alive = LAST_REQUEST_S  # from the end of the answer under way
+            if self.cycle is None or self.cycle.response_complete:
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(LAST_REQUEST_S, self.timeout_keep_alive_handler)
 
         def _wait(self) -> None:
             self._waiting = self.loop.call_later(head_limit_s, self.timeout_keep_alive_handler)

@@ -38,6 +38,23 @@ async def test_sigterm_ends_open_streams_with_a_last_word_and_the_process_with_c
         assert [json.loads(line)["event"] for line in stderr.splitlines()][-1] == "stopped"
 
 
+async def test_a_request_on_its_way_to_a_process_that_stops_is_answered_as_the_last_of_its_connection() -> None:
+    async with started(PORT_ZERO) as process:
+        port = str((await logged(process, "listening"))["port"])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        first = await reader.readuntil(b"}")
+        process.send_signal(signal.SIGTERM)
+        await logged(process, "draining")
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        last = await reader.read()
+        writer.close()
+        assert b"connection: close" not in first
+        assert last.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in last
+        assert await process.wait() == 0
+
+
 async def test_a_connection_without_a_whole_request_head_is_closed() -> None:
     async with started(PORT_ZERO | {"BUTTERFLY_API__REQUEST_TIMEOUT_SECS": "0.2"}) as process:
         port = str((await logged(process, "listening"))["port"])
