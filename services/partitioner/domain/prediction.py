@@ -181,8 +181,7 @@ class _Steady:
     def __init__(self, lanes: Sequence[_Lane], load: Load) -> None:
         ring = lanes[0]
         is_quorum = _is_quorum(load, len(lanes))
-        is_one_host = len({seat.machine for seat in ring}) == 1 and not is_quorum
-        in_flight = 1 if is_one_host else len(ring)
+        in_flight = pace([seat.room.node for seat in ring]).decode_batches_in_flight
         self._rows = math.ceil(load.sequences / in_flight)
         self._batches = math.ceil(load.sequences / self._rows)
         self._ring = [_SeatWork(seat, seat.decode(self._rows), self._batches) for seat in ring]

@@ -4,7 +4,7 @@ Predictions go by that (0012), and what calls of one row say moves a node's leve
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from shared.domain.measured import CallTime, Drift
@@ -58,13 +58,16 @@ class DriftMeter:
         self._chunk.note(took_s, expected_s, computed_s=expected_s, now_s=now_s)
 
     @staticmethod
-    def of_all(meters: Iterable["DriftMeter"], *, now_s: float) -> Drift | None:
-        """Of the calls of several stages together; None while there were none of late."""
-        all_meters = list(meters)
+    def of_all(held: Collection["DriftMeter"], dropped: Collection["DriftMeter"] = (), *, now_s: float) -> Drift | None:
+        """Of the calls of several stages together; None while there were none of late. Those of stages that were
+        dropped count where there were none of a kind of the stages that are held."""
 
         def of_late(ratio_of: Callable[[DriftMeter], _Ratio]) -> float | None:
-            ratios = [ratio for meter in all_meters if (ratio := ratio_of(meter)).is_fresh(now_s)]
-            return sum(each.above for each in ratios) / sum(each.below for each in ratios) if ratios else None
+            for meters in (held, dropped):
+                ratios = [ratio for meter in meters if (ratio := ratio_of(meter)).is_fresh(now_s)]
+                if ratios:
+                    return sum(each.above for each in ratios) / sum(each.below for each in ratios)
+            return None
 
         wall, cpu = of_late(lambda meter: meter._wall), of_late(lambda meter: meter._cpu)
         batch, chunk = of_late(lambda meter: meter._batch), of_late(lambda meter: meter._chunk)

@@ -1,8 +1,9 @@
 """The one thread on which this worker's engines run."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from services.worker.service.thread_team import ThreadTeam
@@ -27,10 +28,27 @@ class EngineThread:
         self._unfinished = 0
         self.num_given = 0
         """Calls so far."""
+        self._beside = 0
+        self.num_beside = 0
+        """Pieces of work beside the calls so far."""
 
     @property
     def is_idle(self) -> bool:
         return self._unfinished == 0
+
+    @property
+    def is_undisturbed(self) -> bool:
+        return self._beside == 0
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Around work on other threads that takes cores from the calls for a while, such as loading a stage."""
+        self._beside += 1
+        self.num_beside += 1
+        try:
+            yield
+        finally:
+            self._beside -= 1
 
     def submit(
         self,

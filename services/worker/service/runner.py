@@ -230,7 +230,12 @@ class StageRunner:
         if call is None:
             return
         self._is_busy = True
-        begin = _Begin(self._clock.now_s(), self._thread.num_given if self._thread.is_idle else None)
+        thread = self._thread
+        begin = _Begin(
+            self._clock.now_s(),
+            number=thread.num_given if thread.is_idle else None,
+            num_beside=thread.num_beside if thread.is_undisturbed else None,
+        )
         rows, limit = _size_of(call)
         threads = self._choice.choose(rows, limit)
         expected_s = self._choice.expected_s(rows, limit)
@@ -311,7 +316,8 @@ class StageRunner:
             delivered_s = self._clock.now_s()
             handling_s = delivered_s - begin.at_s - result.compute_s if self._was_alone(begin) else None
             self.pump()
-            self._note_drift(call, threads, result, handling_s=handling_s, now_s=delivered_s)
+            if begin.num_beside == self._thread.num_beside:
+                self._note_drift(call, threads, result, handling_s=handling_s, now_s=delivered_s)
             self._target.note(call, result)
         else:
             self._failed(call, error)
@@ -324,7 +330,8 @@ class StageRunner:
     def _note_drift(
         self, call: EngineCall, threads: int, result: StepResult, *, handling_s: float | None, now_s: float
     ) -> None:
-        """Beside the trial's quickest number of threads: predictions go by that. Not while others are compared."""
+        """Beside the trial's quickest number of threads: predictions go by that. Not while others are compared, and not
+        of calls that a stage was loaded beside: what they took says nothing about later ones."""
         rows, limit = _size_of(call)
         if self.times is None or not self._choice.has_settled(rows, limit):
             return
@@ -365,6 +372,8 @@ class _Begin:
     at_s: float
     number: int | None
     """Of the calls given to it; None where it had another one to do."""
+    num_beside: int | None
+    """Pieces of work beside the calls so far; None where one was under way."""
 
 
 def _size_of(call: EngineCall) -> tuple[int, int]:

@@ -103,12 +103,14 @@ class StagePool:
 
         Raises as `load`; stages that are held stay.
         """
-        file = await self._files.fetch(ref)
-        async with self._load_lock:
-            if self._memory_bytes - self._held_bytes() < file.size_bytes:
-                raise OutOfMemory(f"layers {ref.layers} of {ref.model_id} do not fit beside the stages that are held")
-            loaded = await asyncio.to_thread(self._loader.load, ref, file, n_slots=1, ctx_per_slot=TILE_ROWS)
-            loaded.engine.close()
+        with self._thread.beside():
+            file = await self._files.fetch(ref)
+            async with self._load_lock:
+                if self._memory_bytes - self._held_bytes() < file.size_bytes:
+                    layers = f"layers {ref.layers} of {ref.model_id}"
+                    raise OutOfMemory(f"{layers} do not fit beside the stages that are held")
+                loaded = await asyncio.to_thread(self._loader.load, ref, file, n_slots=1, ctx_per_slot=TILE_ROWS)
+                loaded.engine.close()
         return loaded.facts
 
     async def forget_once(self) -> None:
@@ -128,7 +130,9 @@ class StagePool:
 
     def drift(self) -> Drift | None:
         """Of the calls of all stages of late. None: there were none."""
-        return DriftMeter.of_all((meter for _, meter in self._tried.values()), now_s=self._clock.now_s())
+        held = [meter for key, (_, meter) in self._tried.items() if key in self._loaded]
+        dropped = [meter for key, (_, meter) in self._tried.items() if key not in self._loaded]
+        return DriftMeter.of_all(held, dropped, now_s=self._clock.now_s())
 
     def close(self) -> None:
         for runner in self._loaded.values():
@@ -136,6 +140,10 @@ class StagePool:
         self._loaded.clear()
 
     async def _load(self, ref: StageRef) -> StageRunner:
+        with self._thread.beside():
+            return await self._fetch_and_hold(ref)
+
+    async def _fetch_and_hold(self, ref: StageRef) -> StageRunner:
         began_s = self._clock.now_s()
         file = await self._files.fetch(ref)
         async with self._load_lock:

@@ -54,6 +54,15 @@ def test_stages_count_together() -> None:
     assert drift_of(slow, quick).wall == pytest.approx(2.0)
 
 
+def test_stages_that_were_dropped_count_where_nothing_is_known_of_those_that_are_held() -> None:
+    held, dropped = DriftMeter(), DriftMeter()
+    dropped.note_row(3.0, 0.5, expected(1.0), handling_s=None, now_s=0.0)
+    dropped.note_chunk(4.0, 1.0, now_s=0.0)
+    assert DriftMeter.of_all([held], [dropped], now_s=0.0) == Drift(3.0, 1.0, chunk=4.0)
+    held.note_row(1.0, 0.5, expected(1.0), handling_s=None, now_s=0.0)
+    assert DriftMeter.of_all([held], [dropped], now_s=0.0) == Drift(1.0, 1.0, chunk=4.0)
+
+
 def test_calls_of_several_rows_are_told_apart() -> None:
     meter = DriftMeter()
     meter.note_batch(3.0, 1.0, now_s=0.0)

@@ -265,3 +265,19 @@ async def test_calls_that_have_become_slower_are_told_as_drift() -> None:
         )  # the model is cut otherwise
         assert worker.stages.get(runner.ref) is None
         assert worker.stages.drift() == drift  # fewer layers make no node quick again
+
+
+async def test_calls_beside_which_a_stage_was_loaded_say_nothing_of_later_ones() -> None:
+    async with MemoryCluster("a").running() as cluster:
+        worker = cluster["a"]
+        before, beside, after = (Order(task, tuple(range(10)), 8, ["a"]) for task in ("t1", "t2", "t3"))
+        await cluster.run(before)
+        await cluster.stop(before)
+        (runner,) = worker.stages.runners
+        await found_by(worker, MeasureNode(has_pace=False, stages=(runner.ref,)))
+        with worker.thread.beside():
+            await cluster.run(beside)
+        assert worker.stages.drift() is None
+        await cluster.stop(beside)
+        await cluster.run(after)
+        assert worker.stages.drift() is not None
