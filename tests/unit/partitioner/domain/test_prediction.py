@@ -189,6 +189,13 @@ def test_a_quorum_decodes_in_every_lane() -> None:
     assert vote.verified_tokens_per_s < audit.verified_tokens_per_s
 
 
+def test_lanes_of_a_quorum_on_one_host_send_one_batch_round() -> None:
+    """With a batch per stage each node would make nine calls for a token of every sequence; so it makes three."""
+    plan = plan_of("abc", "bca", "cab")
+    vote = predicted(plan, one_host("abc", cores=24), sequences=3, verification=Verification.QUORUM)
+    assert 3 / (9 * ROW_S) < vote.verified_tokens_per_s < 3 / (3 * (ROW_S + 2 * MORE_S))
+
+
 # --- first tokens
 
 
