@@ -39,8 +39,9 @@ class StageCosts:
         return self._by_now(self.times.prompt, rows, most_threads, self.by_now.chunk)
 
     def replay(self, rows: int, most_threads: int) -> CallTime:
-        """Rows of one sequence, of which each yields a token."""
-        return self._by_now(self.times.replay, rows, most_threads, self.by_now.chunk)
+        """Rows of one sequence, of which each yields a token. It takes as many times its trial as calls compute longer:
+        what it waits for cores meanwhile follows from all that a plan has them do, and of late that was another."""
+        return self._by_now(self.times.replay, rows, most_threads, self.by_now.cpu)
 
     def _by_now(self, calls: Sequence[CallTime], rows: int, most_threads: int, longer: float | None) -> CallTime:
         """By the clock a call of several rows takes as many times its trial as such calls did of late (`longer`). Where
