@@ -26,7 +26,7 @@ KEEPALIVE_S = 75  # above the clients' 30 s: they never put a call on a connecti
 GRACEFUL_STOP_S = 25  # open answers end themselves on `draining`; after this they are cut
 MAX_CONNECTIONS = 2_048
 BACKLOG = 2_048
-LAST_REQUEST_S = 1
+LAST_REQUEST_S = 0.3
 """How long connections are kept after the process was told to stop, for a request that was on its way: closing at once
 would leave its client without a word."""
 
@@ -120,7 +120,8 @@ def _protocol(head_limit_s: float) -> type[HttpToolsProtocol]:
             super().on_headers_complete()
 
         def shutdown(self) -> None:
-            self.timeout_keep_alive = LAST_REQUEST_S  # from the end of the answer under way
+            # From the end of the answer under way.
+            self.timeout_keep_alive = LAST_REQUEST_S  # type: ignore[assignment]  # seconds need not be whole
             if self.cycle is None or self.cycle.response_complete:
                 self._unset_keepalive_if_required()
                 self.timeout_keep_alive_task = self.loop.call_later(LAST_REQUEST_S, self.timeout_keep_alive_handler)
