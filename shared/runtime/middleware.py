@@ -42,7 +42,7 @@ def is_below(path: str, prefixes: Sequence[str]) -> bool:
 
 
 class RequestContext:
-    """Outermost of ours: gives the request its id and answers whatever error comes out of the rest."""
+    """Gives the request its id and answers whatever error comes out of the rest."""
 
     def __init__(self, app: ASGIApp, *, render: RenderError, new_id: Callable[[], str]) -> None:
         self._app = app
@@ -85,7 +85,10 @@ class RequestContext:
 
 
 class LastAnswers:
-    """Tells clients of a process that stops to take another connection next time: theirs closes after the answer."""
+    """Tells clients of a process that stops to take another connection next time: theirs closes after the answer.
+
+    Outermost of ours, so that answers to errors say so too.
+    """
 
     def __init__(self, app: ASGIApp, *, draining: asyncio.Event) -> None:
         self._app = app

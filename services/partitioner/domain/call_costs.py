@@ -44,9 +44,9 @@ class StageCosts:
         return self._by_now(self.times.replay, rows, most_threads, self.by_now.cpu)
 
     def _by_now(self, calls: Sequence[CallTime], rows: int, most_threads: int, longer: float | None) -> CallTime:
-        """By the clock a call of several rows takes as many times its trial as such calls did of late (`longer`). Where
-        there were none, and in what it computes, it takes longer by as much as a call of one row does, once: at a trial
-        the same call is made over and over again, and weights that have left the caches are read once for all rows."""
+        """By the clock a call of several rows takes `longer` times its trial. Where that is not known, and in what it
+        computes, it takes longer by as much as a call of one row does, once: at a trial the same call is made over and
+        over again, and weights that have left the caches are read once for all rows."""
         trial, first = time_of(calls, rows, most_threads), time_of(self.times.decode, 1, most_threads)
         seconds = max(trial.seconds / 2, trial.seconds + (self.by_now.wall - 1) * first.seconds)
         if rows > 1 and longer is not None:
